@@ -1,0 +1,5 @@
+"""Predict spatial gene expression from H&E whole-slide images."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

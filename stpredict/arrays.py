@@ -1,0 +1,13 @@
+"""Names for the array types that travel between modules."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+UInt8 = npt.NDArray[np.uint8]
+Bool = npt.NDArray[np.bool_]
+Int = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.str_] | npt.NDArray[np.object_]
+Float = npt.NDArray[np.float64]

@@ -1,0 +1,53 @@
+"""What can go wrong, as exceptions. The command line turns them into one sentence and an exit code."""
+
+from __future__ import annotations
+
+
+class StpredictError(Exception):
+    """Base of all expected errors. `exit_code` 1: this input failed; 2: the call could not have worked."""
+
+    exit_code = 1
+
+
+class UsageError(StpredictError):
+    """The call could not have worked for any input: unknown option value, gene, model or file."""
+
+    exit_code = 2
+
+
+class ModelFileError(UsageError):
+    """A model file or checkpoint that is missing, damaged or of another kind."""
+
+
+class EngineError(UsageError):
+    """An engine that was asked for and cannot run here."""
+
+
+class DatasetError(UsageError):
+    """Measured data that cannot be read or do not fit together."""
+
+
+class SlideError(StpredictError):
+    """One slide that cannot be processed. `remediable` ones are the caller's to mend if it is the only slide."""
+
+    remediable = False
+
+
+class SlideNotFoundError(SlideError):
+    """A path where there is no slide file."""
+
+    remediable = True
+
+
+class MissingMppError(SlideError):
+    """A slide that does not say, or says nonsense about, how large its pixels are."""
+
+    remediable = True
+
+
+class NoTissueError(SlideError):
+    """A slide on which no tissue was found."""
+
+
+class ResultError(StpredictError):
+    """A result that cannot be read, or exists with other settings."""

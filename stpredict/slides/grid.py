@@ -1,0 +1,44 @@
+"""Which spots of a slide are predicted: lattice or given positions, less those without tissue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from stpredict.arrays import Float
+from stpredict.errors import NoTissueError
+from stpredict.slides.lattice import Spots, given_spots, lattice
+from stpredict.slides.slide import Mpp, Slide
+from stpredict.slides.tissue import Tissue, find_tissue
+
+
+@dataclass(frozen=True)
+class GridRequest:
+    """A lattice of spots with at least `min_tissue` of tissue, or the positions of a file."""
+
+    spot_diameter_um: float
+    pitch_um: float
+    layout: Literal["square", "hex"] = "square"
+    spots_file: Path | None = None
+    min_tissue: float = 0.25
+
+
+def choose_spots(slide: Slide, mpp: Mpp, request: GridRequest, threads: int) -> tuple[Tissue, Spots, Float]:
+    """The tissue, the spots, and the tissue fraction of each one's disk. Given spots are all kept.
+
+    Raises NoTissueError if no spot of the lattice holds enough tissue.
+    """
+    tissue = find_tissue(slide, mpp, threads)
+    if request.spots_file:
+        spots = given_spots(request.spots_file, slide.dimensions, request.pitch_um)
+        return tissue, spots, tissue.fraction(spots.centres, request.spot_diameter_um, mpp)
+    spots = lattice(slide.bounds, mpp, request.pitch_um, request.layout)
+    fraction = tissue.fraction(spots.centres, request.spot_diameter_um, mpp)
+    kept = np.flatnonzero(fraction >= request.min_tissue)
+    if not len(kept):
+        share = f"none of {len(spots)} spots is at least {request.min_tissue:.0%} tissue"
+        raise NoTissueError(f"{slide.path.name}: no tissue found: {share}.")
+    return tissue, spots.take(kept), fraction[kept]

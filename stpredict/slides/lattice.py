@@ -1,0 +1,93 @@
+"""Where spots lie: pure functions of a slide's size, its mpp, and the pitch in micrometres."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from stpredict.arrays import Float, Int
+from stpredict.errors import SlideError, UsageError
+from stpredict.slides.slide import Bounds, Mpp
+
+Layout = Literal["square", "hex", "given"]
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Spots in row-major order: level-0 `centres` (n x 2, x and y) and their `row` and `column` in the lattice."""
+
+    centres: Float
+    row: Int
+    column: Int
+    layout: Layout
+    pitch_um: float
+
+    def __len__(self) -> int:
+        return len(self.centres)
+
+    def take(self, index: Int) -> Spots:
+        return Spots(self.centres[index], self.row[index], self.column[index], self.layout, self.pitch_um)
+
+
+def lattice(bounds: Bounds, mpp: Mpp, pitch_um: float, layout: Literal["square", "hex"] = "square") -> Spots:
+    """All spots of a lattice whose centres lie within `bounds`.
+
+    The first centre lies half a pitch from the bounds' origin. Rows of a hexagonal lattice are sqrt(3)/2 of a pitch
+    apart and odd ones are shifted by half a pitch. The pitch is never rounded to pixels.
+    Raises UsageError for a pitch that is not positive, or smaller than a pixel.
+    """
+    if not pitch_um > max(mpp):
+        raise UsageError(f"--pitch {pitch_um:g}: must be larger than a pixel of the slide ({max(mpp):.3g} um).")
+    (step_x, step_y), first_y = steps(mpp, pitch_um, layout)
+    n_rows, n_columns = lattice_shape(bounds, mpp, pitch_um, layout)
+    row, column = (axis.ravel() for axis in np.mgrid[0:n_rows, 0:n_columns])
+    shift = (row % 2) / 2 if layout == "hex" else 0.0
+    x = (column + 0.5 + shift) * step_x
+    y = first_y + row * step_y
+    inside = (x < bounds.width) & (y < bounds.height)
+    centres = np.column_stack([x + bounds.x, y + bounds.y])[inside]
+    return Spots(centres, row[inside].astype(np.int64), column[inside].astype(np.int64), layout, pitch_um)
+
+
+def steps(mpp: Mpp, pitch_um: float, layout: Layout) -> tuple[tuple[float, float], float]:
+    """Level-0 pixels between columns and between rows, and from the bounds' origin to the first row."""
+    step_y = pitch_um / mpp.y * (np.sqrt(3) / 2 if layout == "hex" else 1.0)
+    return (pitch_um / mpp.x, float(step_y)), pitch_um / mpp.y / 2
+
+
+def lattice_shape(bounds: Bounds, mpp: Mpp, pitch_um: float, layout: Layout) -> tuple[int, int]:
+    """Rows and columns of the lattice that covers `bounds`."""
+    (step_x, step_y), first_y = steps(mpp, pitch_um, layout)
+    return max(0, int(np.ceil((bounds.height - first_y) / step_y))), max(0, int(np.ceil(bounds.width / step_x - 0.5)))
+
+
+def given_spots(path: Path, dimensions: tuple[int, int], pitch_um: float) -> Spots:
+    """Spots at the level-0 pixel positions of a CSV file with columns `x` and `y`, in the file's order.
+
+    Raises UsageError if the file cannot be read as that, SlideError if it names a position outside the slide.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not {"x", "y"} <= set(reader.fieldnames or ()):
+                raise UsageError(f"{path}: needs a header line with the columns x and y (level-0 pixels).")
+            centres = np.array([(float(line["x"]), float(line["y"])) for line in reader]).reshape(-1, 2)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path}: cannot be read as CSV ({error}).") from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path}: x and y must be numbers ({error}).") from error
+    if not len(centres):
+        raise UsageError(f"{path}: holds no spots.")
+    outside = ~np.all((centres >= 0) & (centres < dimensions), axis=1)  # NaN counts as outside
+    if outside.any():
+        first = int(np.flatnonzero(outside)[0])
+        raise SlideError(
+            f"{path}: {outside.sum()} of {len(centres)} spots lie outside the slide "
+            f"({dimensions[0]} x {dimensions[1]} pixels), the first in line {first + 2}."
+        )
+    number = np.arange(len(centres), dtype=np.int64)
+    return Spots(centres, np.zeros_like(number), number, "given", pitch_um)

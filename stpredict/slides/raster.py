@@ -1,0 +1,128 @@
+"""One raster of a slide at the model's mpp, and the patches cut from it.
+
+The raster is never made as a whole. It is cut into fixed blocks; a patch belongs to the block that holds its top-left
+pixel and is sliced from that block's region, which is read and resampled in one go. Which block that is depends on
+the patch alone, so a spot has the same pixels whether it is read alone or among a million.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from PIL import Image
+
+from stpredict.arrays import Float, Int, UInt8
+from stpredict.errors import SlideError
+from stpredict.slides.slide import Mpp, Slide
+
+#: A stored level this close to the model's mpp is the raster, unresampled.
+SAME_MPP = 0.01
+#: A slide coarser than this many times the model's mpp holds too little detail.
+MAX_UPSAMPLING = 1.25
+#: Side of the square of level pixels that one block is read from.
+BLOCK_LEVEL_PX = 2048
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Where the raster at `mpp` comes from: a level, its size on level 0, and level pixels per raster pixel."""
+
+    slide: Slide
+    mpp: float
+    level: int
+    downsample: tuple[float, float]
+    scale: tuple[float, float]
+    block_px: int
+
+    def origins(self, centres: Float, patch_px: int) -> Int:
+        """Nearest whole top-left raster pixel of patches around level-0 `centres` (n x 2, x and y)."""
+        step = np.multiply(self.downsample, self.scale)
+        return np.floor(centres / step - patch_px / 2 + 0.5).astype(np.int64)
+
+    def read(self, x: int, y: int, width: int, height: int) -> UInt8:
+        """RGB of a region in raster pixels, resampled with an antialiased triangle filter, white beyond the slide."""
+        if self.scale == (1.0, 1.0):
+            return self.slide.read(self.level, x, y, width, height)
+        spans = [
+            _source_span(start, size, scale)
+            for start, size, scale in zip((x, y), (width, height), self.scale, strict=True)
+        ]
+        (left, right, x0, x1), (top, bottom, y0, y1) = spans
+        source = self.slide.read(self.level, left, top, right - left, bottom - top)
+        box = (x0 - left, y0 - top, x1 - left, y1 - top)
+        return np.asarray(Image.fromarray(source).resize((width, height), Image.Resampling.BILINEAR, box=box))
+
+
+def make_raster(slide: Slide, slide_mpp: Mpp, model_mpp: float, allow_upsampling: bool = False) -> Raster:
+    """The raster from the coarsest stored level that is not coarser than the model's mpp.
+
+    Raises SlideError for a slide coarser than 1.25 times the model's mpp, unless `allow_upsampling`.
+    """
+    if max(slide_mpp) > MAX_UPSAMPLING * model_mpp and not allow_upsampling:
+        raise SlideError(
+            f"{slide.path.name}: {max(slide_mpp):.3g} um per pixel is too coarse for a model of {model_mpp:.3g}; "
+            "--allow-upsampling predicts all the same, without the missing detail."
+        )
+    level, ratio = 0, (1.0, 1.0)
+    for candidate in range(len(slide.level_dimensions)):
+        downsample = slide.downsample(candidate)
+        here = (slide_mpp.x * downsample[0] / model_mpp, slide_mpp.y * downsample[1] / model_mpp)
+        if candidate == 0 or max(here) <= 1 + SAME_MPP:
+            level, ratio = candidate, here
+    scale = (1.0, 1.0) if all(abs(r - 1) <= SAME_MPP for r in ratio) else (1 / ratio[0], 1 / ratio[1])
+    block_px = max(256, int(BLOCK_LEVEL_PX / max(scale)))
+    return Raster(slide, model_mpp, level, slide.downsample(level), scale, block_px)
+
+
+def block_order(raster: Raster, origins: Int) -> Int:
+    """Indices that sort patches by the block they belong to, rows of blocks first."""
+    blocks = origins // raster.block_px
+    return np.lexsort((blocks[:, 0], blocks[:, 1]))
+
+
+def read_patches(raster: Raster, centres: Float, patch_px: int, threads: int = 2) -> Iterator[tuple[Int, UInt8]]:
+    """Yield (indices into `centres`, patches n x P x P x 3) block by block, read in threads and delivered in order.
+
+    Raises SlideError where the slide cannot be decoded.
+    """
+    origins = raster.origins(centres, patch_px)
+    order = block_order(raster, origins)
+    if not len(order):
+        return
+    changes = np.flatnonzero(np.any(np.diff(origins[order] // raster.block_px, axis=0) != 0, axis=1)) + 1
+    groups = iter(np.split(order, changes))
+
+    def cut(group: Int) -> UInt8:
+        first, last = origins[group].min(axis=0), origins[group].max(axis=0) + patch_px
+        if raster.scale != (1.0, 1.0):
+            # Resample the whole block, so that a pixel does not depend on which other spots are asked for.
+            first = first // raster.block_px * raster.block_px
+            last = first + raster.block_px + patch_px
+        (x0, y0), (x1, y1) = first.tolist(), last.tolist()
+        region = raster.read(x0, y0, x1 - x0, y1 - y0)
+        return np.stack([region[y - y0 : y - y0 + patch_px, x - x0 : x - x0 + patch_px] for x, y in origins[group]])
+
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[tuple[Int, Future[UInt8]]] = deque(
+            (group, pool.submit(cut, group)) for group in islice(groups, threads + 1)
+        )
+        try:
+            while pending:
+                group, future = pending.popleft()
+                yield group, future.result()
+                pending.extend((upcoming, pool.submit(cut, upcoming)) for upcoming in islice(groups, 1))
+        finally:
+            for _, future in pending:
+                future.cancel()
+
+
+def _source_span(start: int, size: int, scale: float) -> tuple[int, int, float, float]:
+    """Level pixels needed for raster pixels start..start+size: first, past-last, and the exact edges."""
+    low, high = start * scale, (start + size) * scale
+    support = max(scale, 1.0) + 1
+    return int(np.floor(low - support)), int(np.ceil(high + support)), low, high

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stpredict.data.her2st import read_her2st
+from stpredict.errors import NoTissueError
+from stpredict.slides.slide import Mpp, open_slide
+from stpredict.slides.tissue import Tissue, find_tissue, tissue_mask
+
+SLIDE = Path(__file__).parents[1] / "data" / "CMU-1-Small-Region.svs"
+HER2ST = Path(__file__).parents[3] / "shared" / "data" / "her2st"
+
+
+def test_finds_the_tissue_of_the_example_slide():
+    with open_slide(SLIDE) as slide:
+        tissue = find_tissue(slide, Mpp(0.499, 0.499))
+    assert tissue.mask.shape == tissue.overview.shape[:2] == (185, 138)
+    brightness = tissue.overview.mean(axis=-1)
+    assert brightness[~tissue.mask].mean() > 235  # glass
+    assert brightness[tissue.mask].mean() < 200
+    assert 0.35 < tissue.mask.mean() < 0.5
+
+
+@pytest.mark.parametrize("grey", [255, 243, 200])
+def test_an_empty_slide_has_no_tissue(tmp_path, grey):
+    noise = np.random.default_rng(0).integers(-4, 5, (1500, 1500, 3))
+    Image.fromarray(np.clip(grey + noise, 0, 255).astype(np.uint8)).save(tmp_path / "empty.png")
+    with open_slide(tmp_path / "empty.png") as slide, pytest.raises(NoTissueError, match="no tissue found"):
+        find_tissue(slide, Mpp(0.5, 0.5))
+
+
+def test_printed_dots_are_not_tissue():
+    overview = np.full((400, 400, 3), 240, np.uint8)
+    overview[100:300, 100:300] = (180, 120, 170)
+    overview[20:400:40, 20] = overview[20:400:40, 21] = (90, 90, 90)
+    mask = tissue_mask(overview, 8.0)
+    assert mask[110:290, 110:290].all()
+    assert not mask[:, :40].any()
+
+
+def test_a_slide_full_of_tissue_is_whole():
+    rng = np.random.default_rng(0)
+    overview = rng.normal((190, 130, 180), 12, (300, 300, 3)).clip(0, 255).astype(np.uint8)
+    assert tissue_mask(overview, 8.0).mean() > 0.95
+
+
+def test_fraction_is_that_of_the_spots_own_disk():
+    mask = np.zeros((100, 100), dtype=bool)
+    mask[:, :50] = True
+    tissue = Tissue(np.zeros((100, 100, 3), np.uint8), mask, (16.0, 16.0))
+    at = np.array([[320.0, 800], [800, 800], [1280, 800], [1, 1]])
+    np.testing.assert_allclose(tissue.fraction(at, 160.0, Mpp(0.5, 0.5)), [1, 0.48, 0, 0.28], atol=0.06)
+
+
+@pytest.mark.skipif(not HER2ST.exists(), reason="the measured sections have no licence and do not travel with the code")
+def test_measured_spots_are_tissue_and_little_else_is():
+    for section in read_her2st(HER2ST):
+        with open_slide(section.image) as slide:
+            tissue = find_tissue(slide, section.mpp)
+        covered = tissue.fraction(section.centres, 100.0, section.mpp) >= 0.25
+        area_um2 = tissue.mask.sum() * np.prod(np.multiply(tissue.downsample, section.mpp))
+        assert covered.mean() >= 0.98
+        assert area_um2 <= 1.25 * len(section.centres) * 200**2
