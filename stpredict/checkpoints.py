@@ -1,0 +1,148 @@
+"""Bring published M2ORT checkpoints (`.pth`) in as model files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stpredict.errors import ModelFileError
+from stpredict.networks import ARCHITECTURES, network_parameters
+from stpredict.networks.m2ort import M2ORT, M2ORTConfig
+from stpredict.weights import save_model
+
+VFrom = Literal["qkv3", "qkv2"]
+HEAD_DIM = 64  # of every published variant; the shapes do not tell it
+
+#: Released names, and the names here. Level numbers begin at 1 there and at 0 here.
+RELEASED_NAMES = (
+    (r"pos_embedding", "position_embedding"),
+    (r"cls_token", "cls_token"),
+    (r"to_patch_embedding(\d)\.1\.(\w+)", r"patch_embeddings.\1.norm.\2"),
+    (r"to_patch_embedding(\d)\.2\.(\w+)", r"patch_embeddings.\1.expand.\2"),
+    (r"to_patch_embedding(\d)\.4\.(\w+)", r"patch_embeddings.\1.project.\2"),
+    (r"to_patch_embedding(\d)\.5\.(\w+)", r"patch_embeddings.\1.norm_out.\2"),
+    (r"transformer\.norm\.(\w+)", r"norm.\1"),
+    (r"transformer\.layers\.(?P<layer>\d+)\.0\.norm\.(\w+)", r"encoders.\g<layer>.token_norm.\2"),
+    (r"transformer\.layers\.(?P<layer>\d+)\.0\.to_qkv(\d)\.(\w+)", r"encoders.\g<layer>.token_mixing.qkv.\2.\3"),
+    (r"transformer\.layers\.(?P<layer>\d+)\.0\.to_out\.0\.(\w+)", r"encoders.\g<layer>.token_mixing.out.\2"),
+    (r"transformer\.layers\.(?P<layer>\d+)\.0\.to_out(\d)\.0\.(\w+)", r"encoders.\g<layer>.token_mixing.out.\2.\3"),
+    (r"transformer\.layers\.(?P<layer>\d+)\.1\.net\.0\.(\w+)", r"encoders.\g<layer>.channel_norm.\2"),
+    (r"transformer\.layers\.(?P<layer>\d+)\.1\.net\.1\.(\w+)", r"encoders.\g<layer>.channel_mixing.squeeze.\2"),
+    (r"transformer\.layers\.(?P<layer>\d+)\.1\.net\.4\.(\w+)", r"encoders.\g<layer>.channel_mixing.expand.\2"),
+    (r"mlp_head\.(\w+)", r"head.\1"),
+)
+LEVEL_NUMBERED = ("patch_embeddings.", "token_mixing.qkv.", "token_mixing.out.")
+
+
+def read_checkpoint(path: Path, v_from: VFrom = "qkv3", head_dim: int = HEAD_DIM) -> M2ORT:
+    """The network of a checkpoint. Nothing in the file is executed.
+
+    Raises ModelFileError if it is not an M2ORT checkpoint: pickled code, other keys, other shapes.
+    """
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such checkpoint.")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelFileError(
+            f"{path.name}: not a checkpoint of plain tensors, or a damaged one; it was not opened."
+        ) from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ModelFileError(f"{path.name}: holds no state dict of tensors.")
+    tensors = {_renamed(str(name).removeprefix("module."), path): tensor.float() for name, tensor in loaded.items()}
+    try:
+        network = M2ORT(_config(tensors, v_from, head_dim))
+        network.load_state_dict(tensors)
+    except (KeyError, RuntimeError, ValueError, ZeroDivisionError, IndexError) as error:
+        reason = str(error).strip().splitlines()
+        raise ModelFileError(f"{path.name}: not the tensors of an M2ORT ({' '.join(reason[:2]).strip()}).") from error
+    return network.eval()
+
+
+def import_checkpoint(
+    checkpoint: Path, genes: list[str], mpp: float, spot_diameter_um: float, pitch_um: float, out: Path,
+    v_from: VFrom = "qkv3", head_dim: int = HEAD_DIM,
+) -> dict[str, Any]:  # fmt: skip
+    """Write a model file from a checkpoint and the names of its genes; returns the card.
+
+    Raises ModelFileError as `read_checkpoint` does, and if the number of genes is another.
+    """
+    if not mpp > 0:
+        raise ModelFileError(f"--mpp {mpp:g}: must be positive.")
+    network = read_checkpoint(checkpoint, v_from, head_dim)
+    if len(genes) != network.config.n_genes:
+        raise ModelFileError(f"{checkpoint.name}: predicts {network.config.n_genes} genes, but {len(genes)} are named.")
+    mean = network.head.bias.detach().numpy().astype(float)
+    parameters = network_parameters(network.config)
+    card = {
+        "name": out.stem,
+        "architecture": _architecture(network.config),
+        "parameters": parameters,
+        "panel": genes,
+        "patch_px": network.config.patch_px,
+        "mpp": mpp,
+        "spot_diameter_um": spot_diameter_um,
+        "pitch_um": pitch_um,
+        "pixel_scaling": "RGB uint8 / 255",
+        "objective": "mse",
+        "expression_unit": "ln(1 + CPM)",
+        "genes": {
+            "training_mean": [round(x, 4) for x in mean],
+            "training_spread": [1.0] * len(genes),
+            "display_range": None,
+        },
+        "training": {"imported_from": checkpoint.name, "licence": "of the published checkpoint; not restated here"},
+        "held_out": [],
+        "intended_use": "Research use only. Never tested by this program on held-out tissue.",
+    }
+    tensors = {name: tensor.numpy().astype(np.float32) for name, tensor in network.state_dict().items()}
+    save_model(out, tensors, card)
+    return card
+
+
+def _renamed(name: str, path: Path) -> str:
+    for pattern, replacement in RELEASED_NAMES:
+        match = re.fullmatch(pattern, name)
+        if match:
+            new = match.expand(replacement)
+            for prefix in LEVEL_NUMBERED:
+                new = re.sub(rf"({re.escape(prefix)})([1-9])(?=\.)", lambda m: f"{m[1]}{int(m[2]) - 1}", new)
+            return new
+    raise ModelFileError(f"{path.name}: not an M2ORT checkpoint (it has a tensor {name[:60]!r}).")
+
+
+def _config(tensors: dict[str, Tensor], v_from: VFrom, head_dim: int) -> M2ORTConfig:
+    """Read the sizes off the shapes."""
+    joined, channels = tensors["head.weight"].shape[1], tensors["head.weight"].shape[1] // 3
+    cross_level = "encoders.0.token_mixing.out.weight" in tensors
+    inner = tensors["encoders.0.token_mixing.qkv.0.weight"].shape[0] // 3  # of one level
+    token_px = round((tensors["patch_embeddings.0.norm.weight"].shape[0] / 3) ** 0.5)
+    side = round((tensors["position_embedding"].shape[1] - 1) ** 0.5)
+    if joined != 3 * channels or inner % head_dim:
+        raise ValueError(f"a width of {inner} does not divide into attention heads of {head_dim}; see --head-dim")
+    return M2ORTConfig(
+        n_genes=tensors["head.weight"].shape[0],
+        channels=channels,
+        depth=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("encoders.")),
+        heads=inner // head_dim,
+        head_dim=head_dim,
+        mlp_dim=tensors["encoders.0.channel_mixing.squeeze.weight"].shape[0],
+        patch_px=side * token_px,
+        token_px=token_px,
+        mixing="cross_level" if cross_level else "per_level",
+        v_from=v_from,
+    )
+
+
+def _architecture(config: M2ORTConfig) -> str:
+    for name, sizes in ARCHITECTURES.items():
+        if all(getattr(config, key) == value for key, value in sizes.items()):
+            return name
+    return f"m2ort-{'cross' if config.mixing == 'cross_level' else 'custom'}"

@@ -1,0 +1,125 @@
+"""Model files: weights and their card in one safetensors file."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from stpredict.errors import ModelFileError
+from stpredict.files import atomic_path
+
+FORMAT_VERSION = 1
+DEFAULT_MODEL = "m2ort-small-her2st"
+MAX_HEADER_BYTES = 64 << 20
+REQUIRED = ("name", "architecture", "parameters", "panel", "patch_px", "mpp", "spot_diameter_um", "expression_unit")
+#: Tensors that are not the network's: colour and texture features of training patches, n x 52.
+REFERENCE_FEATURES = "reference_features"
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model file, read and checked."""
+
+    path: Path
+    card: dict[str, Any]
+    tensors: dict[str, Array]
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return str(self.card["name"])
+
+    @property
+    def panel(self) -> list[str]:
+        return list(self.card["panel"])
+
+    def network_tensors(self) -> dict[str, Array]:
+        return {name: tensor for name, tensor in self.tensors.items() if name != REFERENCE_FEATURES}
+
+
+def save_model(path: Path, tensors: Mapping[str, Array], card: Mapping[str, Any]) -> None:
+    """Write a model file, its checksum over card and tensors inside."""
+    text = json.dumps({**card, "format_version": FORMAT_VERSION}, sort_keys=True, allow_nan=False)
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    metadata = {"stpredict": text, "sha256": _checksum(text, arrays)}
+    with atomic_path(path) as temporary:
+        safetensors.numpy.save_file(arrays, temporary, metadata)
+
+
+def load_model(path: Path) -> Model:
+    """Read a model file. Raises ModelFileError if it is missing, damaged, or not one."""
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such model file.")
+    if path.suffix in {".pth", ".pt", ".ckpt"}:
+        raise ModelFileError(f"{path.name}: a checkpoint; bring it in with `stpredict models import`.")
+    try:
+        with path.open("rb") as raw:
+            if int.from_bytes(raw.read(8), "little") > MAX_HEADER_BYTES:
+                raise ModelFileError(f"{path.name}: not a model file, or a damaged one (its header is too large).")
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+        if "stpredict" not in metadata:
+            raise ModelFileError(f"{path.name}: holds no model card, so it is not a model of this program.")
+        card = json.loads(metadata["stpredict"])
+        sha256 = _checksum(metadata["stpredict"], tensors)
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
+        raise ModelFileError(f"{path.name}: not a model file, or a damaged one ({error}).") from error
+    if sha256 != metadata.get("sha256"):
+        raise ModelFileError(f"{path.name}: damaged: its checksum does not agree; fetch the file again.")
+    if not isinstance(card, dict) or any(key not in card for key in REQUIRED):
+        raise ModelFileError(f"{path.name}: its card lacks {next(k for k in REQUIRED if k not in card)}.")
+    if card["format_version"] > FORMAT_VERSION:
+        raise ModelFileError(f"{path.name}: made by a newer version of stpredict; please update.")
+    return Model(path, card, tensors, sha256)
+
+
+def models_folders() -> list[Path]:
+    """Where models are looked up by name: $STPREDICT_MODELS, then those that came with the program."""
+    here = Path(__file__).parent
+    packaged = here / "models" if (here / "models").is_dir() else here.parent / "models"
+    own = os.environ.get("STPREDICT_MODELS")
+    return [*([Path(own)] if own else []), packaged]
+
+
+def list_models() -> dict[str, Path]:
+    """Names of the installed models and their files."""
+    found: dict[str, Path] = {}
+    for folder in models_folders():
+        for path in sorted(folder.glob("*.safetensors")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def find_model(name_or_path: str) -> Path:
+    """A model file by path, or by the name of an installed model. Raises ModelFileError with the nearest names."""
+    installed = list_models()
+    if name_or_path in installed:
+        return installed[name_or_path]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.suffix or len(path.parts) > 1:
+        raise ModelFileError(f"{path}: no such model file.")
+    near = difflib.get_close_matches(name_or_path, installed, n=3, cutoff=0.3) or list(installed)[:3]
+    raise ModelFileError(f"no model is called {name_or_path!r}; nearest: {', '.join(near) or 'none installed'}.")
+
+
+def _checksum(card: str, tensors: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256(card.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()
