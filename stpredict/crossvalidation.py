@@ -1,0 +1,309 @@
+"""From a data set to a model file: hold parts out, train, score, then train on everything and write the card."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+import numpy as np
+import torch
+
+from stpredict.arrays import Float, Int
+from stpredict.cards import make_card, write_model
+from stpredict.data.dataset import read_dataset
+from stpredict.data.panel import choose_panel
+from stpredict.data.tiles import Tiles, read_tiles, write_tiles
+from stpredict.errors import ResultError, UsageError
+from stpredict.evaluation import DEPTH_CONTROLLED, Split, evaluate_split
+from stpredict.features import colour_texture_features
+from stpredict.files import atomic_path
+from stpredict.networks.m2ort import M2ORT
+from stpredict.objectives import Objective, make_objective
+from stpredict.shards import describe_difference
+from stpredict.training import (
+    Log,
+    Report,
+    Settings,
+    is_main_process,
+    new_network,
+    pick_device,
+    predict_z,
+    process_group,
+    teach,
+    train_on_spots,
+    wait_for_all,
+)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One held-out part: a patient, or a section of a patient who is also trained on."""
+
+    name: str
+    kind: str  # "patient" | "section"
+    test_sections: list[str]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """How to choose the genes: a list, or by variance with a size and required genes."""
+
+    genes: Sequence[str] = ()
+    size: int | None = None
+    required: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all networks of one training run share."""
+
+    tiles: Tiles
+    features: Float
+    unlabelled_features: Float
+    panel: Panel
+    settings: Settings
+    device: torch.device
+    report: Report
+
+
+def train_model(
+    dataset: Path, out: Path, settings: Settings, panel: Panel, *, folds: str | None, hold_out: Sequence[str],
+    unlabelled: int, mpp: float | None, device: str, threads: int, overwrite: bool, report: Report,
+) -> dict[str, Any]:  # fmt: skip
+    """Train a model from a data set or a tiles file, by way of the folder MODEL.run; returns its card.
+
+    A killed run goes on where it was. Under torchrun every process calls this.
+    Raises ResultError if the model exists, or the folder holds a run with other settings, unless `overwrite`.
+    """
+    folder = out.with_suffix(".run")
+    wanted = {
+        **asdict(settings), "panel": asdict(panel), "folds": folds, "hold_out": list(hold_out),
+        "unlabelled": unlabelled, "mpp": mpp, "dataset": dataset.name,
+    }  # fmt: skip
+    wanted = json.loads(json.dumps(wanted))
+    with process_group(device):
+        if is_main_process():
+            begin_run(folder, out, wanted, overwrite)
+            tiles_path = dataset if dataset.suffix == ".h5" else folder / "dataset.tiles.h5"
+            if not tiles_path.exists():
+                write_tiles(
+                    read_dataset(dataset), tiles_path, mpp=mpp, unlabelled=unlabelled, seed=settings.seed, report=report
+                )
+            read_features(read_tiles(tiles_path), folder / "features.npz", report, threads)
+        wait_for_all()
+        tiles = read_tiles(dataset if dataset.suffix == ".h5" else folder / "dataset.tiles.h5")
+        features, unlabelled_features = read_features(tiles, folder / "features.npz", report, threads)
+        torch.set_num_threads(threads)
+        run = Run(tiles, features, unlabelled_features, panel, settings, pick_device(device), report)
+        return run_crossvalidation(run, plan_folds(tiles, folds, hold_out), out, folder)
+
+
+def begin_run(folder: Path, out: Path, wanted: dict[str, Any], overwrite: bool) -> None:
+    """Make the run's folder, or find that it holds the same run."""
+    record = folder / "run.json"
+    if overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif record.exists():
+        found = json.loads(record.read_text())
+        if found != wanted:
+            raise ResultError(
+                f"{folder}: holds a run with other settings ({describe_difference(found, wanted)}); "
+                "--overwrite begins anew."
+            )
+    elif out.exists():
+        raise ResultError(f"{out}: exists; --overwrite replaces it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(record) as temporary:
+        temporary.write_text(json.dumps(wanted, indent=1))
+
+
+def plan_folds(tiles: Tiles, by: str | None, hold_out: Sequence[str]) -> list[Fold]:
+    """Parts to hold out: each patient (`by` "patient"), each section ("section"), and those named in `hold_out`.
+
+    Raises UsageError for a name that is neither a patient nor a section, or a part that leaves nothing to train on.
+    """
+    sections_of = {str(p): sorted(set(tiles.section[tiles.patient == p])) for p in sorted(set(tiles.patient))}
+    names = sorted(set(tiles.section))
+    wanted = {"patient": list(sections_of), "section": names, None: []}[by]
+    folds = []
+    for name in [*wanted, *hold_out]:
+        if name in sections_of and len(sections_of) > 1:
+            folds.append(Fold(name, "patient", sections_of[name]))
+        elif name in names and len(names) > 1:
+            patient = next(p for p, own in sections_of.items() if name in own)
+            kind = "section" if len(sections_of[patient]) > 1 else "patient"
+            folds.append(Fold(name, kind, [name]))
+        elif name in hold_out:
+            raise UsageError(
+                f"--hold-out {name}: not one of several patients ({', '.join(sections_of)}) "
+                f"or sections ({', '.join(names)})."
+            )
+    unique = {fold.name: fold for fold in folds if len(fold.test_sections) < len(names)}
+    return list(unique.values())
+
+
+def choose_validation(tiles: Tiles, sections: Sequence[str]) -> list[str]:
+    """Sections, of those to train on, that choose the number of epochs: a patient of three or more, else a section."""
+    sections_of: dict[str, list[str]] = {}
+    for name in sections:
+        sections_of.setdefault(str(tiles.patient[tiles.section == name][0]), []).append(name)
+    spots = {p: int(np.isin(tiles.section, own).sum()) for p, own in sections_of.items()}
+    if len(sections_of) >= 3:
+        return sections_of[min(spots, key=lambda p: (spots[p], p))]
+    most = max(sections_of, key=lambda p: (len(sections_of[p]), p))
+    return sections_of[most][-1:] if len(sections_of[most]) > 1 else []
+
+
+def train_network(
+    run: Run, sections: Sequence[str], validation: Sequence[str], epochs: int | None, folder: Path
+) -> tuple[M2ORT, Objective, list[str], int]:
+    """Teach, choose the number of epochs on `validation` unless `epochs` is given, and train on all of `sections`.
+
+    Returns the network (its head predicts z), its objective, its panel, and the number of epochs.
+    """
+    tiles, settings = run.tiles, run.settings
+    folder.mkdir(parents=True, exist_ok=True)
+    in_training = np.isin(tiles.section, sections)
+    in_validation = np.isin(tiles.section, validation)
+    panel = list(run.panel.genes) or choose_panel(
+        tiles.counts[np.flatnonzero(in_training)].toarray(), tiles.section[in_training], tiles.genes,
+        run.panel.size, run.panel.required, settings.seed,
+    )  # fmt: skip
+    counts = tiles.panel_counts(panel)
+    objective = make_objective(settings.objective, counts, tiles.depth, tiles.section, in_training)
+    log = Log(folder / "log.csv", run.report)
+    network = new_network(settings, tiles, len(panel))
+    places = np.flatnonzero(np.isin(tiles.unlabelled_section, sections))
+    # The teacher must not know the validation's counts, or the first epochs would look too good.
+    known = np.flatnonzero(in_training & ~in_validation)
+    if settings.teach_epochs and len(places):
+        teach(network, tiles, run.features, run.unlabelled_features, objective, known, places,
+              settings, log, folder / "teach.pt", run.device)  # fmt: skip
+
+    def train(rows: Int, tested: Int, n_epochs: int, stage: str) -> M2ORT:
+        student = copy.deepcopy(network)
+        train_on_spots(student, tiles, objective, rows, tested, counts, n_epochs, stage,
+                       settings, log, folder / f"{stage}.pt", run.device)  # fmt: skip
+        return student
+
+    if epochs is None and len(validation):
+        train(known, np.flatnonzero(in_validation), settings.epochs, "select")
+        epochs = log.best_epoch("select")
+    epochs = epochs or settings.epochs
+    student = train(np.flatnonzero(in_training), np.empty(0, np.int64), epochs, "train")
+    if is_main_process():
+        draw_curves(log, folder / "curves.png")
+    return student, objective, panel, epochs
+
+
+def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
+    """Train without the fold's sections and score on them. A finished fold is read back from its folder."""
+    done = folder / "scores.json"
+    if done.exists():
+        return dict(json.loads(done.read_text()))
+    tiles = run.tiles
+    sections = sorted(set(tiles.section) - set(fold.test_sections))
+    validation = choose_validation(tiles, sections)
+    how_long = f"epochs chosen on {', '.join(validation)}" if validation else f"{run.settings.epochs} epochs"
+    run.report(f"hold out {fold.kind} {fold.name}: train on {', '.join(sections)}, {how_long}")
+    network, objective, panel, epochs = train_network(run, sections, validation, None, folder)
+    test = np.isin(tiles.section, fold.test_sections)
+    split = Split(tiles.panel_counts(panel), tiles.depth, tiles.section, tiles.patient, ~test, test)
+    predicted = objective.expression(predict_z(network, tiles, np.flatnonzero(test), run.device))
+    scores = {
+        "name": fold.name, "kind": fold.kind, "test": fold.test_sections, "train": sections,
+        "validation": validation, "epochs": epochs, "panel": panel,
+        **evaluate_split(predicted, split, run.features, objective),
+    }  # fmt: skip
+    if is_main_process():
+        rows = {k: v[DEPTH_CONTROLLED] for k, v in scores["rows"].items()}
+        run.report(f"held-out {fold.name}: " + ", ".join(f"{k} {v}" for k, v in rows.items()))
+        write_card_and_model(
+            run,
+            folder / "model.safetensors",
+            f"{folder.parent.stem}-{folder.name}",
+            network,
+            objective,
+            panel,
+            sections,
+            [scores],
+            epochs,
+        )
+        with atomic_path(done) as temporary:
+            temporary.write_text(json.dumps(scores))
+    return scores
+
+
+def run_crossvalidation(run: Run, folds: Sequence[Fold], out: Path, folder: Path) -> dict[str, Any]:
+    """Score every fold, train on everything for the median of the folds' epochs, write the model; returns its card."""
+    held_out = [run_fold(run, fold, folder / f"fold-{number}") for number, fold in enumerate(folds, 1)]
+    chosen = [scores["epochs"] for scores in held_out if scores["validation"]]
+    sections = sorted(set(run.tiles.section))
+    validation = [] if chosen else choose_validation(run.tiles, sections)
+    run.report(f"train on everything: {', '.join(sections)}")
+    network, objective, panel, epochs = train_network(
+        run, sections, validation, median_low(chosen) if chosen else None, folder / "all"
+    )
+    return write_card_and_model(run, out, out.stem, network, objective, panel, sections, held_out, epochs)
+
+
+def write_card_and_model(
+    run: Run, path: Path, name: str, network: M2ORT, objective: Objective, panel: list[str],
+    sections: Sequence[str], held_out: Sequence[dict[str, Any]], epochs: int,
+) -> dict[str, Any]:  # fmt: skip
+    rows = np.flatnonzero(np.isin(run.tiles.section, sections))
+    expression = objective.expression(predict_z(network, run.tiles, rows, run.device))
+    training = {
+        **asdict(run.settings),
+        "epochs_used": epochs,
+        "sections": list(sections),
+        "patients": sorted(set(run.tiles.patient[rows].tolist())),
+        "spots": len(rows),
+        "unlabelled_patches": int(np.isin(run.tiles.unlabelled_section, sections).sum()),
+    }
+    card = make_card(name, run.tiles, rows, panel, network, objective, expression, training, held_out)
+    if is_main_process():
+        write_model(path, card, network, objective, run.features[rows])
+    return card
+
+
+def read_features(tiles: Tiles, cache: Path, report: Report, threads: int) -> tuple[Float, Float]:
+    """Colour and texture features of the spots and of the unlabelled places, kept in `cache`."""
+    if not cache.exists():
+        n, extra = len(tiles.spot), len(tiles.unlabelled_section)
+        report(f"colour and texture features of {n} spots and {extra} unlabelled patches")
+        spots = colour_texture_features((tiles.read_patches([i])[0] for i in range(n)), threads)
+        unlabelled = colour_texture_features(
+            (tiles.read_patches([i], unlabelled=True)[0] for i in range(extra)), threads
+        )
+        with atomic_path(cache) as temporary:
+            np.savez(temporary, spots=spots, unlabelled=unlabelled)
+    with np.load(cache) as saved:
+        return saved["spots"], saved["unlabelled"]
+
+
+def draw_curves(log: Log, path: Path) -> None:
+    """A PNG of the loss and the validation score over the epochs of each stage."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for stage in dict.fromkeys(row["stage"] for row in log.rows):
+        rows = [row for row in log.rows if row["stage"] == stage]
+        left.plot([row["epoch"] for row in rows], [float(row["loss"]) for row in rows], "o-", label=stage)
+        scored = [row for row in rows if row["validation"]]
+        if scored:
+            right.plot(
+                [row["epoch"] for row in scored], [float(row["validation"]) for row in scored], "o-", label=stage
+            )
+    left.set(xlabel="epoch", ylabel="loss")
+    right.set(xlabel="epoch", ylabel="validation depth-controlled correlation")
+    left.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)

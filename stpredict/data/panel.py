@@ -1,0 +1,80 @@
+"""Which genes a model predicts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stpredict.arrays import Float, Labels
+from stpredict.errors import UsageError
+
+#: The M2ORT study keeps genes that are among this many most variable ones in every section.
+TOP_PER_SECTION = 1500
+
+
+def choose_panel(
+    counts: Float,
+    section: Labels,
+    genes: Sequence[str],
+    size: int | None = None,
+    required: Sequence[str] = (),
+    seed: int = 0,
+) -> list[str]:
+    """Genes among the 1500 of highest count variance in every section, in alphabetical order, and the `required` ones.
+
+    `counts` are spots x genes of the training sections. With `size`, that many are drawn, as in the M2ORT study.
+    Raises UsageError for required genes that were not measured.
+    """
+    variable = np.ones(len(genes), dtype=bool)
+    for name in np.unique(section):
+        variance = counts[section == name].var(axis=0)
+        top = np.zeros(len(genes), dtype=bool)
+        top[np.argsort(-variance, kind="stable")[:TOP_PER_SECTION]] = True
+        variable &= top & (variance > 0)
+    chosen = sorted(gene for gene, keep in zip(genes, variable, strict=True) if keep)
+    if size is not None and size < len(chosen):
+        chosen = sorted(np.random.default_rng(seed).choice(chosen, size, replace=False).tolist())
+    match_genes(required, genes, "measured genes")
+    return sorted({*chosen, *required})
+
+
+def match_genes(wanted: Sequence[str], panel: Sequence[str], of_what: str = "genes of the model") -> list[int]:
+    """Positions of `wanted` in `panel`. Raises UsageError that names the nearest genes for those that are not in it."""
+    position = {gene: i for i, gene in enumerate(panel)}
+    unknown = [gene for gene in wanted if gene not in position]
+    if unknown:
+        upper = {gene.upper(): gene for gene in panel}
+        hints = []
+        for gene in unknown[:5]:
+            near = difflib.get_close_matches(gene.upper(), list(upper), n=3, cutoff=0.4)
+            hints.append(f"{gene!r}" + (f" (nearest: {', '.join(upper[name] for name in near)})" if near else ""))
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise UsageError(f"not among the {len(panel)} {of_what}: {', '.join(hints)}{more}.")
+    return [position[gene] for gene in wanted]
+
+
+def read_gene_list(path: Path) -> list[str]:
+    """Gene names from a `.npy` array of strings, or the first column of a text or CSV file.
+
+    Raises UsageError if the file cannot be read as that, or names a gene twice.
+    """
+    try:
+        if path.suffix == ".npy":
+            names = [str(name) for name in np.load(path, allow_pickle=False).ravel()]
+        else:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            names = [line.split(",")[0].split("\t")[0].strip().strip('"') for line in lines]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as a list of genes ({error}).") from error
+    names = [name for name in names if name]
+    if names and names[0].lower() in {"gene", "genes", "symbol", "gene_name"}:
+        names = names[1:]
+    if not names:
+        raise UsageError(f"{path}: names no genes.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"{path}: names {twice[0]} more than once.")
+    return names

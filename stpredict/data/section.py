@@ -1,0 +1,28 @@
+"""One measured tissue section: an image, spots and their counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.sparse import csr_array
+
+from stpredict.arrays import Float
+from stpredict.slides.slide import Mpp
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of `patient`. `centres` are level-0 pixels (n x 2), `counts` spots x genes over all measured genes."""
+
+    name: str
+    patient: str
+    image: Path
+    mpp: Mpp
+    spot_names: list[str]
+    centres: Float
+    genes: list[str]
+    counts: csr_array
+    lost_spots: int = 0  # in the selection or the counts, but not in both
+    spot_diameter_um: float = 100.0
+    pitch_um: float = 200.0

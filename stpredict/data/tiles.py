@@ -1,0 +1,166 @@
+"""Tiles: the patches, counts and positions of a data set in one HDF5 file, which training reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import h5py
+import numpy as np
+from scipy.sparse import csr_array, vstack
+
+from stpredict.arrays import Float, Int, Labels, UInt8
+from stpredict.data.section import Section
+from stpredict.errors import DatasetError
+from stpredict.files import atomic_path
+from stpredict.slides.lattice import lattice
+from stpredict.slides.raster import make_raster, read_patches
+from stpredict.slides.slide import open_slide
+from stpredict.slides.tissue import find_tissue
+
+FORMAT_VERSION = 1
+#: Unlabelled patches come from places of which at least this fraction is tissue.
+UNLABELLED_MIN_TISSUE = 0.5
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A tiles file, opened. Patches stay on disk; everything else is in memory, one entry per spot."""
+
+    path: Path
+    patch_px: int
+    mpp: float
+    spot_diameter_um: float
+    pitch_um: float
+    spot: Labels
+    section: Labels
+    patient: Labels
+    centres: Float
+    genes: list[str]
+    counts: csr_array
+    unlabelled_section: Labels
+
+    @cached_property
+    def depth(self) -> Float:
+        return np.asarray(self.counts.sum(axis=1), dtype=float).ravel()
+
+    def panel_counts(self, panel: Sequence[str]) -> Float:
+        """Counts of the panel's genes, spots x genes; a gene that was not measured is zero."""
+        column = {gene: i for i, gene in enumerate(self.genes)}
+        out = np.zeros((len(self.spot), len(panel)))
+        known = [i for i, gene in enumerate(panel) if gene in column]
+        out[:, known] = self.counts[:, [column[panel[i]] for i in known]].toarray()
+        return out
+
+    def read_patches(self, index: Int | Sequence[int], unlabelled: bool = False) -> UInt8:
+        """Patches n x P x P x 3 of some spots, or of some unlabelled places."""
+        with h5py.File(self.path) as file:
+            dataset = file["unlabelled/patches" if unlabelled else "patches"]
+            return (
+                np.stack([dataset[int(i)] for i in index])
+                if len(index)
+                else np.empty((0, *dataset.shape[1:]), np.uint8)
+            )
+
+
+def write_tiles(
+    sections: Sequence[Section],
+    path: Path,
+    *,
+    patch_px: int = 224,
+    mpp: float | None = None,
+    unlabelled: int = 0,
+    seed: int = 0,
+    report: Callable[[str], None],
+) -> None:
+    """Cut the patches of all spots, and `unlabelled` more at random places of the tissue, and write them.
+
+    The default mpp is the coarsest of the sections', rounded up to 0.01 um, so that none is upsampled.
+    Raises SlideError if an image cannot be read, DatasetError if two sections have one name.
+    """
+    names = [section.name for section in sections]
+    if len(set(names)) < len(names):
+        raise DatasetError(f"two sections have the name {max(names, key=names.count)}.")
+    mpp = mpp or round(float(np.ceil(max(max(s.mpp) for s in sections) * 100 - 0.5) / 100), 2)
+    genes = sorted(set().union(*(section.genes for section in sections)))
+    n_spots = sum(len(section.spot_names) for section in sections)
+    share = [unlabelled * len(section.spot_names) // max(n_spots, 1) for section in sections]
+    rng = np.random.default_rng(seed)
+    text = h5py.string_dtype()
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(
+            format="stpredict-tiles", format_version=FORMAT_VERSION, patch_px=patch_px, mpp=mpp,
+            spot_diameter_um=sections[0].spot_diameter_um, pitch_um=sections[0].pitch_um, seed=seed,
+        )  # fmt: skip
+        shape = (patch_px, patch_px, 3)
+        patches = file.create_dataset("patches", (n_spots, *shape), np.uint8)
+        extra = file.create_dataset("unlabelled/patches", (sum(share), *shape), np.uint8)
+        start = extra_start = 0
+        for section, n_extra in zip(sections, share, strict=True):
+            with open_slide(section.image) as slide:
+                raster = make_raster(slide, section.mpp, mpp)
+                for index, block in read_patches(raster, section.centres, patch_px):
+                    for i, patch in zip(index, block, strict=True):
+                        patches[start + i] = patch
+                if n_extra:
+                    tissue = find_tissue(slide, section.mpp)
+                    places = lattice(slide.bounds, section.mpp, section.spot_diameter_um / 8).centres
+                    places = places[
+                        tissue.fraction(places, section.spot_diameter_um, section.mpp) >= UNLABELLED_MIN_TISSUE
+                    ]
+                    places = places[rng.choice(len(places), n_extra, replace=len(places) < n_extra)]
+                    for index, block in read_patches(raster, places, patch_px):
+                        for i, patch in zip(index, block, strict=True):
+                            extra[extra_start + i] = patch
+            report(f"{section.name}: {len(section.spot_names)} spots, {section.lost_spots} without counts or position, "
+                   f"mpp {section.mpp.x:.4f} x {section.mpp.y:.4f}")  # fmt: skip
+            start, extra_start = start + len(section.spot_names), extra_start + n_extra
+        repeated = [len(section.spot_names) for section in sections]
+        file["spot"] = np.array([spot for s in sections for spot in s.spot_names], dtype=object).astype(text)
+        file["section"] = np.repeat(np.array(names, dtype=object), repeated).astype(text)
+        file["patient"] = np.repeat(np.array([s.patient for s in sections], dtype=object), repeated).astype(text)
+        file["unlabelled/section"] = np.repeat(np.array(names, dtype=object), share).astype(text)
+        file["centres"] = np.concatenate([section.centres for section in sections])
+        file["genes"] = np.array(genes, dtype=object).astype(text)
+        counts = vstack([_aligned(section, genes) for section in sections], format="csr")
+        for part in ("data", "indices", "indptr"):
+            file.create_dataset(f"counts/{part}", data=getattr(counts, part), compression="gzip", shuffle=True)
+
+
+def read_tiles(path: Path) -> Tiles:
+    """Open a tiles file. Raises DatasetError if it is not one."""
+    try:
+        with h5py.File(path) as file:
+            if file.attrs.get("format") != "stpredict-tiles" or file.attrs["format_version"] > FORMAT_VERSION:
+                raise DatasetError(f"{path}: not a tiles file that this version reads.")
+            genes = [str(gene) for gene in file["genes"].asstr()]
+            spots = len(file["spot"])
+            counts = csr_array(
+                tuple(file[f"counts/{part}"][:] for part in ("data", "indices", "indptr")), (spots, len(genes))
+            )
+            return Tiles(
+                path=path,
+                patch_px=int(file.attrs["patch_px"]),
+                mpp=float(file.attrs["mpp"]),
+                spot_diameter_um=float(file.attrs["spot_diameter_um"]),
+                pitch_um=float(file.attrs["pitch_um"]),
+                spot=file["spot"].asstr()[:],
+                section=file["section"].asstr()[:],
+                patient=file["patient"].asstr()[:],
+                centres=file["centres"][:],
+                genes=genes,
+                counts=counts,
+                unlabelled_section=file["unlabelled/section"].asstr()[:],
+            )
+    except (OSError, KeyError, ValueError) as error:
+        raise DatasetError(f"{path}: cannot be read as a tiles file ({error}).") from error
+
+
+def _aligned(section: Section, genes: Sequence[str]) -> csr_array:
+    """The section's counts over all `genes`; those it did not measure are zero."""
+    column = {gene: i for i, gene in enumerate(genes)}
+    own = section.counts.tocoo()
+    target = np.array([column[gene] for gene in section.genes])
+    return csr_array((own.data, (own.row, target[own.col])), (own.shape[0], len(genes)))

@@ -1,0 +1,94 @@
+"""Score predictions of held-out spots beside predictors that never look at the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.linear_model import LinearRegression
+
+from stpredict import metrics
+from stpredict.arrays import Bool, Float, Labels
+from stpredict.baselines import fit_ridge
+from stpredict.objectives import Objective
+
+#: Score names as they stand in cards and tables.
+DEPTH_CONTROLLED = "depth_controlled"
+LOG_CPM = "log_cpm_per_gene"
+PER_SPOT = "log_cpm_per_spot"
+RMSE = "log_cpm_rmse"
+
+Scores = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Spots of one data set, and which of them are for training and which for testing."""
+
+    counts: Float  # spots x genes of the panel
+    depth: Float
+    section: Labels
+    patient: Labels
+    train: Bool
+    test: Bool
+
+
+def score(predicted: Float, split: Split, across_genes: bool = True) -> Scores:
+    """Scores of predicted ln(1 + CPM) of the test spots; without `across_genes` only the scores per gene."""
+    counts, depth, section = split.counts[split.test], split.depth[split.test], split.section[split.test]
+    per_spot, rmse = metrics.spot_correlation(predicted, counts, depth) if across_genes else (None, None)
+    return {
+        DEPTH_CONTROLLED: _mean(metrics.depth_controlled_correlation(predicted, counts, depth, section)),
+        LOG_CPM: _mean(metrics.log_cpm_correlation(predicted, counts, depth, section)),
+        PER_SPOT: per_spot,
+        RMSE: rmse,
+    }
+
+
+def score_baselines(split: Split, features: Float, objective: Objective) -> dict[str, Scores]:
+    """Scores of the training mean, the same patient's mean, depth, and ridge on colour and texture (spots x 52)."""
+    train, test = split.train, split.test
+    observed = metrics.log_cpm(split.counts, split.depth)
+    n_test, n_genes = int(test.sum()), observed.shape[1]
+    rows = {"training mean": score(np.tile(observed[train].mean(axis=0), (n_test, 1)), split)}
+    same_patient = np.zeros((n_test, n_genes))
+    for patient in np.unique(split.patient[test]):
+        own = train & (split.patient == patient)
+        if not own.any():
+            break
+        same_patient[split.patient[test] == patient] = observed[own].mean(axis=0)
+    else:
+        rows["same-patient mean"] = score(same_patient, split)
+    log_depth = np.log1p(split.depth)
+    rows["depth (true)"] = score(np.tile(log_depth[test, None], n_genes), split, across_genes=False)
+    ridge_depth = fit_ridge(features[train], log_depth[train]).predict(features[test])
+    on_depth = LinearRegression().fit(log_depth[train, None], observed[train])
+    rows["depth (ridge)"] = score(on_depth.predict(ridge_depth[:, None]), split)
+    ridge = fit_ridge(features[train], objective.targets[train])
+    rows["ridge on colour and texture"] = score(objective.expression(ridge.predict(features[test])), split)
+    return rows
+
+
+def evaluate_split(predicted: Float, split: Split, features: Float, objective: Objective) -> dict[str, Any]:
+    """Everything that a card says of one held-out part: all rows, the noise ceiling, and each gene's correlation."""
+    counts, depth, section = split.counts[split.test], split.depth[split.test], split.section[split.test]
+    noise = metrics.counts_without_biology(counts, depth, section)
+    per_gene = metrics.depth_controlled_correlation(predicted, counts, depth, section)
+    ceiling = metrics.noise_ceiling(counts, depth, section)
+    return {
+        "rows": {**score_baselines(split, features, objective), "model": score(predicted, split)},
+        "noise_ceiling": _mean(ceiling),
+        "counts_without_biology": _mean(metrics.depth_controlled_correlation(predicted, noise, depth, section)),
+        "spots": int(split.test.sum()),
+        "genes": len(per_gene),
+        "genes_without_counts": int(np.isnan(per_gene).sum()),
+        "per_gene": {
+            "correlation": [None if np.isnan(r) else round(float(r), 4) for r in per_gene],
+            "noise_ceiling": [None if np.isnan(r) else round(float(r), 4) for r in ceiling],
+        },
+    }
+
+
+def _mean(values: Float) -> float | None:
+    return round(float(np.nanmean(values)), 4) if np.isfinite(values).any() else None

@@ -1,0 +1,114 @@
+"""What a network is trained on, and how its raw output becomes ln(1 + CPM) of the expected share.
+
+A network's head predicts z, one number per gene of about unit spread. An objective says what z means:
+`eta = offset + slope * z` per gene, and expression is softplus(eta), that is ln(1 + CPM) with eta = ln(CPM), or eta
+itself. Both are monotone per gene, so no rank is lost, and both fold into the head's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stpredict.arrays import Bool, Float, Labels
+from stpredict.errors import UsageError
+from stpredict.metrics import THETA, log_cpm, pearson_residuals
+from stpredict.networks.m2ort import Link
+
+ObjectiveName = Literal["residuals", "nb", "poisson", "mse"]
+OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Targets of all spots (spots x genes, in units of z), the loss, and the way from z to expression."""
+
+    name: str
+    targets: Float
+    offset: Float
+    slope: Float
+    link: Link
+    loss: Callable[[Tensor, Tensor], Tensor]  # (z of a batch, indices of its spots) to a mean loss
+
+    def expression(self, z: Float) -> Float:
+        """ln(1 + CPM) of the expected share, from z."""
+        eta = self.offset + self.slope * z
+        return np.logaddexp(0, eta) if self.link == "softplus" else eta
+
+    def fold_into(self, head: nn.Linear) -> None:
+        """Make a head that predicts z predict eta."""
+        slope, offset = (
+            torch.as_tensor(x, dtype=head.weight.dtype, device=head.weight.device) for x in (self.slope, self.offset)
+        )
+        with torch.no_grad():
+            head.weight.mul_(slope[:, None])
+            head.bias.mul_(slope).add_(offset)
+
+
+def make_objective(name: str, counts: Float, depth: Float, section: Labels, fit: Bool) -> Objective:
+    """The objective for spots x genes `counts` with total counts `depth`; everything fitted is fitted on rows `fit`.
+
+    `residuals`: squared error on Pearson residuals within each section. `poisson`, `nb`: likelihood of the counts with
+    the log depth as offset. `mse`: squared error on ln(1 + CPM), as in the papers; depth is then learnt too.
+    Raises UsageError for another name.
+    """
+    if name not in OBJECTIVES:
+        raise UsageError(f"--objective {name}: choose one of {', '.join(OBJECTIVES)}.")
+    if name == "mse":
+        observed = log_cpm(counts, depth)
+        mean, spread = observed[fit].mean(axis=0), _spread(observed[fit])
+        targets = (observed - mean) / spread
+        return Objective(name, targets, mean, spread, "identity", _squared_error(targets))
+
+    share = (counts[fit].sum(axis=0) + 0.5) / depth[fit].sum()
+    offset = np.log(1e6 * share)
+    expected = np.median(depth[fit]) * share
+    # A residual of one at the median depth, as a relative change of the share: ln(1 + x) ~ x keeps it monotone.
+    relative = np.sqrt(expected + expected**2 / THETA) / expected
+    residuals = np.zeros_like(counts)
+    for label in np.unique(section):
+        residuals[section == label] = pearson_residuals(counts[section == label], depth[section == label])
+    if name == "residuals":
+        spread = _spread(residuals[fit])
+        targets = residuals / spread
+        return Objective(name, targets, offset, relative * spread, "softplus", _squared_error(targets))
+    theta = THETA if name == "nb" else None
+    likelihood = _count_likelihood(counts, depth, share, theta)
+    return Objective(name, residuals * relative, offset, np.ones(len(share)), "softplus", likelihood)
+
+
+def _spread(values: Float) -> Float:
+    spread: Float = values.std(axis=0)
+    return np.where(spread > 0, spread, 1.0)
+
+
+def _squared_error(targets: Float) -> Callable[[Tensor, Tensor], Tensor]:
+    wanted = torch.as_tensor(targets, dtype=torch.float32)
+    return lambda z, index: F.mse_loss(z, wanted[index].to(z.device))
+
+
+def _count_likelihood(
+    counts: Float, depth: Float, share: Float, theta: float | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Negative log likelihood of counts with mean depth x share x exp(z), per gene over the root of its mean count."""
+    x = torch.as_tensor(counts, dtype=torch.float32)
+    log_mean = torch.as_tensor(np.log(np.maximum(depth, 1))[:, None] + np.log(share), dtype=torch.float32)
+    weight = torch.as_tensor(1 / np.sqrt(share * depth.mean()), dtype=torch.float32)
+
+    def loss(z: Tensor, index: Tensor) -> Tensor:
+        observed, log_expected = x[index].to(z.device), log_mean[index].to(z.device) + z
+        if theta is None:
+            negative_log_likelihood = log_expected.exp() - observed * log_expected
+        else:
+            log_theta = float(np.log(theta))
+            log_total = torch.logaddexp(log_expected, torch.full_like(log_expected, log_theta))
+            negative_log_likelihood = (observed + theta) * log_total - observed * log_expected - theta * log_theta
+        return (negative_log_likelihood * weight.to(z.device)).mean()
+
+    return loss

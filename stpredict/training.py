@@ -1,0 +1,275 @@
+"""Train one network: teach it the ridge baseline on unlabelled tissue, then train it on measured spots."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from stpredict import metrics
+from stpredict.arrays import Float, Int, UInt8
+from stpredict.baselines import fit_ridge
+from stpredict.data.tiles import Tiles
+from stpredict.files import atomic_path
+from stpredict.networks import architecture_config
+from stpredict.networks.m2ort import M2ORT
+from stpredict.objectives import Objective
+
+Report = Callable[[str], None]
+LOG_COLUMNS = ("stage", "epoch", "loss", "validation", "seconds")
+#: Standardised features and ridge predictions beyond this many spreads are artefacts; they would rule the teaching.
+TAUGHT_LIMIT = 4.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. Learning rates are the peaks of one-cycle schedules."""
+
+    architecture: str = "m2ort-small"
+    objective: str = "residuals"
+    epochs: int = 8
+    teach_epochs: int = 5
+    batch_size: int = 48
+    learning_rate: float = 1e-4
+    teach_learning_rate: float = 5e-4
+    weight_decay: float = 0.05
+    seed: int = 0
+
+
+@dataclass
+class Log:
+    """The training log of one network: a CSV file, rewritten whole after each epoch."""
+
+    path: Path
+    report: Report
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                self.rows = [{**row, "epoch": int(row["epoch"])} for row in csv.DictReader(file)]
+
+    def add(self, stage: str, epoch: int, loss: float, seconds: float, validation: float | None = None) -> None:
+        self.rows = [row for row in self.rows if row["stage"] != stage or row["epoch"] < epoch]
+        shown = "" if validation is None else f"{validation:.4f}"
+        self.rows.append(dict(zip(LOG_COLUMNS, (stage, epoch, f"{loss:.5f}", shown, f"{seconds:.0f}"), strict=True)))
+        score = f", validation depth-controlled correlation {shown}" if shown else ""
+        self.report(f"{stage} epoch {epoch}: loss {loss:.4f}{score} ({seconds:.0f} s)")
+        if is_main_process():
+            with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, LOG_COLUMNS)
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+    def best_epoch(self, stage: str) -> int | None:
+        """The epoch with the best validation score."""
+        scored = [
+            (float(row["validation"]), -row["epoch"])
+            for row in self.rows
+            if row["stage"] == stage and row["validation"]
+        ]
+        return -max(scored)[1] if scored else None
+
+
+def is_main_process() -> bool:
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[None]:
+    """Join the other processes that torchrun started, if it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        on_gpu = pick_device(device).type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def augment(patches: UInt8, symmetry: Int) -> UInt8:
+    """Turn each patch (n x P x P x 3) into one of the eight flips and rotations of the square, 0 to 7."""
+    turned = [
+        np.rot90(patch[:, ::-1] if code >= 4 else patch, code % 4)
+        for patch, code in zip(patches, symmetry, strict=True)
+    ]
+    return np.stack(turned)
+
+
+def fit(
+    network: M2ORT,
+    read: Callable[[Int], UInt8],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    index: Int,
+    *,
+    epochs: int,
+    learning_rate: float,
+    settings: Settings,
+    state: Path,
+    device: torch.device,
+) -> Iterator[tuple[int, float, float]]:
+    """Train on the items `index`; yield (epoch from 1, mean loss, seconds) after each epoch.
+
+    The state after each epoch is kept in the file `state`, from which a killed run resumes as if undisturbed.
+    Under torchrun each process takes its share of every batch.
+    """
+    world, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
+    network.to(device)
+    model: nn.Module = DistributedDataParallel(network) if world > 1 else network
+    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=settings.weight_decay)
+    steps = -(-len(index) // settings.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps * epochs)
+    done = 0
+    if state.exists():
+        saved = torch.load(state, map_location=device, weights_only=True)
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        done = saved["epoch"]
+    for epoch in range(done + 1, epochs + 1):
+        started, total = time.monotonic(), 0.0
+        rng = np.random.default_rng((settings.seed, epoch))
+        torch.manual_seed(1_000_003 * settings.seed + 1_009 * epoch + rank)
+        model.train()
+        order, symmetry = rng.permutation(index), rng.integers(0, 8, len(index))
+        for start in range(0, len(order), settings.batch_size):
+            mine = slice(start + rank, min(start + settings.batch_size, len(order)), world)
+            items = order[mine]
+            patches = torch.from_numpy(augment(read(items), symmetry[mine])).to(device)
+            with torch.autocast(device.type, torch.bfloat16):
+                z = model(patches)
+            batch_loss = loss(z.float(), torch.from_numpy(items))
+            optimizer.zero_grad(set_to_none=True)
+            batch_loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            total += float(batch_loss.detach()) * len(items)
+        yield epoch, total / (len(order) / world), time.monotonic() - started
+        if rank == 0:
+            saved = {
+                "network": network.state_dict(), "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(), "epoch": epoch,
+            }  # fmt: skip
+            with atomic_path(state) as temporary:
+                torch.save(saved, temporary)
+
+
+def predict_z(network: M2ORT, tiles: Tiles, index: Int, device: torch.device, batch_size: int = 64) -> Float:
+    """The network's raw output for some spots, in fp32, spots x genes."""
+    network.to(device).eval()
+    out = []
+    with torch.inference_mode():
+        for start in range(0, len(index), batch_size):
+            patches = torch.from_numpy(tiles.read_patches(index[start : start + batch_size])).to(device)
+            out.append(network(patches).double().cpu().numpy())
+    return np.concatenate(out) if out else np.empty((0, network.config.n_genes))
+
+
+def new_network(settings: Settings, tiles: Tiles, n_genes: int) -> M2ORT:
+    torch.manual_seed(settings.seed)
+    return M2ORT(architecture_config(settings.architecture, n_genes=n_genes, patch_px=tiles.patch_px))
+
+
+def teach(
+    network: M2ORT,
+    tiles: Tiles,
+    features: Float,
+    unlabelled_features: Float,
+    objective: Objective,
+    rows: Int,
+    places: Int,
+    settings: Settings,
+    log: Log,
+    state: Path,
+    device: torch.device,
+) -> None:
+    """Teach a network what ridge on colour and texture, fitted on spots `rows`, predicts at the unlabelled `places`.
+
+    The 52 features themselves are taught beside the genes, so that nothing ridge could use is lost.
+    """
+    ridge = fit_ridge(features[rows], objective.targets[rows])
+    taught = np.hstack([ridge.predict(unlabelled_features), unlabelled_features])
+    mean, spread = taught[places].mean(axis=0), taught[places].std(axis=0) + 1e-9
+    wanted = torch.as_tensor(np.clip((taught - mean) / spread, -TAUGHT_LIMIT, TAUGHT_LIMIT), dtype=torch.float32)
+    head, n_genes = network.head, network.config.n_genes
+    network.head = nn.Linear(head.in_features, taught.shape[1])
+    for epoch, loss, seconds in fit(
+        network,
+        lambda index: tiles.read_patches(index, unlabelled=True),
+        lambda z, index: F.mse_loss(z, wanted[index].to(z.device)),
+        places,
+        epochs=settings.teach_epochs,
+        learning_rate=settings.teach_learning_rate,
+        settings=settings,
+        state=state,
+        device=device,
+    ):
+        log.add("teach", epoch, loss, seconds)
+    scale, shift = (torch.as_tensor(x[:n_genes], dtype=torch.float32, device=device) for x in (spread, mean))
+    with torch.no_grad():
+        head = head.to(device)
+        head.weight.copy_(network.head.weight[:n_genes] * scale[:, None])
+        head.bias.copy_(network.head.bias[:n_genes] * scale + shift)
+    network.head = head
+
+
+def train_on_spots(
+    network: M2ORT,
+    tiles: Tiles,
+    objective: Objective,
+    rows: Int,
+    validation: Int,
+    panel_counts: Float,
+    epochs: int,
+    stage: str,
+    settings: Settings,
+    log: Log,
+    state: Path,
+    device: torch.device,
+) -> None:
+    """Train on the measured spots `rows`; after each epoch log the score on the spots `validation`, if any."""
+    for epoch, loss, seconds in fit(
+        network,
+        tiles.read_patches,
+        objective.loss,
+        rows,
+        epochs=epochs,
+        learning_rate=settings.learning_rate,
+        settings=settings,
+        state=state,
+        device=device,
+    ):
+        score = None
+        if len(validation):
+            expression = objective.expression(predict_z(network, tiles, validation, device))
+            per_gene = metrics.depth_controlled_correlation(
+                expression, panel_counts[validation], tiles.depth[validation], tiles.section[validation]
+            )
+            score = float(np.nanmean(per_gene))
+        log.add(stage, epoch, loss, seconds, score)
