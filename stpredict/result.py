@@ -1,0 +1,202 @@
+"""The result of one slide: HDF5 in AnnData's on-disk layout, which anndata, scanpy and squidpy open as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from stpredict.arrays import Float, Float32, Int, UInt8
+from stpredict.errors import ResultError
+from stpredict.files import atomic_path
+from stpredict.slides.lattice import Spots
+
+#: Readers accept files of their own format version and older; a new version is given only to what older ones misread.
+FORMAT_VERSION = 1
+CHUNK_SPOTS = 4096
+CHUNK_GENES = 16
+
+
+@dataclass(frozen=True)
+class Gene:
+    """What a result says of a gene: correlation when held out, and mean ln(1 + CPM) in training; NaN if not known."""
+
+    name: str
+    held_out_correlation: float
+    training_mean: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result that was read: everything but the expression, which `expression` fetches gene by gene."""
+
+    path: Path
+    name: str
+    spots: Spots
+    tissue_fraction: Float32
+    genes: list[Gene]
+    provenance: dict[str, Any]
+    thumbnail: UInt8
+    thumbnail_downsample: float
+
+    def expression(self, gene: str) -> Float32:
+        """ln(1 + CPM) of one gene, per spot; NaN where the slide could not be read."""
+        index = [g.name for g in self.genes].index(gene)
+        with _opened(self.path) as file:
+            values: Float32 = _dataset(file, "X")[:, index]
+        return values
+
+
+def write_result(
+    path: Path,
+    name: str,
+    spots: Spots,
+    tissue_fraction: Float,
+    genes: Sequence[Gene],
+    rows: Iterable[Float32],
+    provenance: dict[str, Any],
+    timings: dict[str, float],
+    thumbnail: UInt8,
+    thumbnail_downsample: float,
+    spot_diameter_px: float,
+) -> None:
+    """Write a result, whole or not at all; `rows` are blocks of spots x genes in the order of the spots."""
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        _tag(file, "anndata", "0.1.0")
+        shape, chunks = (len(spots), len(genes)), (min(CHUNK_SPOTS, len(spots)), min(CHUNK_GENES, len(genes)))
+        x = file.create_dataset(
+            "X", shape, np.float32, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True
+        )
+        _tag(x, "array", "0.2.0")
+        start = 0
+        for block in rows:
+            x[start : start + len(block)] = block
+            start += len(block)
+        assert start == len(spots), f"{start} rows for {len(spots)} spots"
+        _write_table(file, "obs", spot_names(name, spots), {
+            "row": spots.row, "col": spots.column, "tissue_fraction": tissue_fraction.astype(np.float32),
+        })  # fmt: skip
+        _write_table(file, "var", [gene.name for gene in genes], {
+            "held_out_correlation": np.array([gene.held_out_correlation for gene in genes], np.float32),
+            "training_mean": np.array([gene.training_mean for gene in genes], np.float32),
+        })  # fmt: skip
+        for group in ("obsm", "varm", "obsp", "varp", "layers", "uns", "uns/log1p", "uns/spatial"):
+            _tag(file.create_group(group), "dict", "0.1.0")
+        _write_array(file, "obsm/spatial", spots.centres.astype(np.float64))
+        library = f"uns/spatial/{name}"
+        for group in ("", "/images", "/scalefactors", "/metadata"):
+            _tag(file.create_group(library + group), "dict", "0.1.0")
+        _write_array(file, f"{library}/images/hires", thumbnail)
+        scale_factors = {
+            "tissue_hires_scalef": 1 / thumbnail_downsample,
+            "spot_diameter_fullres": spot_diameter_px,
+            "fiducial_diameter_fullres": spot_diameter_px,
+        }
+        for key, value in scale_factors.items():
+            _tag(file.create_dataset(f"{library}/scalefactors/{key}", data=value), "numeric-scalar", "0.2.0")
+        _write_text(file, "uns/stpredict", json.dumps({"format_version": FORMAT_VERSION, **provenance}, sort_keys=True))
+        _write_text(file, "uns/stpredict_timings", json.dumps(timings))
+
+
+def spot_names(name: str, spots: Spots) -> list[str]:
+    """Names unique across slides: SLIDE:r12c34 on a lattice, SLIDE:s17 for given positions."""
+    if spots.layout == "given":
+        return [f"{name}:s{column}" for column in spots.column]
+    return [f"{name}:r{row}c{column}" for row, column in zip(spots.row, spots.column, strict=True)]
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """How a result was made. Raises ResultError if the file is not a result of this program."""
+    with _opened(path) as file:
+        return _provenance(file, path)
+
+
+def read_result(path: Path) -> Result:
+    """Read a result. Raises ResultError if the file is damaged or not a result of this program."""
+    with _opened(path) as file:
+        provenance = _provenance(file, path)
+        name = str(provenance["slide"]["name"])
+        library = f"uns/spatial/{name}"
+        lattice = provenance["lattice"]
+        spots = Spots(
+            centres=_dataset(file, "obsm/spatial")[:].astype(np.float64).reshape(-1, 2),
+            row=_dataset(file, "obs/row")[:].astype(np.int64),
+            column=_dataset(file, "obs/col")[:].astype(np.int64),
+            layout=lattice["layout"],
+            pitch_um=float(lattice["pitch_um"]),
+        )
+        columns = [_dataset(file, f"var/{column}")[:] for column in ("held_out_correlation", "training_mean")]
+        names = [str(gene) for gene in _dataset(file, "var/_index").asstr()[:]]
+        result = Result(
+            path=path,
+            name=name,
+            spots=spots,
+            tissue_fraction=_dataset(file, "obs/tissue_fraction")[:],
+            genes=[Gene(gene, float(r), float(mean)) for gene, r, mean in zip(names, *columns, strict=True)],
+            provenance=provenance,
+            thumbnail=_dataset(file, f"{library}/images/hires")[:],
+            thumbnail_downsample=1 / float(_dataset(file, f"{library}/scalefactors/tissue_hires_scalef")[()]),
+        )
+        if _dataset(file, "X").shape != (len(spots), len(names)):
+            raise ResultError(f"{path.name}: damaged: spots, genes and expression do not fit together.")
+        return result
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    if not path.is_file():
+        raise ResultError(f"{path}: no such file.")
+    try:
+        with h5py.File(path) as file:
+            yield file
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise ResultError(f"{path.name}: not a result of this program, or a damaged one ({error}).") from error
+
+
+def _provenance(file: h5py.File, path: Path) -> dict[str, Any]:
+    provenance = json.loads(_dataset(file, "uns/stpredict")[()])
+    if provenance["format_version"] > FORMAT_VERSION:
+        raise ResultError(f"{path.name}: made by a newer version of stpredict; please update.")
+    return dict(provenance)
+
+
+def _dataset(file: h5py.File, name: str) -> Any:
+    """A data set stored in the file itself: links to other files are never followed."""
+    group: Any = file
+    for part in name.split("/"):
+        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
+            raise ValueError(f"{name} is missing or a link")
+        group = group[part]
+    if not isinstance(group, h5py.Dataset) or group.external or group.is_virtual:
+        raise ValueError(f"{name} is not stored in this file")
+    return group
+
+
+def _tag(item: h5py.Group | h5py.Dataset, encoding: str, version: str) -> None:
+    item.attrs["encoding-type"], item.attrs["encoding-version"] = encoding, version
+
+
+def _write_array(file: h5py.File, name: str, values: np.ndarray) -> None:
+    chunked = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if values.size else {}
+    _tag(file.create_dataset(name, data=values, **chunked), "array", "0.2.0")
+
+
+def _write_text(file: h5py.File, name: str, text: str) -> None:
+    _tag(file.create_dataset(name, data=text, dtype=h5py.string_dtype()), "string", "0.2.0")
+
+
+def _write_table(file: h5py.File, name: str, index: Sequence[str], columns: dict[str, Float32 | Int]) -> None:
+    group = file.create_group(name)
+    _tag(group, "dataframe", "0.2.0")
+    group.attrs["_index"] = "_index"
+    group.attrs["column-order"] = np.array(list(columns), dtype=h5py.string_dtype())
+    names = group.create_dataset("_index", data=np.array(index, dtype=object), dtype=h5py.string_dtype())
+    _tag(names, "string-array", "0.2.0")
+    for column, values in columns.items():
+        _write_array(file, f"{name}/{column}", values)

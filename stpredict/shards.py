@@ -1,0 +1,130 @@
+"""Finished blocks of spots on disk, from which an interrupted prediction resumes and the result is assembled."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from stpredict.arrays import Float32, Int
+from stpredict.errors import ResultError
+from stpredict.files import atomic_path
+
+SHARD_SPOTS = 1024
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The folder of one slide's shards: shard k holds the spots order[k * 1024 : (k + 1) * 1024]."""
+
+    folder: Path
+    order: Int
+    n_genes: int
+    settings: dict[str, Any]
+
+    @property
+    def count(self) -> int:
+        return -(-len(self.order) // SHARD_SPOTS)
+
+    def spots(self, shard: int) -> Int:
+        """The spots of a shard, as indices into the lattice."""
+        return self.order[shard * SHARD_SPOTS : (shard + 1) * SHARD_SPOTS]
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}.npy"
+
+    def write(self, shard: int, expression: Float32) -> None:
+        """Write spots x genes of one shard, whole or not at all."""
+        with atomic_path(self.path(shard)) as temporary, temporary.open("wb") as file:
+            np.save(file, expression)
+            file.write(_checksum(expression))
+
+    def read(self, shard: int) -> Float32 | None:
+        """A shard, or None if it is missing or damaged."""
+        try:
+            with self.path(shard).open("rb") as file:
+                expression = np.load(file, allow_pickle=False)
+                checksum = file.read()
+        except (OSError, ValueError, EOFError):
+            return None
+        whole = expression.shape == (len(self.spots(shard)), self.n_genes) and checksum == _checksum(expression)
+        return expression if whole else None
+
+    def missing(self) -> list[int]:
+        return [shard for shard in range(self.count) if self.read(shard) is None]
+
+    def rows(self, block_spots: int) -> Iterator[Float32]:
+        """Spots x genes in the order of the lattice, `block_spots` at a time; shards stay on disk in between."""
+        place = np.empty(len(self.order), np.int64)
+        place[self.order] = np.arange(len(self.order))
+        maps = [np.load(self.path(shard), mmap_mode="r", allow_pickle=False) for shard in range(self.count)]
+        for start in range(0, len(place), block_spots):
+            wanted = place[start : start + block_spots]
+            block = np.empty((len(wanted), self.n_genes), np.float32)
+            for shard in np.unique(wanted // SHARD_SPOTS):
+                here = wanted // SHARD_SPOTS == shard
+                block[here] = maps[shard][wanted[here] % SHARD_SPOTS]
+            yield block
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def open_shards(folder: Path, order: Int, n_genes: int, settings: dict[str, Any], overwrite: bool) -> Shards:
+    """Find the shards of a prediction with these settings, if it was begun; nothing is written yet.
+
+    Raises ResultError if the folder holds shards of other settings, unless `overwrite`.
+    """
+    manifest = folder / MANIFEST
+    if folder.exists():
+        try:
+            found = json.loads(manifest.read_text())
+        except (OSError, ValueError):
+            found = None
+        if found is None or (found["settings"] != settings and overwrite):
+            shutil.rmtree(folder)
+        elif found["settings"] != settings:
+            difference = describe_difference(found["settings"], settings)
+            raise ResultError(
+                f"{folder.name}: an interrupted prediction with other settings stands here ({difference}); "
+                "--overwrite discards it."
+            )
+    return Shards(folder, order, n_genes, settings)
+
+
+def pinned_engine(shards: Shards) -> tuple[str, str] | None:
+    """Engine and precision that the first shard was made with."""
+    manifest = shards.folder / MANIFEST
+    if not manifest.exists():
+        return None
+    name, precision = json.loads(manifest.read_text())["engine"]
+    return name, precision
+
+
+def pin_engine(shards: Shards, name: str, precision: str) -> None:
+    """Make the folder of the shards and note what they are made with."""
+    shards.folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(shards.folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps({"settings": shards.settings, "engine": [name, precision]}))
+
+
+def describe_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What differs between two settings, in words: "pitch_um 100 instead of 50"."""
+    different = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
+    return ", ".join(f"{key} {_short(found.get(key))} instead of {_short(wanted.get(key))}" for key in different)
+
+
+def _short(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 40 else f"{text[:36]}..."
+
+
+def _checksum(expression: Float32) -> bytes:
+    return crc32(np.ascontiguousarray(expression).tobytes()).to_bytes(4, "little")
