@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from stpredict.cli import app
+
+app()

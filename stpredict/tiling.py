@@ -1,0 +1,70 @@
+"""The grid that a prediction would use, to look at and to use again: a table of spots, a picture, and the patches."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image, ImageDraw
+
+from stpredict.files import atomic_path
+from stpredict.prediction import Request, slide_name
+from stpredict.slides.grid import choose_spots
+from stpredict.slides.lattice import Spots
+from stpredict.slides.raster import make_raster, read_patches
+from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
+from stpredict.slides.tissue import Tissue, make_thumbnail
+from stpredict.weights import Model
+
+OUTSIDE_TISSUE = 0.45  # brightness
+
+
+def tile_slide(path: Path, model: Model, request: Request, out: Path, patches: bool) -> Iterator[Path]:
+    """Write SLIDE.spots.csv, SLIDE.tissue.png and, with `patches`, SLIDE.tiles.h5; yield each.
+
+    Raises SlideError for a slide that a prediction would refuse.
+    """
+    with open_slide(path) as slide:
+        mpp = resolve_mpp(slide, request.mpp)
+        raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
+        diameter_um = model.card["spot_diameter_um"]
+        tissue, spots, fraction = choose_spots(slide, mpp, request.grid(model), request.engine.threads)
+        name = slide_name(path)
+        table = out / f"{name}.spots.csv"
+        with atomic_path(table) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("x", "y", "row", "col", "tissue_fraction"))
+            for (x, y), row, column, share in zip(spots.centres, spots.row, spots.column, fraction, strict=True):
+                writer.writerow((f"{x:.3f}", f"{y:.3f}", row, column, f"{share:.3f}"))
+        yield table
+        picture = out / f"{name}.tissue.png"
+        with atomic_path(picture) as temporary:
+            draw_grid(slide, mpp, tissue, spots, diameter_um, request.engine.threads).save(temporary)
+        yield picture
+        if patches:
+            tiles = out / f"{name}.tiles.h5"
+            patch_px = model.card["patch_px"]
+            with atomic_path(tiles) as temporary, h5py.File(temporary, "w") as file:
+                file.attrs.update(format="stpredict-patches", format_version=1, patch_px=patch_px, mpp=raster.mpp)
+                file["centres"] = spots.centres
+                stored = file.create_dataset("patches", (len(spots), patch_px, patch_px, 3), np.uint8)
+                for index, block in read_patches(raster, spots.centres, patch_px, request.engine.threads):
+                    for i, patch in zip(index, block, strict=True):
+                        stored[i] = patch
+            yield tiles
+
+
+def draw_grid(slide: Slide, mpp: Mpp, tissue: Tissue, spots: Spots, diameter_um: float, threads: int) -> Image.Image:
+    """The slide's thumbnail, dark outside the tissue, with a ring around each spot."""
+    thumbnail, downsample = make_thumbnail(slide, mpp, tissue, threads)
+    height, width = thumbnail.shape[:2]
+    mask = np.asarray(Image.fromarray(tissue.mask).resize((width, height), Image.Resampling.NEAREST))
+    image = Image.fromarray(np.where(mask[..., None], thumbnail, (thumbnail * OUTSIDE_TISSUE).astype(np.uint8)))
+    draw = ImageDraw.Draw(image)
+    radius_x, radius_y = (diameter_um / 2 / um / downsample for um in mpp)
+    for x, y in spots.centres / downsample:
+        draw.ellipse((x - radius_x, y - radius_y, x + radius_x, y + radius_y), outline="#00a0ff")
+    return image
