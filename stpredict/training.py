@@ -83,7 +83,7 @@ class Log:
 
 
 def is_main_process() -> bool:
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager

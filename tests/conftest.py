@@ -59,9 +59,7 @@ def make_model(path: Path, seed: int = 0, **card: object) -> Path:
             "display_range": [[4.0] * count, [6.0] * count],
         },
         "training": {},
-        "held_out": [
-            {"kind": "patient", "per_gene": {"correlation": [0.3, 0.01, *([0.2] * (count - 2))]}}
-        ],
+        "held_out": [{"kind": "patient", "per_gene": {"correlation": [0.3, 0.01, *([0.2] * (count - 2))]}}],
         "intended_use": "Tests.",
         **card,
     }
@@ -105,8 +103,6 @@ def write_section(folder: Path, name: str, image: np.ndarray, seed: int, mpp: fl
 def dataset(tmp_path_factory: pytest.TempPathFactory, region: np.ndarray) -> Path:
     """Three sections of two patients, made from the example slide."""
     folder = tmp_path_factory.mktemp("her2st")
-    for seed, (name, image) in enumerate(
-        {"A1": region, "A2": region[:, ::-1], "B1": region[::-1]}.items()
-    ):
+    for seed, (name, image) in enumerate({"A1": region, "A2": region[:, ::-1], "B1": region[::-1]}.items()):
         write_section(folder, name, np.ascontiguousarray(image), seed)
     return folder

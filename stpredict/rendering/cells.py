@@ -15,6 +15,8 @@ from stpredict.slides.slide import Bounds, Mpp
 #: Given spots are drawn as disks, on a grid of at least this many cells per diameter where the slide is not too large.
 CELLS_PER_DIAMETER = 24
 MAX_GRID = 4096
+#: A squared distance beyond any slide, of rows that hold no spot.
+NOWHERE = 1e18
 
 
 @dataclass(frozen=True)
@@ -51,28 +53,33 @@ def make_cells(spots: Spots, canvas: Canvas, downsample: float = 1.0) -> Cells:
     grid = np.full((n_rows + 1, n_columns + 1), -1, np.int64)  # the last row and column stay empty
     grid[spots.row, spots.column] = np.arange(len(spots))
     x, y = centre[0] - canvas.bounds.x, centre[1] - canvas.bounds.y
-    (step_x, step_y), first_y = steps(canvas.mpp, spots.pitch_um, spots.layout)
     if spots.layout == "square":
-        column, row = (x / step_x).floor(), (y / step_y).floor()
+        (step_x, step_y), _ = steps(canvas.mpp, spots.pitch_um, spots.layout)
+        column, row = _at_most((x / step_x).floor(), n_columns - 1), _at_most((y / step_y).floor(), n_rows - 1)
     else:
-        column, row = _hexagons(x, y, step_x, step_y, first_y, canvas.mpp)
-    column, row = _at_most(column, n_columns - 1), _at_most(row, n_rows - 1)
+        column, row = _hexagons(x, y, canvas, spots.pitch_um, n_rows)
     inside = (x >= 0) & (x < canvas.bounds.width) & (y >= 0) & (y < canvas.bounds.height)
     return Cells(grid, inside.ifthenelse(column.bandjoin(row), [n_columns, n_rows]).cast("float"))
 
 
 def _hexagons(
-    x: pyvips.Image, y: pyvips.Image, step_x: float, step_y: float, first_y: float, mpp: Mpp
+    x: pyvips.Image, y: pyvips.Image, canvas: Canvas, pitch_um: float, n_rows: int
 ) -> tuple[pyvips.Image, pyvips.Image]:
-    """Column and row of the nearest centre: it lies in the row above or in the row below."""
+    """Column and row of the nearest centre: it lies in one of the two rows around the pixel."""
+    (step_x, step_y), first_y = steps(canvas.mpp, pitch_um, "hex")
+    last_column = {shift: int(np.ceil(canvas.bounds.width / step_x - 0.5 - shift)) - 1 for shift in (0.0, 0.5)}
     position = (y - first_y) / step_y
-    above = _at_least(position.floor(), 0)
+    above = _at_most(_at_least(position.floor(), 0), max(n_rows - 2, 0))
     candidates = []
-    for row in (above, above + 1):
-        shift = (row % 2) / 2
+    for row in (above, _at_most(above + 1, n_rows - 1)):
+        odd = row % 2
+        shift = odd / 2
         column = _at_least((x / step_x - shift).floor(), 0)
-        dx, dy = ((column + shift + 0.5) * step_x - x) * mpp.x, ((row - position) * step_y) * mpp.y
-        candidates.append((column, row, dx * dx + dy * dy))
+        last = odd * (last_column[0.5] - last_column[0.0]) + last_column[0.0]
+        column = (column > last).ifthenelse(last, column)
+        dx = ((column + shift + 0.5) * step_x - x) * canvas.mpp.x
+        dy = (row - position) * (step_y * canvas.mpp.y)
+        candidates.append((column, row, (column < 0).ifthenelse(NOWHERE, dx * dx + dy * dy)))
     (column_0, row_0, distance_0), (column_1, row_1, distance_1) = candidates
     nearer = distance_0 <= distance_1
     return nearer.ifthenelse(column_0, column_1), nearer.ifthenelse(row_0, row_1)

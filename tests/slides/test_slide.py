@@ -112,7 +112,12 @@ def test_no_file_and_a_folder(tmp_path):
 
 
 def test_files_that_are_no_slides(tmp_path):
-    for name, content in (("empty.svs", b""), ("text.svs", b"hello"), ("text.jpg", b"hello"), ("half.svs", SLIDE.read_bytes()[:900_000])):
+    for name, content in (
+        ("empty.svs", b""),
+        ("text.svs", b"hello"),
+        ("text.jpg", b"hello"),
+        ("half.svs", SLIDE.read_bytes()[:900_000]),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(SlideError, match=name):
             open_slide(tmp_path / name)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GENES
+
+from stpredict.data.dataset import read_dataset
+from stpredict.data.tiles import read_tiles, write_tiles
+from stpredict.errors import DatasetError
+from stpredict.slides.raster import make_raster, read_patches
+from stpredict.slides.slide import open_slide
+
+
+@pytest.fixture(scope="module")
+def tiles(dataset: Path, tmp_path_factory: pytest.TempPathFactory):
+    path = tmp_path_factory.mktemp("tiles") / "mine.tiles.h5"
+    lines: list[str] = []
+    write_tiles(read_dataset(dataset), path, unlabelled=30, report=lines.append)
+    assert len(lines) == 3
+    return read_tiles(path)
+
+
+def test_tiles_hold_what_the_sections_held(tiles, dataset: Path):
+    sections = read_dataset(dataset)
+    assert tiles.mpp == 0.5
+    assert list(np.unique(tiles.patient)) == ["A", "B"]
+    assert sorted(set(tiles.section)) == ["A1", "A2", "B1"]
+    np.testing.assert_allclose(tiles.depth, np.concatenate([s.counts.sum(axis=1) for s in sections]))
+    rows = tiles.section == "B1"
+    np.testing.assert_array_equal(tiles.panel_counts(GENES)[rows], sections[2].counts.toarray()[:, : len(GENES)])
+    assert (tiles.panel_counts(["ONLY_A1"])[rows] == 0).all()  # not measured there
+    assert (tiles.panel_counts(["NOWHERE"]) == 0).all()
+
+
+def test_patches_are_those_of_the_images(tiles, dataset: Path):
+    section = read_dataset(dataset)[1]
+    rows = np.flatnonzero(tiles.section == "A2")
+    with open_slide(section.image) as slide:
+        raster = make_raster(slide, section.mpp, tiles.mpp)
+        for index, patches in read_patches(raster, section.centres, tiles.patch_px):
+            np.testing.assert_array_equal(tiles.read_patches(rows[index]), patches)
+
+
+def test_unlabelled_patches_are_of_tissue(tiles):
+    patches = tiles.read_patches(range(len(tiles.unlabelled_section)), unlabelled=True)
+    assert 25 <= len(patches) <= 30
+    assert (patches[:, 80:144, 80:144].mean(axis=(1, 2, 3)) < 235).mean() > 0.8
+
+
+def test_other_files_are_refused(tmp_path: Path):
+    (tmp_path / "x.h5").write_bytes(b"nothing")
+    with pytest.raises(DatasetError, match="tiles"):
+        read_tiles(tmp_path / "x.h5")

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SLIDE, make_model
+from PIL import Image
+from slides_to_try import tiff_pyramid
+from typer.testing import CliRunner
+
+from stpredict.cli import app
+from stpredict.result import read_result
+
+PROGRAM = [sys.executable, "-m", "stpredict"]
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_example_of_the_readme(tmp_path: Path):
+    """A slide goes in, a gene map comes out, with the weights that are shipped."""
+    predicted = run("predict", SLIDE, "--genes", "GNAS,DDX5")
+    assert predicted.exit_code == 0, predicted.output
+    assert predicted.stdout == "CMU-1-Small-Region.h5ad\n"
+    rendered = run("render", "CMU-1-Small-Region.h5ad")
+    assert rendered.exit_code == 0, rendered.output
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"CMU-1-Small-Region.h5ad"} | {
+        f"CMU-1-Small-Region.{gene}.{kind}"
+        for gene in ("GNAS", "DDX5")
+        for kind in ("heatmap.tif", "overlay.tif", "preview.png", "scale.json")
+    }
+    expression = read_result(Path("CMU-1-Small-Region.h5ad")).expression("GNAS")
+    assert np.isfinite(expression).all()
+    assert expression.std() > 0.01
+    again = run("predict", SLIDE, "--genes", "GNAS,DDX5")
+    assert again.exit_code == 0
+    assert "up to date" in again.stderr
+
+
+def test_predict_and_render_in_one_call(tiny_model_path, tmp_path):
+    done = run("predict", SLIDE, "--genes", "GNAS", "-m", tiny_model_path, "--render", "-o", "out")
+    assert done.exit_code == 0, done.output
+    assert len(done.stdout.splitlines()) == 4
+    assert (tmp_path / "out" / "CMU-1-Small-Region.GNAS.overlay.tif").exists()
+
+
+def test_tile_writes_a_grid_that_predict_takes(tiny_model_path):
+    tiled = run("tile", SLIDE, "-m", tiny_model_path, "--patches")
+    assert tiled.exit_code == 0, tiled.output
+    assert tiled.stdout.split() == [f"CMU-1-Small-Region.{x}" for x in ("spots.csv", "tissue.png", "tiles.h5")]
+    with Image.open("CMU-1-Small-Region.tissue.png") as picture:
+        assert max(picture.size) == 1500
+    given = run("predict", SLIDE, "-m", tiny_model_path, "--spots", "CMU-1-Small-Region.spots.csv", "-o", "given")
+    lattice = run("predict", SLIDE, "-m", tiny_model_path)
+    assert given.exit_code == lattice.exit_code == 0
+    expressions = [
+        read_result(Path(folder) / "CMU-1-Small-Region.h5ad").expression("ERBB2") for folder in ("given", ".")
+    ]
+    np.testing.assert_allclose(*expressions, atol=1e-6)
+
+
+def make(kind: str, region: np.ndarray) -> Path:
+    path = Path(kind.replace(" ", "_") + ".tif")
+    if kind == "empty file":
+        path = Path("empty.svs")
+        path.touch()
+    elif kind == "text":
+        path = Path("text.svs")
+        path.write_text("hello")
+    elif kind == "truncated":
+        path = Path("half.svs")
+        path.write_bytes(SLIDE.read_bytes()[:1_000_000])
+    elif kind == "background":
+        tiff_pyramid(path, np.full((1024, 1024, 3), 242, np.uint8), (0.5, 0.5))
+    elif kind == "no mpp":
+        tiff_pyramid(path, region[:1024, :1024], None)
+    elif kind == "coarse":
+        tiff_pyramid(path, region[:1024, :1024], (1.1, 1.1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "code", "says"),
+    [
+        ("missing", [], 2, "no such file"),
+        ("empty file", [], 1, "empty"),
+        ("text", [], 1, "not a slide"),
+        ("truncated", [], 1, "not a slide, or a damaged one"),
+        ("background", [], 1, "no tissue found"),
+        ("no mpp", [], 2, "--mpp"),
+        ("no mpp", ["--mpp", "0"], 2, "positive"),
+        ("coarse", [], 1, "--allow-upsampling"),
+        ("slide", ["--genes", "GNASS"], 2, "nearest: GNAS"),
+        ("slide", ["-m", "m3ort"], 2, "no model is called 'm3ort'"),
+        ("slide", ["-m", "gone.safetensors"], 2, "no such model file"),
+        ("slide", ["-m", "damaged.safetensors"], 2, "damaged"),
+        ("slide", ["-m", "renamed.safetensors"], 2, "not a model file"),
+        ("slide", ["-o", "file"], 2, "cannot be made"),
+        ("slide", ["--pitch", "0.1"], 2, "larger than a pixel"),
+        ("slide", ["--layout", "round"], 2, "square or hex"),
+        ("slide", ["--engine", "abacus"], 2, "choose one of"),
+        ("slide", ["--no-such-option"], 2, "No such option"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_an_exit_code(tiny_model_path, region, kind, arguments, code, says):
+    content = bytearray(tiny_model_path.read_bytes())
+    content[-5] ^= 1
+    Path("damaged.safetensors").write_bytes(content)
+    Path("renamed.safetensors").write_bytes(SLIDE.read_bytes()[:5000])
+    Path("file").touch()
+    slide = SLIDE if kind == "slide" else make(kind, region)
+    model = [] if "-m" in arguments else ["-m", tiny_model_path]
+    done = run("predict", slide, *model, *arguments)
+    assert done.exit_code == code, done.output
+    assert says in done.stderr
+    assert "Traceback" not in done.output
+    assert not list(Path().glob("**/*.h5ad"))
+
+
+def test_a_directory_is_not_a_slide(tiny_model_path):
+    Path("folder").mkdir()
+    done = run("predict", "folder", "-m", tiny_model_path)
+    assert done.exit_code == 2
+    assert "directory" in done.stderr
+
+
+def test_many_slides_with_failures_end_in_a_table(tiny_model_path, region):
+    slides = [make(kind, region) for kind in ("no mpp", "text", "background")]
+    done = run("predict", *slides, SLIDE, "-m", tiny_model_path, "--genes", "GNAS")
+    assert done.exit_code == 1
+    assert done.stdout == "CMU-1-Small-Region.h5ad\n"
+    assert "3 of 4 slides failed:" in done.stderr
+    table = done.stderr.split("failed:\n")[-1].splitlines()
+    assert [line.split()[0] for line in table] == [slide.name for slide in slides]
+
+
+def test_an_output_of_other_settings_is_refused(tiny_model_path):
+    assert run("predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS").exit_code == 0
+    other = run("predict", SLIDE, "-m", tiny_model_path, "--genes", "DDX5")
+    assert other.exit_code == 1
+    assert "genes GNAS instead of DDX5" in other.stderr
+    assert "--overwrite" in other.stderr
+    assert run("predict", SLIDE, "-m", tiny_model_path, "--genes", "DDX5", "--overwrite").exit_code == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+def test_a_folder_that_cannot_be_written(tiny_model_path):
+    Path("closed").mkdir(mode=0o500)
+    done = run("predict", SLIDE, "-m", tiny_model_path, "-o", "closed")
+    assert done.exit_code == 2
+    assert "cannot be written" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full to stand for a full disk")
+def test_a_full_disk_leaves_no_result(tiny_model_path, monkeypatch):
+    def no_space(*_args: object, **_kwargs: object) -> None:
+        with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123 (the device itself)
+            full.write(b"x")
+
+    monkeypatch.setattr("stpredict.shards.np.save", no_space)
+    done = run("predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS")
+    assert done.exit_code == 1
+    assert "No space left" in done.stderr
+    assert not Path("CMU-1-Small-Region.h5ad").exists()
+
+
+def test_ctrl_c_leaves_no_half_result_and_the_same_command_goes_on(tmp_path: Path):
+    model = make_model(tmp_path / "slow.safetensors")
+    call = [*PROGRAM, "predict", SLIDE, "-m", model, "--pitch", "8", "--engine", "eager", "--threads", "1"]
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        parts = tmp_path / "CMU-1-Small-Region.h5ad.parts"
+        deadline = time.monotonic() + 120
+        while not list(parts.glob("0*.npy")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "CMU-1-Small-Region.h5ad").exists()
+    assert list(parts.glob("0*.npy"))
+
+
+def test_render_of_nothing_and_of_other_files():
+    missing = run("render", "nothing.h5ad")
+    assert missing.exit_code == 2
+    assert "no such file" in missing.stderr
+    other = run("render", SLIDE)
+    assert other.exit_code == 1
+    assert "not a result" in other.stderr
+    style = run("render", SLIDE, "--style", "oil")
+    assert style.exit_code == 2
+    assert "heatmap, overlay" in style.stderr
+
+
+def test_many_genes_must_be_named_to_be_drawn(tmp_path):
+    genes = [f"G{i}" for i in range(8)]
+    model = make_model(tmp_path / "m.safetensors", panel=genes)
+    assert run("predict", SLIDE, "-m", model, "--pitch", "300").exit_code == 0
+    assert run("render", "CMU-1-Small-Region.h5ad", "--style", "heatmap", "--genes", "G1,G7").exit_code == 0
+    assert len(list(tmp_path.glob("*.tif"))) == 2
+
+
+def test_models_and_doctor(monkeypatch, tiny_model_path):
+    monkeypatch.setenv("STPREDICT_MODELS", str(tiny_model_path.parent))
+    listed = run("models", "list")
+    assert "tiny  m2ort-tiny, 8 genes" in listed.stdout
+    assert "m2ort-small-her2st" in listed.stdout
+    shown = run("models", "show", "m2ort-small-her2st").stdout
+    for text in (
+        "best predicted",
+        "worst",
+        "ridge on colour and texture",
+        "same-patient mean",
+        "2 patients",
+        "Research use",
+    ):
+        assert text in shown
+    examined = run("doctor")
+    assert examined.exit_code == 0
+    for text in (
+        "cores:",
+        "GPU:",
+        "engine eager: available",
+        "engine openvino: available",
+        "compiled models are kept in",
+    ):
+        assert text in examined.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["predict"], ["render"], ["train"], ["models"]])
+def test_help_answers_at_once(command):
+    seconds = []
+    for _ in range(5):
+        start = time.monotonic()
+        done = subprocess.run([*PROGRAM, *command, "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.monotonic() - start)
+    assert "Usage" in done.stdout
+    # 0.3 s on an idle machine (see tests/benchmarks); here only that nothing heavy is imported.
+    assert statistics.median(seconds) < 1.0
+    imported = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "stpredict", *command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    assert not {"numpy", "torch", "openslide", "h5py"} & {line.split("|")[-1].strip() for line in imported.splitlines()}
+
+
+def test_version():
+    assert run("--version").stdout.strip() == "0.1.0"
+
+
+def test_a_slide_name_that_begins_with_a_dash(tiny_model_path):
+    shutil.copy(SLIDE, "-x.svs")
+    done = run("predict", "-m", tiny_model_path, "--genes", "GNAS", "--", "-x.svs")
+    assert done.exit_code == 0, done.output
+    assert Path("-x.h5ad").exists()

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import GENES, SLIDE
+from slides_to_try import leica_with_bounds, tiff_pyramid
+
+from stpredict.engines import EngineRequest
+from stpredict.engines.eager import load_network
+from stpredict.errors import ResultError, UsageError
+from stpredict.prediction import Request, predict_slides
+from stpredict.result import read_provenance, read_result
+from stpredict.shards import Shards, describe_difference
+from stpredict.slides.raster import make_raster, read_patches
+from stpredict.slides.slide import Mpp, open_slide
+
+EAGER = EngineRequest("eager", "fp32", batch_size=16)
+
+
+def predict(model, out: Path, slides=(SLIDE,), engine=EAGER, report=print, **request):
+    def nothing(done: int, total: int) -> None:
+        assert done <= total
+
+    return list(predict_slides(slides, model, Request(engine=engine, **request), out, report, nothing))
+
+
+@pytest.fixture(scope="module")
+def result(tiny_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    (outcome,) = predict(tiny_model, out, genes=("DDX5", "GNAS"))
+    assert outcome.status == "done"
+    return outcome.result
+
+
+def test_expression_is_what_the_network_says_of_each_spots_patch(tiny_model, result):
+    found = read_result(result)
+    with open_slide(SLIDE) as slide:
+        raster = make_raster(slide, Mpp(0.499, 0.499), 0.69)
+        some = np.arange(0, len(found.spots), 7)
+        patches = np.zeros((len(some), 224, 224, 3), np.uint8)
+        for index, block in read_patches(raster, found.spots.centres[some], 224):
+            patches[index] = block
+    with torch.inference_mode():
+        expected = load_network(tiny_model)(torch.from_numpy(patches)).numpy()
+    for gene in ("GNAS", "DDX5"):
+        np.testing.assert_allclose(found.expression(gene)[some], expected[:, GENES.index(gene)], atol=1e-4)
+
+
+def test_anndata_opens_the_result(result):
+    table = anndata.read_h5ad(result)
+    assert list(table.var_names) == ["DDX5", "GNAS"]  # in the order asked for
+    assert table.X.dtype == np.float32
+    assert table.obs_names[0].startswith("CMU-1-Small-Region:r")
+    assert table.obs_names.is_unique
+    assert (table.obs["tissue_fraction"] >= 0.25).all()
+    np.testing.assert_allclose(table.var["held_out_correlation"], [0.01, 0.3], atol=1e-6)
+    np.testing.assert_allclose(
+        table.obsm["spatial"], (table.obs[["col", "row"]].to_numpy() + 0.5) * 100 / 0.499, atol=1e-6
+    )
+    library = table.uns["spatial"]["CMU-1-Small-Region"]
+    assert library["images"]["hires"].shape[2] == 3
+    height = library["images"]["hires"].shape[0]
+    assert height / library["scalefactors"]["tissue_hires_scalef"] == pytest.approx(2967, rel=0.01)
+    assert library["scalefactors"]["spot_diameter_fullres"] == pytest.approx(100 / 0.499)
+    json.loads(table.uns["stpredict_timings"])
+
+
+def test_provenance_says_how_it_was_made(result, tiny_model):
+    found = read_provenance(result)
+    assert found["model"] == {"name": "tiny", "sha256": tiny_model.sha256}
+    assert (found["engine"], found["precision"]) == ("eager", "fp32")
+    assert found["check"]["passed"]
+    assert found["slide"]["native_mpp"] == found["slide"]["mpp"] == [0.499, 0.499]
+    assert found["slide"]["given_mpp"] is None
+    assert (result.parent / found["slide"]["path"]).resolve() == SLIDE.resolve()
+    assert found["lattice"] == {"layout": "square", "pitch_um": 100.0, "spot_diameter_um": 100.0, "oversampled": False}
+
+
+def test_nothing_of_the_slides_own_metadata_is_copied(result):
+    with open_slide(SLIDE) as slide:
+        secrets = [v for k, v in slide._slide.properties.items() if k.startswith("aperio.") and len(v) > 5]  # type: ignore[attr-defined]
+    assert len(secrets) > 3
+    content = result.read_bytes()
+    assert not [secret for secret in secrets if secret.encode() in content]
+
+
+def test_genes_default_to_the_whole_panel(tiny_model, tmp_path):
+    (outcome,) = predict(tiny_model, tmp_path, pitch_um=200.0)
+    assert [gene.name for gene in read_result(outcome.result).genes] == GENES
+
+
+def test_a_denser_grid_is_recorded_as_oversampling(tiny_model, tmp_path):
+    (outcome,) = predict(tiny_model, tmp_path, genes=("GNAS",), pitch_um=60.0, layout="hex")
+    found = read_provenance(outcome.result)
+    assert found["lattice"]["oversampled"]
+    assert read_result(outcome.result).spots.layout == "hex"
+
+
+def test_spots_of_a_file_agree_with_the_lattice(tiny_model, tmp_path, result):
+    found = read_result(result)
+    order = np.random.default_rng(0).permutation(len(found.spots))
+    lines = [f"{x!r},{y!r}" for x, y in found.spots.centres[order].tolist()]
+    (tmp_path / "spots.csv").write_text("x,y\n" + "\n".join(lines))
+    (outcome,) = predict(tiny_model, tmp_path, genes=("GNAS",), spots_file=tmp_path / "spots.csv")
+    np.testing.assert_allclose(
+        read_result(outcome.result).expression("GNAS"), found.expression("GNAS")[order], atol=1e-5
+    )
+
+
+def test_slides_with_bounds_begin_at_their_origin(tiny_model, tmp_path, region):
+    leica_with_bounds(tmp_path / "b.scn", region[500:1700, :1400], corner=(300, 200), size=(2500, 2000))
+    (outcome,) = predict(tiny_model, tmp_path, slides=[tmp_path / "b.scn"], genes=("GNAS",))
+    spots = read_result(outcome.result).spots
+    np.testing.assert_allclose((spots.centres - (300, 200)) / 200, np.column_stack([spots.column, spots.row]) + 0.5)
+
+
+def test_up_to_date_results_stay_and_others_are_refused(tiny_model, tmp_path):
+    (first,) = predict(tiny_model, tmp_path, genes=("GNAS",))
+    content = first.result.read_bytes()
+    (again,) = predict(tiny_model, tmp_path, genes=("GNAS",))
+    assert again.status == "up to date"
+    (other,) = predict(tiny_model, tmp_path, genes=("GNAS",), pitch_um=150.0)
+    assert other.status == "failed"
+    assert isinstance(other.error, ResultError)
+    assert "pitch_um 100.0 instead of 150.0" in str(other.error)
+    assert "--overwrite" in str(other.error)
+    assert first.result.read_bytes() == content
+    (replaced,) = predict(tiny_model, tmp_path, genes=("GNAS",), pitch_um=150.0, overwrite=True)
+    assert replaced.status == "done"
+    assert read_provenance(first.result)["lattice"]["pitch_um"] == 150.0
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_an_interrupted_prediction_goes_on_and_ends_as_if_undisturbed(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("stpredict.shards.SHARD_SPOTS", 32)
+    whole = predict(tiny_model, tmp_path / "whole", pitch_um=80.0)[0].result
+    write, count = Shards.write, 0
+
+    def die_at_third(self, shard, expression):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise Killed
+        write(self, shard, expression)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shards, "write", die_at_third)
+        with pytest.raises(Killed):
+            predict(tiny_model, tmp_path / "cut", pitch_um=80.0)
+    target = tmp_path / "cut" / whole.name
+    assert not target.exists()
+    parts = target.with_name(target.name + ".parts")
+    shards = sorted(parts.glob("*.npy"))
+    assert len(shards) == 2
+    shards[1].write_bytes(shards[1].read_bytes()[:-2])  # damaged: made again
+    (refused,) = predict(tiny_model, tmp_path / "cut", pitch_um=70.0)
+    assert "pitch_um 80.0 instead of 70.0" in str(refused.error)
+    (resumed,) = predict(tiny_model, tmp_path / "cut", pitch_um=80.0)
+    assert not parts.exists()
+    assert_same(whole, resumed.result)
+
+
+def assert_same(first: Path, second: Path) -> None:
+    """All data sets and attributes agree, but for the timings and the way to the slide."""
+    with h5py.File(first) as a, h5py.File(second) as b:
+        names: list[str] = []
+        a.visit(names.append)
+        for name in names:
+            if isinstance(a[name], h5py.Dataset) and name not in ("uns/stpredict_timings", "uns/stpredict"):
+                np.testing.assert_array_equal(a[name][()], b[name][()])
+    one, other = read_provenance(first), read_provenance(second)
+    one["slide"]["path"] = other["slide"]["path"] = None
+    assert one == other
+
+
+def test_one_bad_slide_costs_only_itself(tiny_model, tmp_path, region):
+    tiff_pyramid(tmp_path / "no_mpp.tif", region[:1024, :1024], None)
+    (tmp_path / "text.svs").write_text("hello")
+    slides = [tmp_path / "missing.svs", tmp_path / "no_mpp.tif", SLIDE, tmp_path / "text.svs"]
+    outcomes = predict(tiny_model, tmp_path / "out", slides, genes=("GNAS",))
+    assert [outcome.status for outcome in outcomes] == ["failed", "failed", "done", "failed"]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["CMU-1-Small-Region.h5ad"]
+
+
+def test_given_mpp_is_recorded_beside_the_native_one(tiny_model, tmp_path):
+    (outcome,) = predict(tiny_model, tmp_path, genes=("GNAS",), mpp=0.6)
+    slide = read_provenance(outcome.result)["slide"]
+    assert (slide["native_mpp"], slide["given_mpp"], slide["mpp"]) == ([0.499, 0.499], 0.6, [0.6, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        ({"genes": ("GNASS",)}, "nearest: GNAS"),
+        ({"genes": ("GNAS", "GNAS")}, "more than once"),
+        ({"min_tissue": 1.5}, "between 0 and 1"),
+        ({"spots_file": Path("nowhere.csv")}, "cannot be read"),
+    ],
+)
+def test_what_cannot_work_for_any_slide_is_refused_at_once(tiny_model, tmp_path, request_, says):
+    with pytest.raises(UsageError, match=says):
+        predict(tiny_model, tmp_path, **request_)
+
+
+def test_two_slides_of_one_name_are_refused(tiny_model, tmp_path):
+    with pytest.raises(UsageError, match="would both be written"):
+        predict(tiny_model, tmp_path, [Path("a/slide.svs"), Path("b/slide.svs")])
+
+
+def test_poor_genes_are_named(tiny_model, tmp_path):
+    lines: list[str] = []
+    predict(tiny_model, tmp_path, genes=("GNAS", "DDX5"), report=lines.append)
+    assert any("DDX5 (0.01)" in line and "GNAS" not in line for line in lines)
+
+
+def test_links_out_of_a_result_are_not_followed(result, tmp_path):
+    copy = tmp_path / "copy.h5ad"
+    copy.write_bytes(result.read_bytes())
+    with h5py.File(copy, "a") as file:
+        del file["obs/row"]
+        file["obs/row"] = h5py.ExternalLink(str(result), "obs/row")
+    with pytest.raises(ResultError, match="link"):
+        read_result(copy)
+
+
+@pytest.mark.parametrize("damage", ["half", "text", "other hdf5"])
+def test_damaged_results_get_one_clear_error(result, tmp_path, damage):
+    path = tmp_path / "damaged.h5ad"
+    path.write_bytes(result.read_bytes()[:3000] if damage == "half" else b"hello")
+    if damage == "other hdf5":
+        path.unlink()
+        with h5py.File(path, "w") as file:
+            file["X"] = np.zeros((2, 2))
+    with pytest.raises(ResultError, match=r"damaged.h5ad"):
+        read_result(path)
+
+
+def test_differences_are_described_in_words():
+    assert describe_difference({"a": 1, "b": [1, 2]}, {"a": 2, "b": [1, 2]}) == "a 1 instead of 2"
+    assert describe_difference({}, {"genes": ["A"]}) == "genes None instead of A"

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GENES
+from PIL import Image
+from typer.testing import CliRunner
+
+from stpredict.cards import held_out_correlation
+from stpredict.cli import app
+from stpredict.crossvalidation import choose_validation, plan_folds
+from stpredict.data.dataset import read_dataset
+from stpredict.data.tiles import read_tiles, write_tiles
+from stpredict.engines.eager import load_network
+from stpredict.errors import UsageError
+from stpredict.features import N_FEATURES, colour_texture_features
+from stpredict.networks import ARCHITECTURES
+from stpredict.result import read_result
+from stpredict.training import augment
+from stpredict.weights import load_model
+
+TINY = {"channels": 12, "depth": 2, "heads": 1, "head_dim": 12, "mixing": "per_level"}
+OPTIONS = "--arch m2ort-tiny --epochs 2 --teach-epochs 1 --unlabelled 40 --batch-size 16 --learning-rate 1e-3"
+
+
+@pytest.fixture(autouse=True)
+def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "m2ort-tiny", TINY)
+
+
+@pytest.fixture(scope="module")
+def tiles(dataset: Path, tmp_path_factory: pytest.TempPathFactory):
+    path = tmp_path_factory.mktemp("tiles") / "mine.tiles.h5"
+    write_tiles(read_dataset(dataset), path, unlabelled=40, report=print)
+    return read_tiles(path)
+
+
+def train(source: Path, out: Path, *more: str):
+    return CliRunner().invoke(app, ["train", str(source), "-o", str(out), *OPTIONS.split(), *more])
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory):
+    out = tmp_path_factory.mktemp("run") / "mine.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "m2ort-tiny", TINY)
+        done = train(dataset, out, "--hold-out", "A2", "--genes-required", "<&>")
+    assert done.exit_code == 0, done.output
+    return out, done
+
+
+def test_the_card_holds_the_folds_beside_the_baselines(trained):
+    out, done = trained
+    model = load_model(out)
+    assert set(model.panel) == set(GENES)
+    folds = {fold["name"]: fold for fold in model.card["held_out"]}
+    assert {name: fold["kind"] for name, fold in folds.items()} == {"A": "patient", "B": "patient", "A2": "section"}
+    assert folds["A"]["train"] == ["B1"]
+    assert folds["A"]["validation"] == []
+    assert folds["B"]["validation"] == ["A2"]
+    assert "same-patient mean" in folds["A2"]["rows"]
+    assert "same-patient mean" not in folds["A"]["rows"]
+    for fold in folds.values():
+        assert fold["rows"]["training mean"]["depth_controlled"] == 0
+        assert abs(fold["counts_without_biology"]) < 0.3
+        assert len(fold["per_gene"]["correlation"]) == len(model.panel)
+    assert model.card["training"]["patients"] == ["A", "B"]
+    assert np.isfinite(held_out_correlation(model.card)).all()
+    assert done.stdout.strip() == str(out)
+    assert "held-out B" in done.stderr
+
+
+def test_the_log_and_the_curves(trained):
+    folder = trained[0].with_suffix(".run")
+    for name in ("fold-1", "fold-2", "fold-3", "all"):
+        with (folder / name / "log.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert rows[0]["stage"] == "teach"
+        assert rows[-1]["stage"] == "train"
+        with Image.open(folder / name / "curves.png") as picture:
+            assert picture.width > 500
+    with (folder / "fold-2" / "log.csv").open() as file:
+        assert [row["validation"] != "" for row in csv.DictReader(file) if row["stage"] == "select"] == [True, True]
+
+
+def test_predicting_at_the_held_out_spots_gives_the_reported_correlation(trained, dataset: Path, tmp_path: Path):
+    folder = trained[0].with_suffix(".run")
+    scores = json.loads((folder / "fold-3" / "scores.json").read_text())
+    section = read_dataset(dataset)[1]
+    assert scores["test"] == [section.name]
+    spots = tmp_path / "spots.csv"
+    np.savetxt(spots, section.centres, delimiter=",", header="x,y", comments="", fmt="%.6f")
+    call = ["predict", section.image, "-m", folder / "fold-3" / "model.safetensors", "--spots", spots,
+            "--mpp", "0.5", "-o", tmp_path, "--engine", "eager", "--precision", "fp32"]  # fmt: skip
+    done = CliRunner().invoke(app, [str(part) for part in call])
+    assert done.exit_code == 0, done.output
+    from stpredict.metrics import depth_controlled_correlation
+
+    result = read_result(tmp_path / f"{section.name}.h5ad")
+    predicted = np.column_stack([result.expression(gene) for gene in scores["panel"]])
+    counts = section.counts.toarray().astype(float)
+    columns = [section.genes.index(gene) for gene in scores["panel"]]
+    label = np.full(len(counts), section.name)
+    correlation = depth_controlled_correlation(predicted, counts[:, columns], counts.sum(axis=1), label)
+    np.testing.assert_allclose(correlation, scores["per_gene"]["correlation"], atol=5e-3)  # weights are kept in fp16
+    assert np.nanmean(correlation) == pytest.approx(scores["rows"]["model"]["depth_controlled"], abs=2e-3)
+
+
+@pytest.mark.parametrize("cut", ["teach", "select", "train"])
+def test_a_killed_run_ends_as_if_undisturbed(trained, dataset: Path, tmp_path: Path, cut: str, monkeypatch):
+    import stpredict.training as room
+
+    real, out = room.Log.add, tmp_path / "mine.safetensors"
+
+    def die(self, stage, epoch, *arguments):
+        real(self, stage, epoch, *arguments)
+        if stage == cut and epoch == (1 if cut == "teach" else 2) and "fold-2" in str(self.path):
+            raise KeyboardInterrupt
+
+    more = ("--hold-out", "A2", "--genes-required", "<&>")
+    with monkeypatch.context() as patch:
+        patch.setattr(room.Log, "add", die)
+        killed = train(dataset, out, *more)
+        assert killed.exit_code == 130
+        assert not out.exists()
+    assert train(dataset, out, *more).exit_code == 0
+    whole, resumed = load_model(trained[0]), load_model(out)
+    for name, tensor in whole.tensors.items():
+        np.testing.assert_array_equal(tensor, resumed.tensors[name])
+    assert whole.card["held_out"] == resumed.card["held_out"]
+
+
+def test_other_settings_and_existing_models_are_refused(trained, dataset: Path):
+    out, _ = trained
+    other = train(dataset, out, "--hold-out", "A2", "--genes-required", "<&>", "--seed", "3")
+    assert other.exit_code == 1
+    assert "seed 0 instead of 3" in other.stderr
+    assert "--overwrite" in other.stderr
+
+
+@pytest.mark.parametrize("objective", ["nb", "poisson", "mse"])
+def test_other_objectives_train(tiles, tmp_path: Path, objective: str):
+    done = train(tiles.path, tmp_path / "m.safetensors", "--objective", objective, "--folds", "none", "--epochs", "1")
+    assert done.exit_code == 0, done.output
+    model = load_model(tmp_path / "m.safetensors")
+    assert model.card["objective"] == objective
+    patches = torch.from_numpy(tiles.read_patches(range(8)))
+    with torch.inference_mode():
+        expression = load_network(model)(patches).numpy().mean(axis=0)
+    # One epoch in, every gene is still near its training mean.
+    np.testing.assert_allclose(expression, model.card["genes"]["training_mean"], atol=1.5)
+
+
+def test_two_processes_train_as_one(tiles, tmp_path: Path):
+    """Under torchrun each process takes its share of every batch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = (
+        "from stpredict.networks import ARCHITECTURES; from stpredict.cli import app;"
+        f"ARCHITECTURES['m2ort-tiny'] = {TINY}; app()"
+    )
+    out = tmp_path / "m.safetensors"
+    call = [
+        sys.executable,
+        "-c",
+        start,
+        "train",
+        tiles.path,
+        "-o",
+        out,
+        *OPTIONS.split(),
+        "--folds",
+        "none",
+        "--threads",
+        "1",
+    ]
+    workers = [
+        subprocess.Popen(
+            [str(part) for part in call],
+            env={**os.environ, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank),
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    outputs = [worker.communicate(timeout=240) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    assert outputs[0][0].strip() == str(out)
+    assert outputs[1][0] == ""
+    assert load_model(out).card["training"]["epochs_used"] >= 1
+
+
+def test_folds_share_nothing_they_should_not(tiles):
+    folds = {fold.name: fold for fold in plan_folds(tiles, "patient", ["A1"])}
+    assert (folds["A"].kind, folds["A"].test_sections) == ("patient", ["A1", "A2"])
+    assert (folds["A1"].kind, folds["A1"].test_sections) == ("section", ["A1"])
+    assert [fold.name for fold in plan_folds(tiles, "section", [])] == ["A1", "A2", "B1"]
+    assert plan_folds(tiles, None, []) == []
+    with pytest.raises(UsageError, match="--hold-out Z"):
+        plan_folds(tiles, None, ["Z"])
+    assert choose_validation(tiles, ["A1", "A2"]) == ["A2"]
+    assert choose_validation(tiles, ["A1"]) == []
+
+
+def test_the_eight_symmetries_are_eight():
+    patch = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(1, 4, 4, 3)
+    turned = augment(patch.repeat(8, axis=0), np.arange(8))
+    assert len({patch.tobytes() for patch in turned}) == 8
+    np.testing.assert_array_equal(turned[0], patch[0])
+
+
+def test_there_are_52_features_and_they_see_colour_and_texture(region):
+    patches = np.stack([region[500:724, 900:1124], np.full((224, 224, 3), 200, np.uint8)])
+    features = colour_texture_features(patches)
+    assert features.shape == (2, N_FEATURES)
+    assert np.isfinite(features).all()
+    np.testing.assert_allclose(features[0, :3], patches[0].mean(axis=(0, 1)))
+    np.testing.assert_allclose(features[1, 6:12], 0, atol=1e-6)  # no spread in a flat patch

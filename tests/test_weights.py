@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import GENES, make_model
+
+from stpredict.engines.eager import load_network
+from stpredict.errors import ModelFileError
+from stpredict.weights import DEFAULT_MODEL, find_model, list_models, load_model, save_model
+
+
+def test_card_and_tensors_come_back(tmp_path: Path):
+    card = dict.fromkeys(("architecture", "parameters", "patch_px", "mpp", "spot_diameter_um", "expression_unit"), 1)
+    save_model(tmp_path / "m.safetensors", {"a": np.arange(6.0).reshape(2, 3)}, {**card, "name": "m", "panel": ["A"]})
+    model = load_model(tmp_path / "m.safetensors")
+    assert model.name == "m"
+    np.testing.assert_array_equal(model.tensors["a"], [[0, 1, 2], [3, 4, 5]])
+    assert len(model.sha256) == 64
+
+
+def test_every_changed_byte_is_noticed(tiny_model_path: Path, tmp_path: Path):
+    content = tiny_model_path.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in [0, 9, 200, *rng.integers(0, len(content), 40)]:
+        damaged = bytearray(content)
+        damaged[position] ^= 0x55
+        (tmp_path / "damaged.safetensors").write_bytes(damaged)
+        with pytest.raises(ModelFileError, match=r"damaged.safetensors"):
+            load_model(tmp_path / "damaged.safetensors")
+
+
+@pytest.mark.parametrize("length", [0, 7, 1000, 30_000])
+def test_truncated_files_are_refused(tiny_model_path: Path, tmp_path: Path, length: int):
+    (tmp_path / "half.safetensors").write_bytes(tiny_model_path.read_bytes()[:length])
+    with pytest.raises(ModelFileError, match=r"half.safetensors"):
+        load_model(tmp_path / "half.safetensors")
+
+
+def test_files_of_other_kinds_are_refused(tmp_path: Path):
+    safetensors.numpy.save_file({"a": np.zeros(3)}, tmp_path / "plain.safetensors")
+    with pytest.raises(ModelFileError, match="no model card"):
+        load_model(tmp_path / "plain.safetensors")
+    (tmp_path / "huge.safetensors").write_bytes((2 << 30).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ModelFileError, match="header"):
+        load_model(tmp_path / "huge.safetensors")
+    shutil.copy(Path(__file__).parent / "data" / "m2ort_released_tiny.pth", tmp_path / "renamed.safetensors")
+    with pytest.raises(ModelFileError, match="not a model file"):
+        load_model(tmp_path / "renamed.safetensors")
+    (tmp_path / "x.pth").write_bytes(b"x")
+    with pytest.raises(ModelFileError, match="models import"):
+        load_model(tmp_path / "x.pth")
+
+
+def test_weights_that_do_not_fit_their_card_are_refused(tmp_path: Path):
+    path = make_model(tmp_path / "wrong.safetensors", panel=GENES[:-1])
+    with pytest.raises(ModelFileError, match="predicts 8 genes but names 7"):
+        load_network(load_model(path))
+
+
+def test_models_are_found_by_name_and_by_path(tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STPREDICT_MODELS", str(tiny_model_path.parent))
+    assert find_model("tiny") == tiny_model_path
+    assert find_model(str(tiny_model_path)) == tiny_model_path
+    assert DEFAULT_MODEL in list_models()
+    with pytest.raises(ModelFileError, match="nearest: tiny"):
+        find_model("tinny")
+    with pytest.raises(ModelFileError, match="no such model file"):
+        find_model(str(tmp_path / "tiny.safetensors"))
+
+
+def test_the_default_model_keeps_what_its_card_promises():
+    path = find_model(DEFAULT_MODEL)
+    assert path.stat().st_size < 15e6
+    model = load_model(path)
+    assert {"GNAS", "DDX5", "BRD2", "ERBB2", "CLDN4", "KRT19", "FASN", "CD24", "COL1A1", "CD74"} <= set(model.panel)
+    assert len(model.panel) >= 250
+    folds = {(fold["kind"], fold["name"]) for fold in model.card["held_out"]}
+    assert folds == {("patient", "B"), ("patient", "C"), ("section", "C5")}
+    for fold in model.card["held_out"]:
+        assert not set(fold["test"]) & set(fold["train"])
+        assert {"training mean", "depth (true)", "depth (ridge)", "ridge on colour and texture", "model"} <= set(
+            fold["rows"]
+        )
+    assert load_network(model).config.n_genes == len(model.panel)
