@@ -24,6 +24,14 @@ DISPLAY_PERCENTILES = (1, 99)
 MIN_DISPLAY_RANGE = 0.2
 #: Genes whose held-out correlation is below this were not predicted when the model was tested.
 PREDICTED_FROM = 0.1
+ROWS = (
+    "training mean",
+    "same-patient mean",
+    "depth (true)",
+    "depth (ridge)",
+    "ridge on colour and texture",
+    "model",
+)
 SCORES = {
     "depth_controlled": "depth-controlled",
     "log_cpm_per_gene": "ln(1+CPM) per gene",
@@ -62,7 +70,6 @@ def make_card(
         },
         "training": {
             **training,
-            "licence": "of the data set; not restated here",
             "date": datetime.now(UTC).date().isoformat(),
             "stpredict": stpredict.__version__,
             "torch": torch.__version__,
@@ -106,7 +113,7 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
         yield (
             f"trained on: {training['spots']} spots of {len(training['sections'])} sections "
             f"({', '.join(training['sections'])}) of {len(training['patients'])} patients; "
-            f"licence {training['licence']}"
+            f"licence of the data: {training['licence']}"
         )
     yield card["intended_use"]
     for fold in card["held_out"]:
@@ -117,7 +124,8 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
             f"trained on {', '.join(fold['train'])}"
         )
         yield f"  {'':30}" + "".join(f"{title:>20}" for title in SCORES.values())
-        for row, scores in fold["rows"].items():
+        for row in (name for name in ROWS if name in fold["rows"]):
+            scores = fold["rows"][row]
             yield f"  {row:30}" + "".join(f"{_shown(scores[key]):>20}" for key in SCORES)
         yield (
             f"  noise ceiling {_shown(fold['noise_ceiling'])}; on counts without biology the model scores "

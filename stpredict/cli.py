@@ -209,16 +209,20 @@ def train(
         int | None, typer.Option(min=1, help="Draw this many of the variable genes.", show_default="all")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Most epochs on measured spots; validation chooses the best.")] = 8,
-    teach_epochs: Annotated[
-        int, typer.Option(min=0, help="Epochs on unlabelled tissue, taught by ridge regression.")
-    ] = 5,
-    unlabelled: Annotated[int, typer.Option(min=0, help="Unlabelled patches to teach on.")] = 5000,
+    unlabelled: Annotated[
+        int, typer.Option(min=0, help="Unlabelled patches of tissue, on which ridge teaches.")
+    ] = 5000,
+    teach_patches: Annotated[
+        int, typer.Option(min=0, help="How many of them to see in all, with repetition.")
+    ] = 25_000,
+    stain_jitter: Annotated[float, typer.Option(min=0, help="Spread of the random factors on the stains.")] = 0.1,
     batch_size: Annotated[int, typer.Option(min=1)] = 48,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate on measured spots.")] = 1e-4,
     teach_learning_rate: Annotated[float, typer.Option(help="Peak learning rate on unlabelled tissue.")] = 5e-4,
     mpp: Annotated[
         float | None, typer.Option(help="Micrometres per pixel of the model.", show_default="the sections'")
     ] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the data, for the model's card.")] = "not stated",
     seed: int = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Threads = None,
@@ -232,12 +236,12 @@ def train(
     from stpredict.training import Settings
 
     settings = Settings(
-        architecture=arch, objective=objective, epochs=epochs, teach_epochs=teach_epochs, batch_size=batch_size,
-        learning_rate=learning_rate, teach_learning_rate=teach_learning_rate, seed=seed,
+        architecture=arch, objective=objective, epochs=epochs, teach_patches=teach_patches, batch_size=batch_size,
+        learning_rate=learning_rate, teach_learning_rate=teach_learning_rate, stain_jitter=stain_jitter, seed=seed,
     )  # fmt: skip
     train_command(
         dataset, out, settings, genes_file=genes_file, genes_required=_split(genes_required), panel_size=panel_size,
-        folds=folds, hold_out=_split(hold_out), unlabelled=unlabelled, mpp=mpp, device=device,
+        folds=folds, hold_out=_split(hold_out), unlabelled=unlabelled, mpp=mpp, licence=licence, device=device,
         threads=threads or _cores(), overwrite=overwrite,
     )  # fmt: skip
 

@@ -111,8 +111,8 @@ def tile_command(
 
 def train_command(
     dataset: Path, out: Path, settings: Settings, *, genes_file: Path | None, genes_required: Sequence[str],
-    panel_size: int | None, folds: str, hold_out: Sequence[str], unlabelled: int, mpp: float | None, device: str,
-    threads: int, overwrite: bool,
+    panel_size: int | None, folds: str, hold_out: Sequence[str], unlabelled: int, mpp: float | None, licence: str,
+    device: str, threads: int, overwrite: bool,
 ) -> None:  # fmt: skip
     """Train a model and print its path."""
     try:
@@ -129,7 +129,7 @@ def train_command(
     panel = Panel(read_gene_list(genes_file) if genes_file else (), panel_size, tuple(genes_required))
     train_model(
         dataset, out, settings, panel, folds=None if folds == "none" else folds, hold_out=hold_out,
-        unlabelled=unlabelled, mpp=mpp, device=device, threads=threads, overwrite=overwrite,
+        unlabelled=unlabelled, mpp=mpp, licence=licence, device=device, threads=threads, overwrite=overwrite,
         report=lambda line: report(line) if is_main_process() else None,
     )  # fmt: skip
     if is_main_process():

@@ -68,13 +68,14 @@ class Run:
     unlabelled_features: Float
     panel: Panel
     settings: Settings
+    licence: str
     device: torch.device
     report: Report
 
 
 def train_model(
     dataset: Path, out: Path, settings: Settings, panel: Panel, *, folds: str | None, hold_out: Sequence[str],
-    unlabelled: int, mpp: float | None, device: str, threads: int, overwrite: bool, report: Report,
+    unlabelled: int, mpp: float | None, licence: str, device: str, threads: int, overwrite: bool, report: Report,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a model from a data set or a tiles file, by way of the folder MODEL.run; returns its card.
 
@@ -84,7 +85,7 @@ def train_model(
     folder = out.with_suffix(".run")
     wanted = {
         **asdict(settings), "panel": asdict(panel), "folds": folds, "hold_out": list(hold_out),
-        "unlabelled": unlabelled, "mpp": mpp, "dataset": dataset.name,
+        "unlabelled": unlabelled, "mpp": mpp, "licence": licence, "dataset": dataset.name,
     }  # fmt: skip
     wanted = json.loads(json.dumps(wanted))
     with process_group(device):
@@ -100,7 +101,7 @@ def train_model(
         tiles = read_tiles(dataset if dataset.suffix == ".h5" else folder / "dataset.tiles.h5")
         features, unlabelled_features = read_features(tiles, folder / "features.npz", report, threads)
         torch.set_num_threads(threads)
-        run = Run(tiles, features, unlabelled_features, panel, settings, pick_device(device), report)
+        run = Run(tiles, features, unlabelled_features, panel, settings, licence, pick_device(device), report)
         return run_crossvalidation(run, plan_folds(tiles, folds, hold_out), out, folder)
 
 
@@ -182,7 +183,7 @@ def train_network(
     places = np.flatnonzero(np.isin(tiles.unlabelled_section, sections))
     # The teacher must not know the validation's counts, or the first epochs would look too good.
     known = np.flatnonzero(in_training & ~in_validation)
-    if settings.teach_epochs and len(places):
+    if settings.teach_patches and len(places):
         teach(network, tiles, run.features, run.unlabelled_features, objective, known, places,
               settings, log, folder / "teach.pt", run.device)  # fmt: skip
 
@@ -195,7 +196,8 @@ def train_network(
     if epochs is None and len(validation):
         train(known, np.flatnonzero(in_validation), settings.epochs, "select")
         epochs = log.best_epoch("select")
-    epochs = epochs or settings.epochs
+    # Without a validation, stop half way: on few spots the later epochs were seen to overfit.
+    epochs = epochs or max(1, settings.epochs // 2)
     student = train(np.flatnonzero(in_training), np.empty(0, np.int64), epochs, "train")
     if is_main_process():
         draw_curves(log, folder / "curves.png")
@@ -210,7 +212,7 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     tiles = run.tiles
     sections = sorted(set(tiles.section) - set(fold.test_sections))
     validation = choose_validation(tiles, sections)
-    how_long = f"epochs chosen on {', '.join(validation)}" if validation else f"{run.settings.epochs} epochs"
+    how_long = f"epochs chosen on {', '.join(validation)}" if validation else "no section left to choose epochs on"
     run.report(f"hold out {fold.kind} {fold.name}: train on {', '.join(sections)}, {how_long}")
     network, objective, panel, epochs = train_network(run, sections, validation, None, folder)
     test = np.isin(tiles.section, fold.test_sections)
@@ -262,6 +264,7 @@ def write_card_and_model(
     training = {
         **asdict(run.settings),
         "epochs_used": epochs,
+        "licence": run.licence,
         "sections": list(sections),
         "patients": sorted(set(run.tiles.patient[rows].tolist())),
         "spots": len(rows),

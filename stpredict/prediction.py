@@ -152,33 +152,12 @@ def predict_slide(
         predict_shards(shards, raster, spots, model.card["patch_px"], columns, engine, request.engine.threads, progress)
         clock.lap("reading_and_inference")
         provenance = {
-            "stpredict": stpredict.__version__,
-            "model": {"name": model.name, "sha256": model.sha256},
-            "expression_unit": model.card["expression_unit"],
-            "settings": settings,
             **engine.description(),
-            "slide": {
-                "name": slide_name(path),
-                "path": os.path.relpath(path.resolve(), result.parent.resolve()),
-                "fingerprint": settings["slide"],
-                "dimensions": list(slide.dimensions),
-                "bounds": list(slide.bounds),
-                "native_mpp": list(slide.native_mpp) if slide.native_mpp else None,
-                "given_mpp": request.mpp,
-                "mpp": list(mpp),
-                "reader": slide.reader,
-            },
-            "raster": {"mpp": raster.mpp, "level": raster.level, "scale": list(raster.scale)},
-            "lattice": {
-                "layout": spots.layout,
-                "pitch_um": spots.pitch_um,
-                "spot_diameter_um": model.card["spot_diameter_um"],
-                "oversampled": spots.pitch_um < model.card["spot_diameter_um"],
-            },
+            **describe_prediction(slide, mpp, raster, spots, model, settings, request, result.parent),
             "tissue": {"mask_um": MASK_UM, "tissue_fraction_of_slide": round(float(tissue.mask.mean()), 4)},
             "unusual_patches": round(unusual, 3),
             "display_range": display_range(model, columns),
-        }  # fmt: skip
+        }
         thumbnail, thumbnail_downsample = make_thumbnail(slide, mpp, tissue, request.engine.threads)
         write_result(
             result, slide_name(path), spots, fraction, describe_genes(model, columns), shards.rows(CHUNK_SPOTS),
@@ -207,6 +186,38 @@ def requested_settings(slide: Slide, mpp: Mpp, model: Model, request: Request) -
         "min_tissue": None if request.spots_file else request.min_tissue,
         "engine": request.engine.name,
         "precision": request.engine.precision,
+    }
+
+
+def describe_prediction(
+    slide: Slide, mpp: Mpp, raster: Raster, spots: Spots, model: Model, settings: dict[str, Any], request: Request,
+    beside: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """What a result records of slide, model and grid; of the slide's own metadata nothing but its resolution."""
+    diameter_um = model.card["spot_diameter_um"]
+    return {
+        "stpredict": stpredict.__version__,
+        "model": {"name": model.name, "sha256": model.sha256},
+        "expression_unit": model.card["expression_unit"],
+        "settings": settings,
+        "slide": {
+            "name": slide_name(slide.path),
+            "path": os.path.relpath(slide.path.resolve(), beside.resolve()),
+            "fingerprint": settings["slide"],
+            "dimensions": list(slide.dimensions),
+            "bounds": list(slide.bounds),
+            "native_mpp": list(slide.native_mpp) if slide.native_mpp else None,
+            "given_mpp": request.mpp,
+            "mpp": list(mpp),
+            "reader": slide.reader,
+        },
+        "raster": {"mpp": raster.mpp, "level": raster.level, "scale": list(raster.scale)},
+        "lattice": {
+            "layout": spots.layout,
+            "pitch_um": spots.pitch_um,
+            "spot_diameter_um": diameter_um,
+            "oversampled": spots.pitch_um < diameter_um,
+        },
     }
 
 

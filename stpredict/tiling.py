@@ -20,6 +20,7 @@ from stpredict.slides.tissue import Tissue, make_thumbnail
 from stpredict.weights import Model
 
 OUTSIDE_TISSUE = 0.45  # brightness
+RING = "#ffe000"
 
 
 def tile_slide(path: Path, model: Model, request: Request, out: Path, patches: bool) -> Iterator[Path]:
@@ -66,5 +67,5 @@ def draw_grid(slide: Slide, mpp: Mpp, tissue: Tissue, spots: Spots, diameter_um:
     draw = ImageDraw.Draw(image)
     radius_x, radius_y = (diameter_um / 2 / um / downsample for um in mpp)
     for x, y in spots.centres / downsample:
-        draw.ellipse((x - radius_x, y - radius_y, x + radius_x, y + radius_y), outline="#00a0ff")
+        draw.ellipse((x - radius_x, y - radius_y, x + radius_x, y + radius_y), outline=RING, width=2)
     return image

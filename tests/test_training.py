@@ -25,11 +25,11 @@ from stpredict.errors import UsageError
 from stpredict.features import N_FEATURES, colour_texture_features
 from stpredict.networks import ARCHITECTURES
 from stpredict.result import read_result
-from stpredict.training import augment
+from stpredict.training import augment, jitter_stain
 from stpredict.weights import load_model
 
 TINY = {"channels": 12, "depth": 2, "heads": 1, "head_dim": 12, "mixing": "per_level"}
-OPTIONS = "--arch m2ort-tiny --epochs 2 --teach-epochs 1 --unlabelled 40 --batch-size 16 --learning-rate 1e-3"
+OPTIONS = "--arch m2ort-tiny --epochs 2 --unlabelled 40 --teach-patches 40 --batch-size 16 --learning-rate 1e-3"
 
 
 @pytest.fixture(autouse=True)
@@ -217,6 +217,20 @@ def test_the_eight_symmetries_are_eight():
     turned = augment(patch.repeat(8, axis=0), np.arange(8))
     assert len({patch.tobytes() for patch in turned}) == 8
     np.testing.assert_array_equal(turned[0], patch[0])
+
+
+def test_jitter_changes_the_stains_and_leaves_glass_and_structure(region):
+    torch.manual_seed(0)
+    patches = torch.from_numpy(np.stack([region[500:724, 900:1124]] * 6))
+    varied = jitter_stain(patches, 0.1).float()
+    means = varied.mean(dim=(1, 2))
+    assert (means.std(dim=0) > 1).all()
+    assert (abs(means - patches.float().mean(dim=(1, 2))) < 40).all()
+    correlation = np.corrcoef(varied[0].flatten(), patches[0].float().flatten())[0, 1]
+    assert correlation > 0.95
+    glass = torch.full((4, 8, 8, 3), 254, dtype=torch.uint8)
+    assert (jitter_stain(glass, 0.1).float() >= 253).all()
+    assert (jitter_stain(patches, 0.0).int() - patches.int()).abs().max() <= 1
 
 
 def test_there_are_52_features_and_they_see_colour_and_texture(region):

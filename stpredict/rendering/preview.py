@@ -63,4 +63,4 @@ def _draw_bar(page: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, heig
         at = top + (scale.high - value) / (scale.high - scale.low) * (length - 1)
         draw.line((x + BAR_WIDTH, at, x + BAR_WIDTH + 5, at), "black")
         draw.text((x + BAR_WIDTH + 9, at), f"{value:.2f}", "black", font, anchor="lm")
-    draw.text((x, y), scale.unit.split(" of ")[0], "black", font)
+    draw.text((x, y - 4), scale.unit.split(" of ")[0], "black", font)

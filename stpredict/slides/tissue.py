@@ -19,9 +19,9 @@ from stpredict.slides.slide import Mpp, Slide
 
 MASK_UM = 8.0
 THUMBNAIL_PX = 1500
-SMOOTHING_UM = 16.0
+SMOOTHING_UM = 8.0
 MIN_OBJECT_MM2 = 0.1
-MAX_HOLE_MM2 = 0.05
+MAX_HOLE_MM2 = 0.005
 #: Summed optical density of R, G and B below which nothing counts as stained, and above which everything does.
 DENSITY_RANGE = (0.25, 1.2)
 #: Glass is grey: its R, G and B differ by at most this. Slides with less of it than the fraction below have none.

@@ -1,0 +1,62 @@
+"""Spots per second of each engine on this machine, and the ratios: the engines take turns, medians of the rounds.
+
+python tests/benchmarks/engines.py [MODEL] [ROUNDS]
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from stpredict.doctor import usable_cores
+from stpredict.engines import EngineRequest, open_engine
+from stpredict.errors import EngineError
+from stpredict.slides.grid import GridRequest, choose_spots
+from stpredict.slides.raster import make_raster, read_patches
+from stpredict.slides.slide import open_slide, resolve_mpp
+from stpredict.weights import DEFAULT_MODEL, find_model, load_model
+
+SLIDE = Path(__file__).parents[1] / "data" / "CMU-1-Small-Region.svs"
+ENGINES = (("eager", "fp32"), ("eager", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"))
+SPOTS = 256
+
+
+def main(model_name: str = DEFAULT_MODEL, rounds: str = "5") -> None:
+    model = load_model(find_model(model_name))
+    with open_slide(SLIDE) as slide:
+        mpp = resolve_mpp(slide)
+        _, spots, _ = choose_spots(slide, mpp, GridRequest(model.card["spot_diameter_um"], 50.0), 2)
+        raster = make_raster(slide, mpp, model.card["mpp"])
+        blocks = [block for _, block in read_patches(raster, spots.centres, model.card["patch_px"])]
+    patches = np.concatenate(blocks)[:SPOTS]
+    engines = []
+    for name, precision in ENGINES:
+        try:
+            engines.append(open_engine(model, EngineRequest(name, precision, threads=usable_cores()), patches, print))
+        except EngineError as error:
+            print(f"{name} {precision}: {error}")
+    rates: list[list[float]] = [[] for _ in engines]
+    for _ in range(int(rounds) + 1):  # the first round warms up
+        for engine, measured in zip(engines, rates, strict=True):
+            batches = np.split(patches, len(patches) // engine.batch_size)
+            start = time.perf_counter()
+            for _output in engine.infer(batches):
+                pass
+            measured.append(len(patches) / (time.perf_counter() - start))
+    medians = [statistics.median(measured[1:]) for measured in rates]
+    print(f"{model.name}, {usable_cores()} cores, {len(patches)} patches, median of {rounds} rounds")
+    print(f"{'engine':18}{'spots/s':>10}{'ratio':>8}{'deviation':>12}{'correlation':>13}")
+    for engine, rate in zip(engines, medians, strict=True):
+        verdict = engine.verdict
+        print(
+            f"{engine.name + ' ' + engine.precision:18}{rate:10.1f}{rate / medians[0]:8.2f}"
+            f"{verdict.relative_deviation:12.1e}{verdict.correlation:13.5f}"
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
