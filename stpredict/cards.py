@@ -103,6 +103,13 @@ def held_out_correlation(card: dict[str, Any]) -> Float:
     return mean_of_known(values)
 
 
+def better_baselines(fold: dict[str, Any]) -> list[str]:
+    """The baselines whose depth-controlled correlation the model did not beat on a held-out part."""
+    ours = fold["rows"]["model"]["depth_controlled"]
+    theirs = {row: scores["depth_controlled"] for row, scores in fold["rows"].items() if row != "model"}
+    return [row for row in ROWS if theirs.get(row) is not None and (ours is None or theirs[row] >= ours)]
+
+
 def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
     """Lines that tell a person what a model is, how it was tested, and what it predicts best and worst."""
     card, training = model.card, model.card["training"]
@@ -131,6 +138,9 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
             f"  noise ceiling {_shown(fold['noise_ceiling'])}; on counts without biology the model scores "
             f"{_shown(fold['counts_without_biology'])}"
         )
+        beaten_by = better_baselines(fold)
+        if beaten_by:
+            yield f"  here the model has learnt nothing that {' and '.join(beaten_by)} had not"
     correlation = held_out_correlation(card)
     known = [i for i in np.argsort(-correlation) if np.isfinite(correlation[i])]
     if known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -74,12 +75,12 @@ def import_checkpoint(
 
     Raises ModelFileError as `read_checkpoint` does, and if the number of genes is another.
     """
-    if not mpp > 0:
-        raise ModelFileError(f"--mpp {mpp:g}: must be positive.")
+    for option, value in (("mpp", mpp), ("spot-diameter", spot_diameter_um), ("pitch", pitch_um)):
+        if not 0 < value < math.inf:
+            raise ModelFileError(f"--{option} {value:g}: must be a positive number of micrometres.")
     network = read_checkpoint(checkpoint, v_from, head_dim)
     if len(genes) != network.config.n_genes:
         raise ModelFileError(f"{checkpoint.name}: predicts {network.config.n_genes} genes, but {len(genes)} are named.")
-    mean = network.head.bias.detach().numpy().astype(float)
     parameters = network_parameters(network.config)
     card = {
         "name": out.stem,
@@ -94,8 +95,8 @@ def import_checkpoint(
         "objective": "mse",
         "expression_unit": "ln(1 + CPM)",
         "genes": {
-            "training_mean": [round(x, 4) for x in mean],
-            "training_spread": [1.0] * len(genes),
+            "training_mean": None,
+            "training_spread": None,
             "display_range": None,
         },
         "training": {"imported_from": checkpoint.name, "licence": "of the published checkpoint; not restated here"},

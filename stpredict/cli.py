@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from stpredict import __version__
+from stpredict import DEFAULT_MODEL, __version__
 from stpredict.errors import StpredictError, UsageError
+from stpredict.machine import usable_cores
 
 INTERRUPTED = 130
 
@@ -45,7 +46,6 @@ MppOption = Annotated[
 Upsampling = Annotated[
     bool, typer.Option("--allow-upsampling", help="Accept slides coarser than the model was trained on.")
 ]
-DEFAULT_MODEL = "m2ort-small-her2st"
 
 
 def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -121,7 +121,7 @@ def predict(
     request = Request(
         genes=_split(genes), pitch_um=pitch, layout=_layout(layout), spots_file=spots, min_tissue=min_tissue, mpp=mpp,
         allow_upsampling=allow_upsampling, overwrite=overwrite,
-        engine=EngineRequest(engine, precision, device, batch_size, threads or _cores()),
+        engine=EngineRequest(engine, precision, device, batch_size, threads or usable_cores()),
     )  # fmt: skip
     raise typer.Exit(predict_command(slides, model, request, out, render))
 
@@ -176,7 +176,7 @@ def tile(
 
     request = Request(
         pitch_um=pitch, layout=_layout(layout), spots_file=spots, min_tissue=min_tissue, mpp=mpp,
-        allow_upsampling=allow_upsampling, engine=EngineRequest(threads=threads or _cores()),
+        allow_upsampling=allow_upsampling, engine=EngineRequest(threads=threads or usable_cores()),
     )  # fmt: skip
     raise typer.Exit(tile_command(inputs, model, request, out, patches, unlabelled))
 
@@ -242,7 +242,7 @@ def train(
     train_command(
         dataset, out, settings, genes_file=genes_file, genes_required=_split(genes_required), panel_size=panel_size,
         folds=folds, hold_out=_split(hold_out), unlabelled=unlabelled, mpp=mpp, licence=licence, device=device,
-        threads=threads or _cores(), overwrite=overwrite,
+        threads=threads or usable_cores(), overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -320,7 +320,3 @@ def _layout(name: str) -> Any:
     if name not in ("square", "hex"):
         raise UsageError(f"--layout {name}: choose square or hex.")
     return name
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

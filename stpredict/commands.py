@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from stpredict.console import progress_of_spots, report
 from stpredict.data.panel import read_gene_list
-from stpredict.errors import ResultError, StpredictError, UsageError
+from stpredict.errors import ResultError, SlideError, StpredictError, UsageError
 from stpredict.prediction import Request, predict_slides
-from stpredict.weights import find_model, list_models, load_model
+from stpredict.weights import Model, find_model, list_models, load_model
 
 if TYPE_CHECKING:
     from stpredict.training import Settings
 
+Failure = tuple[Path, str]
+
 
 def predict_command(slides: Sequence[Path], model_name: str, request: Request, out: Path, render: bool) -> int:
     """Predict slides and print the results' paths. Returns the exit code."""
+    from stpredict.rendering.pictures import MAX_GENES_BY_DEFAULT, STYLES
+
     model = load_model(find_model(model_name))
-    failures: list[tuple[Path, str]] = []
+    if render and not request.genes and len(model.panel) > MAX_GENES_BY_DEFAULT:
+        raise UsageError(f"--render draws up to {MAX_GENES_BY_DEFAULT} genes; name those to predict with --genes.")
+    failures: list[Failure] = []
     with progress_of_spots() as (progress, say):
         for outcome in predict_slides(slides, model, request, out, say, progress):
             if outcome.error is not None or outcome.result is None:
@@ -30,9 +37,10 @@ def predict_command(slides: Sequence[Path], model_name: str, request: Request, o
                 say(f"{outcome.result}: up to date")
             print(outcome.result, flush=True)
             if render:
-                failures += _render_all(
-                    [outcome.result], request.genes, ["heatmap", "overlay"], out, outcome.slide, request.overwrite
+                draw = partial(
+                    _render, genes=(), styles=STYLES, out=out, slide=outcome.slide, overwrite=request.overwrite
                 )
+                failures += _for_each([outcome.result], draw)
     return _sum_up(failures, len(slides), "slides")
 
 
@@ -50,63 +58,78 @@ def render_command(
     if len(results) == 1 and not results[0].exists():
         raise UsageError(f"{results[0]}: no such file.")
     _make_folder(out)
-    return _sum_up(_render_all(results, genes, styles, out, slide, overwrite), len(results), "results")
+    draw = partial(_render, genes=genes, styles=styles, out=out, slide=slide, overwrite=overwrite)
+    return _sum_up(_for_each(results, draw), len(results), "results")
 
 
-def _render_all(
-    results: Sequence[Path], genes: Sequence[str], styles: Sequence[str], out: Path, slide: Path | None, overwrite: bool
-) -> list[tuple[Path, str]]:
+def _render(
+    path: Path, genes: Sequence[str], styles: Sequence[str], out: Path, slide: Path | None, overwrite: bool
+) -> Iterator[Path]:
     from stpredict.rendering.pictures import Style, render
     from stpredict.result import read_result
 
-    failures = []
-    for path in results:
-        try:
-            for picture in render(read_result(path), genes, cast(list[Style], list(styles)), out, slide, overwrite):
-                print(picture, flush=True)
-        except UsageError:
-            raise
-        except StpredictError as error:
-            failures.append((path, str(error)))
-            report(f"stpredict: {error}")
-    return failures
+    yield from render(read_result(path), genes, cast(Sequence[Style], styles), out, slide, overwrite)
 
 
 def tile_command(
     inputs: Sequence[Path], model_name: str, request: Request, out: Path, patches: bool, unlabelled: int
 ) -> int:
     """Write grids of slides and tiles of data sets, and print their paths. Returns the exit code."""
-    from stpredict.data.dataset import read_dataset
-    from stpredict.data.tiles import write_tiles
     from stpredict.tiling import tile_slide
 
     model = load_model(find_model(model_name))
     _make_folder(out)
-    failures = []
+
+    def tile(path: Path) -> Iterator[Path]:
+        if path.is_dir():
+            yield _tile_dataset(path, model, request, out, unlabelled)
+        else:
+            yield from tile_slide(path, model, request, out, patches)
+
+    return _sum_up(_for_each(inputs, tile), len(inputs), "inputs")
+
+
+def _tile_dataset(path: Path, model: Model, request: Request, out: Path, unlabelled: int) -> Path:
+    try:
+        from stpredict.data.dataset import read_dataset
+        from stpredict.data.tiles import write_tiles
+    except ModuleNotFoundError as error:
+        raise _needs_training_extra(error) from error
+
+    tiles = out / f"{path.resolve().name}.tiles.h5"
+    write_tiles(
+        read_dataset(path),
+        tiles,
+        patch_px=model.card["patch_px"],
+        mpp=request.mpp,
+        unlabelled=unlabelled,
+        report=report,
+    )
+    return tiles
+
+
+def _for_each(inputs: Sequence[Path], work: Callable[[Path], Iterator[Path]]) -> list[Failure]:
+    """Print what comes of each input; one that fails costs only itself. What it is told alone, a single one raises."""
+    failures: list[Failure] = []
     for path in inputs:
         try:
-            if path.is_dir():
-                tiles = out / f"{path.resolve().name}.tiles.h5"
-                write_tiles(
-                    read_dataset(path),
-                    tiles,
-                    patch_px=model.card["patch_px"],
-                    mpp=request.mpp,
-                    unlabelled=unlabelled,
-                    report=report,
-                )
-                print(tiles, flush=True)
-            else:
-                for written in tile_slide(path, model, request, out, patches):
-                    print(written, flush=True)
-        except UsageError:
+            for written in work(path):
+                print(written, flush=True)
+        except BrokenPipeError:
             raise
-        except StpredictError as error:
-            if len(inputs) == 1:
+        except (StpredictError, OSError) as error:
+            if len(inputs) == 1 and isinstance(error, UsageError):
                 raise
-            failures.append((path, str(error)))
-            report(f"stpredict: {error}")
-    return _sum_up(failures, len(inputs), "inputs")
+            if len(inputs) == 1 and isinstance(error, SlideError) and error.remediable:
+                raise UsageError(str(error)) from error
+            reason = str(error) if isinstance(error, StpredictError) else f"{path.name}: {error.strerror or error}."
+            failures.append((path, reason))
+            report(f"stpredict: {reason}")
+    return failures
+
+
+def _needs_training_extra(error: ModuleNotFoundError) -> UsageError:
+    return UsageError(f"this needs {error.name}: install stpredict with its extra [train].")
 
 
 def train_command(
@@ -119,7 +142,7 @@ def train_command(
         from stpredict.crossvalidation import Panel, train_model
         from stpredict.training import is_main_process
     except ModuleNotFoundError as error:
-        raise UsageError(f"training needs {error.name}: pip install 'stpredict[train]'.") from error
+        raise _needs_training_extra(error) from error
 
     if folds not in ("patient", "section", "none"):
         raise UsageError(f"--folds {folds}: choose patient, section or none.")
@@ -154,7 +177,7 @@ def _make_folder(out: Path) -> None:
         raise UsageError(f"-o {out}: cannot be made ({error.strerror}).") from error
 
 
-def _sum_up(failures: Sequence[tuple[Path, str]], total: int, what: str) -> int:
+def _sum_up(failures: Sequence[Failure], total: int, what: str) -> int:
     """The exit code, after a table of failures where there were several inputs."""
     if failures and total > 1:
         report(f"{len(failures)} of {total} {what} failed:")

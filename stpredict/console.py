@@ -33,7 +33,7 @@ def progress_of_spots() -> Iterator[tuple[Callable[[int, int], None], Callable[[
 
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("spots"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task("spots", total=None)
         yield (
             lambda done, total: bar.update(task, completed=done, total=total),

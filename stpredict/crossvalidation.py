@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -15,21 +16,23 @@ import numpy as np
 import torch
 
 from stpredict.arrays import Float, Int
-from stpredict.cards import make_card, write_model
+from stpredict.cards import better_baselines, make_card, write_model
 from stpredict.data.dataset import read_dataset
-from stpredict.data.panel import choose_panel
+from stpredict.data.panel import choose_panel, match_genes
 from stpredict.data.tiles import Tiles, read_tiles, write_tiles
 from stpredict.errors import ResultError, UsageError
 from stpredict.evaluation import DEPTH_CONTROLLED, Split, evaluate_split
 from stpredict.features import colour_texture_features
 from stpredict.files import atomic_path
+from stpredict.networks import architecture_config
 from stpredict.networks.m2ort import M2ORT
-from stpredict.objectives import Objective, make_objective
+from stpredict.objectives import Objective, check_objective, make_objective
 from stpredict.shards import describe_difference
 from stpredict.training import (
     Log,
     Report,
     Settings,
+    agree_on,
     is_main_process,
     new_network,
     pick_device,
@@ -82,46 +85,64 @@ def train_model(
     A killed run goes on where it was. Under torchrun every process calls this.
     Raises ResultError if the model exists, or the folder holds a run with other settings, unless `overwrite`.
     """
+    architecture_config(settings.architecture, n_genes=1)
+    check_objective(settings.objective)
     folder = out.with_suffix(".run")
+    own_tiles = folder / "dataset.tiles.h5"
+    tiles_path = dataset if dataset.suffix == ".h5" else own_tiles
     wanted = {
-        **asdict(settings), "panel": asdict(panel), "folds": folds, "hold_out": list(hold_out),
-        "unlabelled": unlabelled, "mpp": mpp, "licence": licence, "dataset": dataset.name,
+        **asdict(settings), "panel": asdict(panel), "folds": folds, "hold_out": list(hold_out), "mpp": mpp,
+        "unlabelled": unlabelled, "licence": licence, "dataset": dataset.name, "files": fingerprint(dataset),
     }  # fmt: skip
     wanted = json.loads(json.dumps(wanted))
     with process_group(device):
         if is_main_process():
-            begin_run(folder, out, wanted, overwrite)
-            tiles_path = dataset if dataset.suffix == ".h5" else folder / "dataset.tiles.h5"
+            begun = find_run(folder, out, wanted, overwrite)
+            if not begun:
+                own_tiles.unlink(missing_ok=True)
+                (folder / "features.npz").unlink(missing_ok=True)
             if not tiles_path.exists():
-                write_tiles(
-                    read_dataset(dataset), tiles_path, mpp=mpp, unlabelled=unlabelled, seed=settings.seed, report=report
-                )
+                sections = read_dataset(dataset)
+                write_tiles(sections, tiles_path, mpp=mpp, unlabelled=unlabelled, seed=settings.seed, report=report)
+            plan_folds(read_tiles(tiles_path), folds, hold_out)
+            match_genes([*panel.required, *panel.genes], read_tiles(tiles_path).genes, "measured genes")
+            if not begun:
+                with atomic_path(folder / "run.json") as temporary:
+                    temporary.write_text(json.dumps(wanted, indent=1))
             read_features(read_tiles(tiles_path), folder / "features.npz", report, threads)
         wait_for_all()
-        tiles = read_tiles(dataset if dataset.suffix == ".h5" else folder / "dataset.tiles.h5")
+        tiles = read_tiles(tiles_path)
         features, unlabelled_features = read_features(tiles, folder / "features.npz", report, threads)
         torch.set_num_threads(threads)
         run = Run(tiles, features, unlabelled_features, panel, settings, licence, pick_device(device), report)
         return run_crossvalidation(run, plan_folds(tiles, folds, hold_out), out, folder)
 
 
-def begin_run(folder: Path, out: Path, wanted: dict[str, Any], overwrite: bool) -> None:
-    """Make the run's folder, or find that it holds the same run."""
+def find_run(folder: Path, out: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the run's folder holds the same run, begun; the folder is made if it is not there.
+
+    Raises ResultError if it holds another, or the model exists without one, unless `overwrite`.
+    """
     record = folder / "run.json"
     if overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     elif record.exists():
         found = json.loads(record.read_text())
         if found != wanted:
-            raise ResultError(
-                f"{folder}: holds a run with other settings ({describe_difference(found, wanted)}); "
-                "--overwrite begins anew."
-            )
+            difference = describe_difference(found, wanted)
+            raise ResultError(f"{folder}: holds a run with other settings ({difference}); --overwrite begins anew.")
+        return True
     elif out.exists():
         raise ResultError(f"{out}: exists; --overwrite replaces it.")
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(record) as temporary:
-        temporary.write_text(json.dumps(wanted, indent=1))
+    return False
+
+
+def fingerprint(dataset: Path) -> str:
+    """Changes when files of a data set are added, removed or replaced by others of another size."""
+    files = sorted(path for path in dataset.rglob("*") if path.is_file()) if dataset.is_dir() else [dataset]
+    sizes = [(path.name, path.stat().st_size) for path in files if path.exists()]
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:16]
 
 
 def plan_folds(tiles: Tiles, by: str | None, hold_out: Sequence[str]) -> list[Fold]:
@@ -195,7 +216,7 @@ def train_network(
 
     if epochs is None and len(validation):
         train(known, np.flatnonzero(in_validation), settings.epochs, "select")
-        epochs = log.best_epoch("select")
+        epochs = agree_on(log.best_epoch("select"))
     # Without a validation, stop half way: on few spots the later epochs were seen to overfit.
     epochs = epochs or max(1, settings.epochs // 2)
     student = train(np.flatnonzero(in_training), np.empty(0, np.int64), epochs, "train")
@@ -226,16 +247,12 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     if is_main_process():
         rows = {k: v[DEPTH_CONTROLLED] for k, v in scores["rows"].items()}
         run.report(f"held-out {fold.name}: " + ", ".join(f"{k} {v}" for k, v in rows.items()))
+        beaten_by = better_baselines(scores)
+        if beaten_by:
+            run.report(f"held-out {fold.name}: the model has learnt nothing that {' and '.join(beaten_by)} had not")
+        name = f"{folder.parent.stem}-{folder.name}"
         write_card_and_model(
-            run,
-            folder / "model.safetensors",
-            f"{folder.parent.stem}-{folder.name}",
-            network,
-            objective,
-            panel,
-            sections,
-            [scores],
-            epochs,
+            run, folder / "model.safetensors", name, network, objective, panel, sections, [scores], epochs
         )
         with atomic_path(done) as temporary:
             temporary.write_text(json.dumps(scores))
@@ -244,6 +261,8 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
 
 def run_crossvalidation(run: Run, folds: Sequence[Fold], out: Path, folder: Path) -> dict[str, Any]:
     """Score every fold, train on everything for the median of the folds' epochs, write the model; returns its card."""
+    if not folds:
+        run.report("nothing is held out: the model's card will not say how good it is")
     held_out = [run_fold(run, fold, folder / f"fold-{number}") for number, fold in enumerate(folds, 1)]
     chosen = [scores["epochs"] for scores in held_out if scores["validation"]]
     sections = sorted(set(run.tiles.section))

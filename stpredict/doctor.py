@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator
 from importlib import metadata, util
 
 import stpredict
+from stpredict.machine import cache_folder, usable_cores
 from stpredict.weights import list_models, models_folders
 
 LIBRARIES = (
@@ -24,11 +24,6 @@ LIBRARIES = (
 TRAINING = ("pandas", "scikit-learn", "matplotlib")
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def examine() -> Iterator[str]:
     """Lines of the report."""
     yield f"stpredict {stpredict.__version__}, Python {platform.python_version()}, {platform.platform()}"
@@ -40,7 +35,9 @@ def examine() -> Iterator[str]:
     yield f"models: {', '.join(list_models()) or 'none'} (looked up in {', '.join(map(str, models_folders()))})"
     yield "libraries: " + ", ".join(f"{name} {_version(name)}" for name in LIBRARIES)
     missing = [name for name in TRAINING if _version(name) == "missing"]
-    yield "training: " + (f"needs {', '.join(missing)}; pip install 'stpredict[train]'" if missing else "available")
+    yield "training: " + (
+        f"needs {', '.join(missing)}; install stpredict with its extra [train]" if missing else "available"
+    )
 
 
 def _version(library: str) -> str:
@@ -80,8 +77,6 @@ def _openvino() -> str:
 
 
 def _cache() -> str:
-    from stpredict.engines.openvino import cache_folder
-
     try:
         return f"{cache_folder()} ($STPREDICT_CACHE moves it)"
     except OSError as error:

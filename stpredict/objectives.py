@@ -58,8 +58,7 @@ def make_objective(name: str, counts: Float, depth: Float, section: Labels, fit:
     the log depth as offset. `mse`: squared error on ln(1 + CPM), as in the papers; depth is then learnt too.
     Raises UsageError for another name.
     """
-    if name not in OBJECTIVES:
-        raise UsageError(f"--objective {name}: choose one of {', '.join(OBJECTIVES)}.")
+    check_objective(name)
     if name == "mse":
         observed = log_cpm(counts, depth)
         mean, spread = observed[fit].mean(axis=0), _spread(observed[fit])
@@ -81,6 +80,12 @@ def make_objective(name: str, counts: Float, depth: Float, section: Labels, fit:
     theta = THETA if name == "nb" else None
     likelihood = _count_likelihood(counts, depth, share, theta)
     return Objective(name, residuals * relative, offset, np.ones(len(share)), "softplus", likelihood)
+
+
+def check_objective(name: str) -> None:
+    """Raises UsageError for a name that is no objective's."""
+    if name not in OBJECTIVES:
+        raise UsageError(f"--objective {name}: choose one of {', '.join(OBJECTIVES)}.")
 
 
 def _spread(values: Float) -> Float:

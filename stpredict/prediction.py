@@ -52,7 +52,13 @@ class Request:
 
     def grid(self, model: Model) -> GridRequest:
         diameter_um = model.card["spot_diameter_um"]
-        return GridRequest(diameter_um, self.pitch_um or diameter_um, self.layout, self.spots_file, self.min_tissue)
+        return GridRequest(
+            diameter_um,
+            diameter_um if self.pitch_um is None else self.pitch_um,
+            self.layout,
+            self.spots_file,
+            self.min_tissue,
+        )
 
 
 @dataclass(frozen=True)
@@ -108,9 +114,16 @@ def predict_slides(
             if len(slides) == 1 and isinstance(error, SlideError) and error.remediable:
                 raise UsageError(str(error)) from error
             yield Outcome(path, None, "failed", error)
+        except MemoryError:
+            yield Outcome(path, None, "failed", SlideError(f"{path.name}: not enough memory."))
         except OSError as error:
             where = f" ({Path(error.filename).name})" if error.filename else ""
             yield Outcome(path, None, "failed", ResultError(f"{path.name}: {error.strerror or error}{where}."))
+        except Exception as error:
+            if os.environ.get("STPREDICT_DEBUG"):
+                raise
+            reason = f"{path.name}: unexpected {type(error).__name__}: {error} (stpredict --debug says where)."
+            yield Outcome(path, None, "failed", SlideError(reason))
 
 
 def predict_slide(
@@ -145,20 +158,24 @@ def predict_slide(
         unusual = unusual_fraction(sample, model)
         if unusual > 0.5:
             report(f"{path.name}: {unusual:.0%} of patches look unlike those the model was trained on; expect little.")
-        engine = suitable_engine(model, request.engine, engine, pinned_engine(shards), sample, report)
-        pin_engine(shards, engine.name, engine.precision)
+        pinned = pinned_engine(shards)
+        if pinned is None:
+            used = engine = engine or open_engine(model, request.engine, sample, report)
+        else:
+            used = open_pinned_engine(model, request.engine, pinned, sample, report)
+        pin_engine(shards, used.name, used.precision)
         clock.lap("engine")
         columns = np.array(match_genes(settings["genes"], model.panel))
-        predict_shards(shards, raster, spots, model.card["patch_px"], columns, engine, request.engine.threads, progress)
+        predict_shards(shards, raster, spots, model.card["patch_px"], columns, used, request.engine.threads, progress)
         clock.lap("reading_and_inference")
         provenance = {
-            **engine.description(),
+            **used.description(),
             **describe_prediction(slide, mpp, raster, spots, model, settings, request, result.parent),
             "tissue": {"mask_um": MASK_UM, "tissue_fraction_of_slide": round(float(tissue.mask.mean()), 4)},
             "unusual_patches": round(unusual, 3),
             "display_range": display_range(model, columns),
         }
-        thumbnail, thumbnail_downsample = make_thumbnail(slide, mpp, tissue, request.engine.threads)
+        thumbnail, thumbnail_downsample = make_thumbnail(slide, tissue, request.engine.threads)
         write_result(
             result, slide_name(path), spots, fraction, describe_genes(model, columns), shards.rows(CHUNK_SPOTS),
             provenance, clock.seconds, thumbnail, thumbnail_downsample, model.card["spot_diameter_um"] / mpp.x,
@@ -180,7 +197,7 @@ def requested_settings(slide: Slide, mpp: Mpp, model: Model, request: Request) -
         "model": model.sha256,
         "genes": list(request.genes) or model.panel,
         "mpp": list(mpp),
-        "pitch_um": request.pitch_um or model.card["spot_diameter_um"],
+        "pitch_um": request.grid(model).pitch_um,
         "layout": "given" if request.spots_file else request.layout,
         "spots": spots_digest,
         "min_tissue": None if request.spots_file else request.min_tissue,
@@ -264,26 +281,16 @@ def fixed_batches(patches: Iterator[UInt8], batch_size: int, shape: tuple[int, i
         yield batch
 
 
-def suitable_engine(
-    model: Model,
-    request: EngineRequest,
-    engine: Engine | None,
-    pinned: tuple[str, str] | None,
-    sample: UInt8,
-    report: Report,
+def open_pinned_engine(
+    model: Model, request: EngineRequest, pinned: tuple[str, str], sample: UInt8, report: Report
 ) -> Engine:
-    """The engine in use if it may go on, else a new one; an interrupted prediction goes on with what it began with."""
-    if pinned is None:
-        return engine or open_engine(model, request, sample, report)
-    if engine and (engine.name, engine.precision) == pinned:
-        return engine
-    again = EngineRequest(*pinned, request.device, request.batch_size, request.threads)
+    """The engine that an interrupted prediction began with. Raises ResultError if it cannot run here."""
     try:
+        again = EngineRequest(*pinned, request.device, request.batch_size, request.threads)
         return open_engine(model, again, sample, report)
     except StpredictError as error:
-        raise ResultError(
-            f"the interrupted prediction used {pinned[0]} {pinned[1]}: {error} --overwrite begins anew."
-        ) from error
+        reason = f"the interrupted prediction used {pinned[0]} {pinned[1]}: {error}"
+        raise ResultError(f"{reason} --overwrite begins anew.") from error
 
 
 def sample_patches(raster: Raster, spots: Spots, patch_px: int, threads: int) -> UInt8:
@@ -295,7 +302,7 @@ def sample_patches(raster: Raster, spots: Spots, patch_px: int, threads: int) ->
 
 def describe_genes(model: Model, columns: Int) -> list[Gene]:
     correlation = held_out_correlation(model.card)
-    mean = model.card["genes"]["training_mean"]
+    mean = model.card["genes"]["training_mean"] or [np.nan] * len(model.panel)
     return [Gene(model.panel[i], correlation[i], mean[i]) for i in columns]
 
 

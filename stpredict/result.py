@@ -15,12 +15,26 @@ import numpy as np
 from stpredict.arrays import Float, Float32, Int, UInt8
 from stpredict.errors import ResultError
 from stpredict.files import atomic_path
-from stpredict.slides.lattice import Spots
+from stpredict.slides.lattice import MAX_SPOTS, Spots, lattice_shape
+from stpredict.slides.slide import Bounds, Mpp
 
 #: Readers accept files of their own format version and older; a new version is given only to what older ones misread.
 FORMAT_VERSION = 1
 CHUNK_SPOTS = 4096
 CHUNK_GENES = 16
+#: Larger numbers in a file are not a slide's.
+MAX_SIDE = 10_000_000
+MAX_THUMBNAIL = 10_000
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The level-0 frame that spots lie in."""
+
+    dimensions: tuple[int, int]
+    bounds: Bounds
+    mpp: Mpp
+    spot_diameter_um: float
 
 
 @dataclass(frozen=True)
@@ -39,11 +53,11 @@ class Result:
     path: Path
     name: str
     spots: Spots
+    canvas: Canvas
     tissue_fraction: Float32
     genes: list[Gene]
     provenance: dict[str, Any]
     thumbnail: UInt8
-    thumbnail_downsample: float
 
     def expression(self, gene: str) -> Float32:
         """ln(1 + CPM) of one gene, per spot; NaN where the slide could not be read."""
@@ -122,30 +136,61 @@ def read_result(path: Path) -> Result:
     with _opened(path) as file:
         provenance = _provenance(file, path)
         name = str(provenance["slide"]["name"])
+        if name in ("", ".", "..") or set(name) & set("/\\\0"):  # it becomes part of file names
+            raise ValueError(f"a slide cannot be called {name!r}")
         library = f"uns/spatial/{name}"
+        x = _dataset(file, "X")
+        n_spots, n_genes = x.shape
+        if x.dtype != np.float32:
+            raise ValueError("expression is not float32")
         lattice = provenance["lattice"]
         spots = Spots(
-            centres=_dataset(file, "obsm/spatial")[:].astype(np.float64).reshape(-1, 2),
-            row=_dataset(file, "obs/row")[:].astype(np.int64),
-            column=_dataset(file, "obs/col")[:].astype(np.int64),
+            centres=_read(file, "obsm/spatial", (n_spots, 2)).astype(np.float64),
+            row=_read(file, "obs/row", (n_spots,)).astype(np.int64),
+            column=_read(file, "obs/col", (n_spots,)).astype(np.int64),
             layout=lattice["layout"],
             pitch_um=float(lattice["pitch_um"]),
         )
-        columns = [_dataset(file, f"var/{column}")[:] for column in ("held_out_correlation", "training_mean")]
-        names = [str(gene) for gene in _dataset(file, "var/_index").asstr()[:]]
-        result = Result(
+        canvas = _check_canvas(provenance, spots)
+        columns = [_read(file, f"var/{column}", (n_genes,)) for column in ("held_out_correlation", "training_mean")]
+        names = [str(gene) for gene in _checked(file, "var/_index", (n_genes,)).asstr()[:]]
+        ranges = provenance["display_range"]
+        if ranges is not None:
+            low, high = np.asarray(ranges, dtype=float)
+            if low.shape != (n_genes,) or not (low < high).all():
+                raise ValueError("colour ranges and genes do not fit together")
+        images = _dataset(file, f"{library}/images/hires")
+        if images.dtype != np.uint8 or images.ndim != 3 or images.shape[2] != 3 or max(images.shape) > MAX_THUMBNAIL:
+            raise ValueError("the thumbnail is no picture")
+        return Result(
             path=path,
             name=name,
             spots=spots,
-            tissue_fraction=_dataset(file, "obs/tissue_fraction")[:],
+            canvas=canvas,
+            tissue_fraction=_read(file, "obs/tissue_fraction", (n_spots,)),
             genes=[Gene(gene, float(r), float(mean)) for gene, r, mean in zip(names, *columns, strict=True)],
             provenance=provenance,
-            thumbnail=_dataset(file, f"{library}/images/hires")[:],
-            thumbnail_downsample=1 / float(_dataset(file, f"{library}/scalefactors/tissue_hires_scalef")[()]),
+            thumbnail=images[:],
         )
-        if _dataset(file, "X").shape != (len(spots), len(names)):
-            raise ResultError(f"{path.name}: damaged: spots, genes and expression do not fit together.")
-        return result
+
+
+def _check_canvas(provenance: dict[str, Any], spots: Spots) -> Canvas:
+    """The frame that pictures are drawn in, after making sure that the spots lie in it."""
+    slide, lattice = provenance["slide"], provenance["lattice"]
+    width, height = (int(side) for side in slide["dimensions"])
+    bounds, mpp = Bounds(*(int(side) for side in slide["bounds"])), Mpp(*(float(um) for um in slide["mpp"]))
+    canvas = Canvas((width, height), bounds, mpp, float(lattice["spot_diameter_um"]))
+    lengths = (*mpp, spots.pitch_um, canvas.spot_diameter_um)
+    if not (0 < width < MAX_SIDE and 0 < height < MAX_SIDE and all(0 < length < np.inf for length in lengths)):
+        raise ValueError("implausible slide or lattice")
+    if spots.layout not in ("square", "hex", "given"):
+        raise ValueError(f"unknown layout {spots.layout!r}")
+    if spots.layout != "given":
+        rows, columns = lattice_shape(bounds, mpp, spots.pitch_um, spots.layout)
+        inside = (spots.row >= 0) & (spots.row < rows) & (spots.column >= 0) & (spots.column < columns)
+        if not inside.all() or rows * columns > MAX_SPOTS:
+            raise ValueError("spots outside the lattice")
+    return canvas
 
 
 @contextmanager
@@ -155,7 +200,16 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path) as file:
             yield file
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise ResultError(f"{path.name}: not a result of this program, or a damaged one ({error}).") from error
 
 
@@ -176,6 +230,18 @@ def _dataset(file: h5py.File, name: str) -> Any:
     if not isinstance(group, h5py.Dataset) or group.external or group.is_virtual:
         raise ValueError(f"{name} is not stored in this file")
     return group
+
+
+def _checked(file: h5py.File, name: str, shape: tuple[int, ...]) -> Any:
+    """A data set of the shape it must have, so that what is read is no larger than X's own sides."""
+    dataset = _dataset(file, name)
+    if dataset.shape != shape or max(shape) > MAX_SPOTS:
+        raise ValueError(f"{name} has the wrong shape")
+    return dataset
+
+
+def _read(file: h5py.File, name: str, shape: tuple[int, ...]) -> Any:
+    return _checked(file, name, shape)[:]
 
 
 def _tag(item: h5py.Group | h5py.Dataset, encoding: str, version: str) -> None:

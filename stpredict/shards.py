@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,17 +63,21 @@ class Shards:
         """Spots x genes in the order of the lattice, `block_spots` at a time; shards stay on disk in between."""
         place = np.empty(len(self.order), np.int64)
         place[self.order] = np.arange(len(self.order))
-        maps = [np.load(self.path(shard), mmap_mode="r", allow_pickle=False) for shard in range(self.count)]
         for start in range(0, len(place), block_spots):
             wanted = place[start : start + block_spots]
             block = np.empty((len(wanted), self.n_genes), np.float32)
             for shard in np.unique(wanted // SHARD_SPOTS):
                 here = wanted // SHARD_SPOTS == shard
-                block[here] = maps[shard][wanted[here] % SHARD_SPOTS]
+                expression = np.load(self.path(int(shard)), mmap_mode="r", allow_pickle=False)
+                block[here] = expression[wanted[here] % SHARD_SPOTS]
             yield block
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the shards and, if it holds nothing else, their folder."""
+        for path in (self.folder / MANIFEST, *self.folder.glob("[0-9]*.npy"), *self.folder.glob(".*.tmp*")):
+            path.unlink(missing_ok=True)
+        if self.folder.exists() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
 
 def open_shards(folder: Path, order: Int, n_genes: int, settings: dict[str, Any], overwrite: bool) -> Shards:
@@ -82,21 +85,19 @@ def open_shards(folder: Path, order: Int, n_genes: int, settings: dict[str, Any]
 
     Raises ResultError if the folder holds shards of other settings, unless `overwrite`.
     """
-    manifest = folder / MANIFEST
-    if folder.exists():
-        try:
-            found = json.loads(manifest.read_text())
-        except (OSError, ValueError):
-            found = None
-        if found is None or (found["settings"] != settings and overwrite):
-            shutil.rmtree(folder)
-        elif found["settings"] != settings:
-            difference = describe_difference(found["settings"], settings)
-            raise ResultError(
-                f"{folder.name}: an interrupted prediction with other settings stands here ({difference}); "
-                "--overwrite discards it."
-            )
-    return Shards(folder, order, n_genes, settings)
+    shards = Shards(folder, order, n_genes, settings)
+    try:
+        found = json.loads((folder / MANIFEST).read_text())["settings"]
+    except (OSError, ValueError, TypeError, KeyError):
+        found = None
+    if overwrite or found is None:
+        shards.remove()
+    elif found != settings:
+        raise ResultError(
+            f"{folder.name}: an interrupted prediction with other settings stands here "
+            f"({describe_difference(found, settings)}); --overwrite discards it."
+        )
+    return shards
 
 
 def pinned_engine(shards: Shards) -> tuple[str, str] | None:

@@ -60,7 +60,7 @@ def tile_slide(path: Path, model: Model, request: Request, out: Path, patches: b
 
 def draw_grid(slide: Slide, mpp: Mpp, tissue: Tissue, spots: Spots, diameter_um: float, threads: int) -> Image.Image:
     """The slide's thumbnail, dark outside the tissue, with a ring around each spot."""
-    thumbnail, downsample = make_thumbnail(slide, mpp, tissue, threads)
+    thumbnail, downsample = make_thumbnail(slide, tissue, threads)
     height, width = thumbnail.shape[:2]
     mask = np.asarray(Image.fromarray(tissue.mask).resize((width, height), Image.Resampling.NEAREST))
     image = Image.fromarray(np.where(mask[..., None], thumbnail, (thumbnail * OUTSIDE_TISSUE).astype(np.uint8)))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from stpredict import metrics
 from stpredict.arrays import Float, Int, UInt8
 from stpredict.baselines import fit_ridge
 from stpredict.data.tiles import Tiles
+from stpredict.errors import UsageError
 from stpredict.files import atomic_path
 from stpredict.networks import architecture_config
 from stpredict.networks.m2ort import M2ORT
@@ -31,6 +33,8 @@ Report = Callable[[str], None]
 LOG_COLUMNS = ("stage", "epoch", "loss", "validation", "seconds")
 #: Standardised features and ridge predictions beyond this many spreads are artefacts; they would rule the teaching.
 TAUGHT_LIMIT = 4.0
+#: For a process that waits while the first one cuts patches.
+LONGEST_WAIT = timedelta(hours=24)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def process_group(device: str) -> Iterator[None]:
         on_gpu = pick_device(device).type == "cuda"
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("nccl" if on_gpu else "gloo")
+        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=LONGEST_WAIT)
     try:
         yield
     finally:
@@ -108,8 +112,21 @@ def wait_for_all() -> None:
         distributed.barrier()
 
 
+def agree_on(value: int | None) -> int | None:
+    """What the first process says, in all of them."""
+    values = [value]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(values)
+    return values[0]
+
+
 def pick_device(name: str = "auto") -> torch.device:
+    """Raises UsageError for a device that is not there."""
     if name != "auto":
+        if name.split(":")[0] not in ("cpu", "cuda") or (name != "cpu" and not torch.cuda.is_available()):
+            raise UsageError(
+                f"--device {name}: not a device of this machine; choose cpu, or cuda where there is a GPU."
+            )
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -173,7 +190,8 @@ def fit(
         torch.manual_seed(1_000_003 * settings.seed + 1_009 * epoch + rank)
         model.train()
         order, symmetry = rng.permutation(index), rng.integers(0, 8, len(index))
-        for start in range(0, len(order), settings.batch_size):
+        # A last batch with fewer spots than processes would leave one of them waiting for ever.
+        for start in range(0, len(order) - world + 1, settings.batch_size):
             mine = slice(start + rank, min(start + settings.batch_size, len(order)), world)
             items = order[mine]
             patches = torch.from_numpy(augment(read(items), symmetry[mine])).to(device)

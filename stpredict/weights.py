@@ -16,12 +16,13 @@ import safetensors
 import safetensors.numpy
 
 from stpredict.errors import ModelFileError
+from stpredict.features import N_FEATURES
 from stpredict.files import atomic_path
 
 FORMAT_VERSION = 1
-DEFAULT_MODEL = "m2ort-small-her2st"
 MAX_HEADER_BYTES = 64 << 20
-REQUIRED = ("name", "architecture", "parameters", "panel", "patch_px", "mpp", "spot_diameter_um", "expression_unit")
+#: No network of this kind is wider, deeper or predicts more genes.
+MAX_SIZE = 100_000
 #: Tensors that are not the network's: colour and texture features of training patches, n x 52.
 REFERENCE_FEATURES = "reference_features"
 
@@ -54,8 +55,11 @@ def save_model(path: Path, tensors: Mapping[str, Array], card: Mapping[str, Any]
     text = json.dumps({**card, "format_version": FORMAT_VERSION}, sort_keys=True, allow_nan=False)
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     metadata = {"stpredict": text, "sha256": _checksum(text, arrays)}
-    with atomic_path(path) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, metadata)
+    try:
+        with atomic_path(path) as temporary:
+            safetensors.numpy.save_file(arrays, temporary, metadata)
+    except safetensors.SafetensorError as error:
+        raise ModelFileError(f"{path}: cannot be written ({error}).") from error
 
 
 def load_model(path: Path) -> Model:
@@ -79,11 +83,47 @@ def load_model(path: Path) -> Model:
         raise ModelFileError(f"{path.name}: not a model file, or a damaged one ({error}).") from error
     if sha256 != metadata.get("sha256"):
         raise ModelFileError(f"{path.name}: damaged: its checksum does not agree; fetch the file again.")
-    if not isinstance(card, dict) or any(key not in card for key in REQUIRED):
-        raise ModelFileError(f"{path.name}: its card lacks {next(k for k in REQUIRED if k not in card)}.")
-    if card["format_version"] > FORMAT_VERSION:
-        raise ModelFileError(f"{path.name}: made by a newer version of stpredict; please update.")
+    try:
+        if card["format_version"] > FORMAT_VERSION:
+            raise ModelFileError(f"{path.name}: made by a newer version of stpredict; please update.")
+        _check_card(card, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ModelFileError(f"{path.name}: its card is not a model's ({type(error).__name__}: {error}).") from error
     return Model(path, card, tensors, sha256)
+
+
+def _check_card(card: dict[str, Any], tensors: Mapping[str, Array]) -> None:
+    """Raise ValueError, or whatever a wrong type provokes, for a card that the program could not work with.
+
+    Anyone can write a card with a valid checksum; what is allocated or drawn from it has to be plausible.
+    """
+    panel = card["panel"]
+    count = len(panel)
+
+    def demand(what: str, holds: bool) -> None:
+        if not holds:
+            raise ValueError(what)
+
+    demand("panel", count > 0 and len(set(panel)) == count and all(isinstance(gene, str) and gene for gene in panel))
+    demand("name and unit", all(isinstance(card[key], str) for key in ("name", "architecture", "expression_unit")))
+    demand("patch_px", card["patch_px"] == card["parameters"]["patch_px"] and 16 <= card["patch_px"] <= 4096)
+    demand("mpp", 0.05 <= card["mpp"] <= 50)
+    demand("spot diameter and pitch", 1 <= card["spot_diameter_um"] <= 5000 and 1 <= card["pitch_um"] <= 5000)
+    sizes = [value for value in card["parameters"].values() if isinstance(value, int)]
+    demand("parameters", max(sizes) <= MAX_SIZE)
+    for key in ("training_mean", "training_spread"):
+        values = card["genes"][key]
+        demand(key, values is None or np.asarray(values, dtype=float).shape == (count,))
+    ranges = card["genes"]["display_range"]
+    if ranges is not None:
+        low, high = np.asarray(ranges, dtype=float)
+        demand("display range", low.shape == (count,) and bool((low < high).all()))
+    demand("training and use", isinstance(card["training"], dict) and isinstance(card["intended_use"], str))
+    for fold in card["held_out"]:
+        demand("held-out part", fold["kind"] in ("patient", "section"))
+        demand("held-out genes", np.asarray(fold["per_gene"]["correlation"], dtype=float).shape == (count,))
+    reference = tensors.get(REFERENCE_FEATURES)
+    demand("reference features", reference is None or (reference.ndim == 2 and reference.shape[1] == N_FEATURES))
 
 
 def models_folders() -> list[Path]:

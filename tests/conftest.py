@@ -31,22 +31,22 @@ def region() -> np.ndarray:
         return np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
 
 
-def make_model(path: Path, seed: int = 0, **card: object) -> Path:
+def make_model(path: Path, seed: int = 0, names: list[str] = GENES, **card: object) -> Path:
     """A model file of a tiny M2ORT with random weights that spread over a few units."""
     torch.manual_seed(seed)
     parameters = network_parameters(
-        M2ORTConfig(n_genes=len(GENES), channels=12, depth=2, heads=1, head_dim=12, link="softplus")
+        M2ORTConfig(n_genes=len(names), channels=12, depth=2, heads=1, head_dim=12, link="softplus")
     )
     network = build_network(parameters)
     with torch.no_grad():
         network.head.weight.mul_(5)
         network.head.bias.fill_(5)
-    count = len(GENES)
+    count = len(names)
     content = {
         "name": path.stem,
         "architecture": "m2ort-tiny",
         "parameters": parameters,
-        "panel": GENES,
+        "panel": names,
         "patch_px": 224,
         "mpp": 0.69,
         "spot_diameter_um": 100.0,

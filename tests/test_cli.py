@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import signal
 import statistics
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import SLIDE, make_model
 from PIL import Image
 from slides_to_try import tiff_pyramid
@@ -112,6 +114,9 @@ def make(kind: str, region: np.ndarray) -> Path:
         ("slide", ["-m", "renamed.safetensors"], 2, "not a model file"),
         ("slide", ["-o", "file"], 2, "cannot be made"),
         ("slide", ["--pitch", "0.1"], 2, "larger than a pixel"),
+        ("slide", ["--pitch", "0"], 2, "larger than a pixel"),
+        ("slide", ["--pitch", "inf"], 2, "must be finite"),
+        ("slide", ["--device", "banana"], 2, "choose auto, cpu, cuda"),
         ("slide", ["--layout", "round"], 2, "square or hex"),
         ("slide", ["--engine", "abacus"], 2, "choose one of"),
         ("slide", ["--no-such-option"], 2, "No such option"),
@@ -194,7 +199,15 @@ def test_ctrl_c_leaves_no_half_result_and_the_same_command_goes_on(tmp_path: Pat
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "CMU-1-Small-Region.h5ad").exists()
-    assert list(parts.glob("0*.npy"))
+    done = len(list(parts.glob("0*.npy")))
+    assert done
+    # The same command goes on: the shards that are there are not made again.
+    stamps = {path.name: path.stat().st_mtime_ns for path in parts.glob("0*.npy")}
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        while len(list(parts.glob("0*.npy"))) <= done and process.poll() is None and time.monotonic() < deadline + 120:
+            time.sleep(0.02)
+        assert stamps.items() <= {path.name: path.stat().st_mtime_ns for path in parts.glob("0*.npy")}.items()
+        process.kill()
 
 
 def test_render_of_nothing_and_of_other_files():
@@ -210,11 +223,75 @@ def test_render_of_nothing_and_of_other_files():
 
 
 def test_many_genes_must_be_named_to_be_drawn(tmp_path):
-    genes = [f"G{i}" for i in range(8)]
-    model = make_model(tmp_path / "m.safetensors", panel=genes)
+    model = make_model(tmp_path / "m.safetensors", names=[f"G{i}" for i in range(17)], held_out=[])
+    refused = run("predict", SLIDE, "-m", model, "--pitch", "300", "--render")
+    assert refused.exit_code == 2
+    assert "up to 16 genes" in refused.stderr
     assert run("predict", SLIDE, "-m", model, "--pitch", "300").exit_code == 0
-    assert run("render", "CMU-1-Small-Region.h5ad", "--style", "heatmap", "--genes", "G1,G7").exit_code == 0
+    unnamed = run("render", "CMU-1-Small-Region.h5ad")
+    assert unnamed.exit_code == 2
+    assert "holds 17 genes" in unnamed.stderr
+    assert run("render", "CMU-1-Small-Region.h5ad", "--style", "heatmap", "--genes", "G1,G16").exit_code == 0
     assert len(list(tmp_path.glob("*.tif"))) == 2
+
+
+def test_one_result_that_cannot_be_drawn_costs_only_itself(tiny_model_path):
+    assert run("predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS").exit_code == 0
+    shutil.copy("CMU-1-Small-Region.h5ad", "other.h5ad")
+    Path("broken.h5ad").write_bytes(b"x")
+    done = run("render", "broken.h5ad", "CMU-1-Small-Region.h5ad", "--style", "heatmap")
+    assert done.exit_code == 1
+    assert "CMU-1-Small-Region.GNAS.heatmap.tif" in done.stdout
+    assert "1 of 2 results failed" in done.stderr
+
+
+def test_an_overlay_of_a_slide_that_was_damaged_since_names_the_slide(tiny_model_path):
+    content = bytearray(SLIDE.read_bytes())
+    shutil.copy(SLIDE, "slide.svs")
+    assert run("predict", "slide.svs", "-m", tiny_model_path, "--genes", "GNAS").exit_code == 0
+    # Within the fingerprint's blind spot there is nothing in so small a file: the slide is another one.
+    content[700_000:760_000] = bytes(60_000)
+    Path("slide.svs").write_bytes(content)
+    done = run("render", "slide.h5ad")
+    assert done.exit_code == 1
+    assert "not the slide" in done.stderr
+    assert not list(Path().glob("*.overlay.tif"))
+
+
+def test_results_reach_a_pipe_while_progress_is_drawn_on_a_terminal(tiny_model_path, tmp_path):
+    controller, terminal = pty.openpty()
+    call = [*PROGRAM, "predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS", "--engine", "eager"]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=terminal, cwd=tmp_path) as process:
+        os.close(terminal)
+        output, _ = process.communicate(timeout=120)
+    os.close(controller)
+    assert process.returncode == 0
+    assert output == b"CMU-1-Small-Region.h5ad\n"
+
+
+def test_a_cache_that_cannot_be_made_costs_only_time(tiny_model_path, monkeypatch):
+    Path("file").touch()
+    monkeypatch.setenv("STPREDICT_CACHE", "file/cache")
+    done = run(
+        "predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS", "--engine", "openvino", "--precision", "fp32"
+    )
+    assert done.exit_code == 0, done.output
+    assert "nowhere" in run("doctor").stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_slides_whose_names_are_not_text_or_whose_pixels_are_odd(tiny_model_path, region):
+    odd = Path(os.fsdecode(b"sl\xffide.jpg"))
+    Image.fromarray(region[:600, :600]).save("plain.jpg")
+    os.rename("plain.jpg", odd)  # noqa: PTH104 (the name is not text)
+    tifffile.imwrite("bands.tif", np.zeros((64, 64, 5), np.uint8), photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite("float.tif", np.zeros((64, 64), np.float32))
+    done = run(
+        "predict", odd, "bands.tif", "float.tif", SLIDE, "-m", tiny_model_path, "--mpp", "0.5", "--genes", "GNAS"
+    )
+    assert done.exit_code == 1
+    assert "CMU-1-Small-Region.h5ad" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_models_and_doctor(monkeypatch, tiny_model_path):

@@ -244,6 +244,49 @@ def test_damaged_results_get_one_clear_error(result, tmp_path, damage):
         read_result(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("obs/row", None), ("obs/col", None), ("obsm/spatial", np.zeros((3, 2))), ("obs/tissue_fraction", np.zeros(2))],
+)
+def test_results_whose_parts_do_not_fit_are_refused(result, tmp_path, name, content):
+    copy = tmp_path / "copy.h5ad"
+    copy.write_bytes(result.read_bytes())
+    with h5py.File(copy, "a") as file:
+        changed = file[name][:] + 10_000 if content is None else content
+        del file[name]
+        file[name] = changed
+    with pytest.raises(ResultError, match=r"copy.h5ad"):
+        read_result(copy)
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", ".."])
+def test_a_slides_name_in_a_result_is_never_a_path(result, tmp_path, name):
+    copy = tmp_path / "copy.h5ad"
+    copy.write_bytes(result.read_bytes())
+    with h5py.File(copy, "a") as file:
+        text = json.loads(file["uns/stpredict"][()])
+        text["slide"]["name"] = name
+        del file["uns/stpredict"]
+        file["uns/stpredict"] = json.dumps(text)
+    with pytest.raises(ResultError, match="cannot be called"):
+        read_result(copy)
+
+
+def test_overwrite_begins_anew_even_with_the_same_settings(tiny_model, tmp_path):
+    parts = tmp_path / "CMU-1-Small-Region.h5ad.parts"
+    (done,) = predict(tiny_model, tmp_path, genes=("GNAS",))
+    settings = read_provenance(done.result)["settings"]
+    done.result.unlink()
+    parts.mkdir()
+    (parts / "manifest.json").write_text(json.dumps({"settings": settings, "engine": ["abacus", "fp32"]}))
+    (parts / "mine.txt").write_text("not a shard")
+    (refused,) = predict(tiny_model, tmp_path, genes=("GNAS",))
+    assert "--overwrite begins anew" in str(refused.error)
+    (again,) = predict(tiny_model, tmp_path, genes=("GNAS",), overwrite=True)
+    assert again.status == "done"
+    assert [path.name for path in parts.iterdir()] == ["mine.txt"]
+
+
 def test_differences_are_described_in_words():
     assert describe_difference({"a": 1, "b": [1, 2]}, {"a": 2, "b": [1, 2]}) == "a 1 instead of 2"
     assert describe_difference({}, {"genes": ["A"]}) == "genes None instead of A"

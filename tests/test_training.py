@@ -139,6 +139,20 @@ def test_a_killed_run_ends_as_if_undisturbed(trained, dataset: Path, tmp_path: P
     assert whole.card["held_out"] == resumed.card["held_out"]
 
 
+def test_a_typo_does_not_stand_in_the_way_of_its_correction(dataset: Path, tmp_path: Path):
+    out = tmp_path / "mine.safetensors"
+    for wrong in (
+        ["--arch", "m3ort"],
+        ["--objective", "residual"],
+        ["--hold-out", "Z9"],
+        ["--genes-required", "GNASS"],
+    ):
+        refused = train(dataset, out, *wrong)
+        assert refused.exit_code == 2, refused.output
+        assert not (out.with_suffix(".run") / "run.json").exists()
+    assert train(dataset, out, "--folds", "none", "--epochs", "1").exit_code == 0
+
+
 def test_other_settings_and_existing_models_are_refused(trained, dataset: Path):
     out, _ = trained
     other = train(dataset, out, "--hold-out", "A2", "--genes-required", "<&>", "--seed", "3")
@@ -170,20 +184,9 @@ def test_two_processes_train_as_one(tiles, tmp_path: Path):
         f"ARCHITECTURES['m2ort-tiny'] = {TINY}; app()"
     )
     out = tmp_path / "m.safetensors"
-    call = [
-        sys.executable,
-        "-c",
-        start,
-        "train",
-        tiles.path,
-        "-o",
-        out,
-        *OPTIONS.split(),
-        "--folds",
-        "none",
-        "--threads",
-        "1",
-    ]
+    one_left = len(tiles.spot) - 1  # the last batch has fewer spots than there are processes
+    call = [sys.executable, "-c", start, "train", tiles.path, "-o", out, *OPTIONS.split(), "--folds", "none",
+            "--threads", "1", "--batch-size", one_left]  # fmt: skip
     workers = [
         subprocess.Popen(
             [str(part) for part in call],
@@ -198,6 +201,8 @@ def test_two_processes_train_as_one(tiles, tmp_path: Path):
     assert outputs[0][0].strip() == str(out)
     assert outputs[1][0] == ""
     assert load_model(out).card["training"]["epochs_used"] >= 1
+    with (out.with_suffix(".run") / "all" / "log.csv").open() as file:
+        assert all(np.isfinite(float(row["loss"])) for row in csv.DictReader(file))
 
 
 def test_folds_share_nothing_they_should_not(tiles):

@@ -6,20 +6,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import GENES, make_model
+from conftest import make_model
 
+from stpredict import DEFAULT_MODEL
 from stpredict.engines.eager import load_network
 from stpredict.errors import ModelFileError
-from stpredict.weights import DEFAULT_MODEL, find_model, list_models, load_model, save_model
+from stpredict.weights import find_model, list_models, load_model, save_model
 
 
-def test_card_and_tensors_come_back(tmp_path: Path):
-    card = dict.fromkeys(("architecture", "parameters", "patch_px", "mpp", "spot_diameter_um", "expression_unit"), 1)
-    save_model(tmp_path / "m.safetensors", {"a": np.arange(6.0).reshape(2, 3)}, {**card, "name": "m", "panel": ["A"]})
-    model = load_model(tmp_path / "m.safetensors")
-    assert model.name == "m"
-    np.testing.assert_array_equal(model.tensors["a"], [[0, 1, 2], [3, 4, 5]])
-    assert len(model.sha256) == 64
+def test_card_and_tensors_come_back(tiny_model_path: Path, tmp_path: Path):
+    model = load_model(tiny_model_path)
+    save_model(tmp_path / "m.safetensors", {**model.tensors, "extra": np.arange(6.0).reshape(2, 3)}, model.card)
+    again = load_model(tmp_path / "m.safetensors")
+    assert again.card == model.card
+    assert again.name == "tiny"
+    np.testing.assert_array_equal(again.tensors["extra"], [[0, 1, 2], [3, 4, 5]])
+    assert len(again.sha256) == 64
+    assert again.sha256 != model.sha256
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"panel": 5}, {"panel": ["A"] * 8}, {"panel": []}, {"held_out": 5}, {"held_out": [{}]}, {"training": 3},
+        {"mpp": "x"}, {"mpp": 1e9}, {"patch_px": 225}, {"spot_diameter_um": 1e9}, {"genes": {}},
+        {"genes": {"training_mean": None, "training_spread": None, "display_range": [[1] * 8, [1] * 8]}},
+        {"parameters": {"patch_px": 224, "channels": 10**9}},
+    ],
+)  # fmt: skip
+def test_cards_that_make_no_sense_are_refused(tmp_path: Path, change):
+    path = make_model(tmp_path / "odd.safetensors", **change)
+    with pytest.raises(ModelFileError, match=r"odd.safetensors: its card"):
+        load_model(path)
 
 
 def test_every_changed_byte_is_noticed(tiny_model_path: Path, tmp_path: Path):
@@ -56,9 +74,11 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path):
 
 
 def test_weights_that_do_not_fit_their_card_are_refused(tmp_path: Path):
-    path = make_model(tmp_path / "wrong.safetensors", panel=GENES[:-1])
-    with pytest.raises(ModelFileError, match="predicts 8 genes but names 7"):
-        load_network(load_model(path))
+    model = load_model(make_model(tmp_path / "wrong.safetensors"))
+    fewer = {**model.tensors, "head.bias": model.tensors["head.bias"][:-1]}
+    save_model(tmp_path / "wrong.safetensors", fewer, model.card)
+    with pytest.raises(ModelFileError, match="do not fit its card"):
+        load_network(load_model(tmp_path / "wrong.safetensors"))
 
 
 def test_models_are_found_by_name_and_by_path(tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

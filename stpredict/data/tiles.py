@@ -110,6 +110,8 @@ def write_tiles(
                     places = places[
                         tissue.fraction(places, section.spot_diameter_um, section.mpp) >= UNLABELLED_MIN_TISSUE
                     ]
+                    if not len(places):
+                        raise DatasetError(f"{section.image.name}: no tissue found.")
                     places = places[rng.choice(len(places), n_extra, replace=len(places) < n_extra)]
                     for index, block in read_patches(raster, places, patch_px):
                         for i, patch in zip(index, block, strict=True):

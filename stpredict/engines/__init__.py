@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -32,6 +33,8 @@ class EngineRequest:
         for option, value, choices in (("engine", self.name, ENGINES), ("precision", self.precision, PRECISIONS)):
             if value not in ("auto", *choices):
                 raise UsageError(f"--{option} {value}: choose one of auto, {', '.join(choices)}.")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UsageError(f"--device {self.device}: choose auto, cpu, cuda or cuda:N.")
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,10 @@ def _nvidia_driver() -> bool:
 
 def _open(name: str, model: Model, precision: str, request: EngineRequest, sample: UInt8) -> Engine:
     if name == "openvino":
-        from stpredict.engines.openvino import open_openvino
+        try:
+            from stpredict.engines.openvino import open_openvino
+        except ImportError as error:
+            raise EngineError(f"openvino: cannot be imported ({error}).") from error
 
         return open_openvino(model, precision, request, sample)
     from stpredict.engines.eager import open_eager

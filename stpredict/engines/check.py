@@ -58,7 +58,7 @@ def compare(output: Float32, reference: Float32, precision: str) -> Verdict:
     median_deviation, median_correlation = float(np.median(relative)), float(np.median(correlation))
     # Identical patches have no spread; then only the absolute deviation says anything.
     flat = bool((reference.std(axis=0) < 1e-5).all())
-    close = flat or (
+    close = (flat and float(np.abs(deviation).max()) <= MAX_RELATIVE_DEVIATION[precision]) or (
         median_deviation <= MAX_RELATIVE_DEVIATION[precision] and median_correlation >= MIN_CORRELATION[precision]
     )
     return Verdict(

@@ -12,7 +12,7 @@ from stpredict.engines import Engine, EngineRequest
 from stpredict.engines.check import check_patches, compare
 from stpredict.errors import EngineError, ModelFileError
 from stpredict.networks import build_network
-from stpredict.networks.m2ort import M2ORT
+from stpredict.networks.m2ort import M2ORT, Downsample
 from stpredict.weights import Model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,13 +51,13 @@ def open_eager(model: Model, precision: str, request: EngineRequest, sample: UIn
         raise EngineError(
             f"--device {request.device}: torch {torch.__version__} sees no GPU; `stpredict doctor` says more."
         )
-    if device.type not in BATCH_SIZES:
-        raise EngineError(f"--device {request.device}: choose cpu or cuda.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EngineError(f"--device {request.device}: there are {torch.cuda.device_count()} GPUs.")
     if device.type == "cpu":
         torch.set_num_threads(request.threads)
     network = load_network(model).to(device, DTYPES[precision])
-    for buffers in (network.level_1, network.level_2):
-        buffers.float()  # grey levels are exact whatever the precision of the rest
+    # Grey levels are exact whatever the precision of the rest.
+    network.level_1, network.level_2 = (Downsample(f, model.card["patch_px"]).to(device) for f in (2, 4))
 
     def infer(batches: Iterable[UInt8]) -> Iterator[Float32]:
         for batch in batches:

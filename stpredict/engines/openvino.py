@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import platform
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from stpredict.engines import Engine, EngineRequest
 from stpredict.engines.check import Verdict, check_patches, compare
 from stpredict.errors import EngineError
 from stpredict.files import atomic_path
+from stpredict.machine import cache_folder
 from stpredict.weights import Model
 
 BATCH_SIZE = 8
@@ -28,20 +28,15 @@ BATCH_SIZE = 8
 RECIPE = 1
 
 
-def cache_folder() -> Path:
-    """$STPREDICT_CACHE, or a folder of the user's own; nobody else can write to it."""
-    named = os.environ.get("STPREDICT_CACHE")
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stpredict"
-    base.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return base
-
-
 def open_openvino(model: Model, precision: str, request: EngineRequest, sample: UInt8) -> Engine:
     """Raises EngineError where this CPU or OpenVINO cannot run the precision."""
     if request.device not in ("auto", "cpu"):
         raise EngineError(f"--device {request.device}: the openvino engine runs on the CPU.")
-    core = openvino.Core()
-    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    try:
+        core = openvino.Core()
+        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except RuntimeError as error:
+        raise EngineError(f"openvino: does not run on this processor ({error}).") from error
     if precision != "fp32" and precision.upper() not in capabilities:
         raise EngineError(f"openvino: this CPU has no {precision} (it has {', '.join(capabilities)}).")
     batch_size = request.batch_size or BATCH_SIZE
@@ -54,10 +49,13 @@ def open_openvino(model: Model, precision: str, request: EngineRequest, sample: 
     versions = {"openvino": openvino.__version__}
     compiled, verdict = _from_cache(core, model, config, batch_size)
     if compiled is None or verdict is None:
-        compiled = _compile(core, model, config, batch_size)
-        verdict = _check(compiled, model, precision, batch_size, sample)
+        try:
+            compiled = _compile(core, model, config, batch_size)
+            verdict = _check(compiled, model, precision, batch_size, sample)
+        except RuntimeError as error:
+            raise EngineError(f"openvino: cannot compile {model.name} ({error}).") from error
         if verdict.passed:
-            _to_cache(compiled, verdict, _cache_path(model, config, batch_size))
+            _to_cache(compiled, verdict, model, config, batch_size)
     return Engine(
         name="openvino", precision=precision, device="cpu", batch_size=batch_size, versions=versions, verdict=verdict,
         infer=lambda batches: _infer(compiled, batches, request.threads),
@@ -124,8 +122,8 @@ def _cache_path(model: Model, config: dict[str, Any], batch_size: int) -> Path:
 
 
 def _from_cache(core: Any, model: Model, config: dict[str, Any], batch_size: int) -> tuple[Any, Verdict | None]:
-    path = _cache_path(model, config, batch_size)
     try:
+        path = _cache_path(model, config, batch_size)
         verdict = Verdict(**json.loads(path.with_suffix(".json").read_text()))
         blob = path.read_bytes()
         return core.import_model(io.BytesIO(blob), "CPU", config), verdict
@@ -133,9 +131,10 @@ def _from_cache(core: Any, model: Model, config: dict[str, Any], batch_size: int
         return None, None  # not there, or of no use any more: build it again
 
 
-def _to_cache(compiled: Any, verdict: Verdict, path: Path) -> None:
+def _to_cache(compiled: Any, verdict: Verdict, model: Model, config: dict[str, Any], batch_size: int) -> None:
     """Keep the compiled model if the folder can be written; it is only time that is lost otherwise."""
     try:
+        path = _cache_path(model, config, batch_size)
         stream = io.BytesIO()
         compiled.export_model(stream)
         with atomic_path(path) as temporary:
@@ -143,4 +142,4 @@ def _to_cache(compiled: Any, verdict: Verdict, path: Path) -> None:
         with atomic_path(path.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(verdict.as_dict()))
     except (OSError, RuntimeError):
-        path.unlink(missing_ok=True)
+        return

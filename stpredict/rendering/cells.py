@@ -9,24 +9,14 @@ import pyvips
 from scipy.spatial import cKDTree
 
 from stpredict.arrays import Float, Int
+from stpredict.result import Canvas
 from stpredict.slides.lattice import Spots, lattice_shape, steps
-from stpredict.slides.slide import Bounds, Mpp
 
 #: Given spots are drawn as disks, on a grid of at least this many cells per diameter where the slide is not too large.
 CELLS_PER_DIAMETER = 24
 MAX_GRID = 4096
 #: A squared distance beyond any slide, of rows that hold no spot.
 NOWHERE = 1e18
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """The level-0 frame that pictures share."""
-
-    dimensions: tuple[int, int]
-    bounds: Bounds
-    mpp: Mpp
-    spot_diameter_um: float
 
 
 @dataclass(frozen=True)

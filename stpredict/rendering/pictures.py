@@ -17,12 +17,12 @@ from stpredict.arrays import Float32
 from stpredict.data.panel import match_genes
 from stpredict.errors import ResultError, SlideError, UsageError
 from stpredict.files import atomic_path
-from stpredict.rendering.cells import Canvas, Cells, make_cells
+from stpredict.rendering.cells import Cells, make_cells
 from stpredict.rendering.colour import ColourScale
 from stpredict.rendering.preview import draw_preview
-from stpredict.rendering.stream import stream_slide
+from stpredict.rendering.stream import SlideStream
 from stpredict.result import Result
-from stpredict.slides.slide import Bounds, Mpp, Slide, open_slide
+from stpredict.slides.slide import Mpp, Slide, open_slide
 
 Style = Literal["heatmap", "overlay"]
 STYLES: tuple[Style, ...] = ("heatmap", "overlay")
@@ -46,6 +46,7 @@ def render(
         raise UsageError(f"{result.path.name} holds {len(names)} genes; name those to draw with --genes.")
     chosen = match_genes(genes or names, names, f"genes of {result.path.name}")
     slide_path = slide_path or result.path.parent / result.provenance["slide"]["path"]
+    cells = make_cells(result.spots, result.canvas)
     for index in chosen:
         gene = result.genes[index]
         scale = colour_scale(result, index)
@@ -63,8 +64,8 @@ def render(
         if not fresh:
             values = result.expression(gene.name)
             for style, path in paths.items():
-                write_picture(path, style, result, values, scale, slide_path)
-            draw_preview(preview, result, values, scale, gene.held_out_correlation, make_canvas(result))
+                write_picture(path, style, result, cells, values, scale, slide_path)
+            draw_preview(preview, result, values, scale, gene.held_out_correlation)
             with atomic_path(sidecar) as temporary:
                 temporary.write_text(json.dumps(wanted, indent=1))
         yield from targets
@@ -98,28 +99,24 @@ def describe(result: Result, scale: ColourScale, held_out_correlation: float) ->
     }
 
 
-def make_canvas(result: Result) -> Canvas:
-    slide = result.provenance["slide"]
-    width, height = slide["dimensions"]
-    diameter = result.provenance["lattice"]["spot_diameter_um"]
-    return Canvas((int(width), int(height)), Bounds(*slide["bounds"]), Mpp(*slide["mpp"]), float(diameter))
-
-
 def write_picture(
-    path: Path, style: Style, result: Result, values: Float32, scale: ColourScale, slide_path: Path
+    path: Path, style: Style, result: Result, cells: Cells, values: Float32, scale: ColourScale, slide_path: Path
 ) -> None:
     """One pyramidal RGB TIFF that OpenSlide and QuPath open: deflate for maps, JPEG for overlays."""
-    canvas = make_canvas(result)
-    cells = make_cells(result.spots, canvas)
+    mpp = result.canvas.mpp
     colours = scale.colours(values).astype(np.float64)
     colours[~np.isfinite(values)] = WHITE
     if style == "heatmap":
         image = cells.paint(colours, np.full(3, WHITE)).cast("uchar")
-        save_pyramid(image, path, canvas.mpp, compression="deflate", predictor="horizontal")
+        save_pyramid(image, path, mpp, compression="deflate", predictor="horizontal")
         return
     with open_source_slide(slide_path, result) as slide:
-        image = blend(stream_slide(slide), cells, colours, np.isfinite(values))
-        save_pyramid(image, path, canvas.mpp, compression="jpeg", Q=OVERLAY_QUALITY)
+        stream = SlideStream(slide)
+        try:
+            image = blend(stream.image, cells, colours, np.isfinite(values))
+            save_pyramid(image, path, mpp, compression="jpeg", Q=OVERLAY_QUALITY)
+        except ResultError as error:
+            raise stream.error or error from error
 
 
 def blend(base: pyvips.Image, cells: Cells, colours: np.ndarray, known: np.ndarray) -> pyvips.Image:

@@ -9,18 +9,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stpredict.arrays import Float32
 from stpredict.files import atomic_path
-from stpredict.rendering.cells import Canvas, make_cells
+from stpredict.rendering.cells import make_cells
 from stpredict.rendering.colour import ColourScale, lookup_table
 from stpredict.result import Result
 
 OPACITY = 0.7
 PREVIEW_PX = 900
+MIN_BAR = 200
 MARGIN, BAR_WIDTH, LABEL_WIDTH, HEADER = 16, 22, 90, 58
 
 
-def draw_preview(
-    path: Path, result: Result, values: Float32, scale: ColourScale, held_out: float, canvas: Canvas
-) -> None:
+def draw_preview(path: Path, result: Result, values: Float32, scale: ColourScale, held_out: float) -> None:
     """Write the preview of one gene."""
     thumbnail = Image.fromarray(result.thumbnail)
     shrink = PREVIEW_PX / max(thumbnail.size)
@@ -30,14 +29,15 @@ def draw_preview(
     height, width = overview.shape[:2]
     known = np.isfinite(values)
     bands = np.column_stack([scale.colours(values), np.where(known, OPACITY, 0.0)])
-    downsample = max(canvas.dimensions[0] / width, canvas.dimensions[1] / height)
-    painted = make_cells(result.spots, canvas, downsample).paint(bands, np.zeros(4)).numpy()[:height, :width]
+    downsample = max(result.canvas.dimensions[0] / width, result.canvas.dimensions[1] / height)
+    painted = make_cells(result.spots, result.canvas, downsample).paint(bands, np.zeros(4)).numpy()[:height, :width]
     opacity = painted[..., 3:]
     mapped = overview.astype(np.float32)
     mapped[: painted.shape[0], : painted.shape[1]] *= 1 - opacity
     mapped[: painted.shape[0], : painted.shape[1]] += painted[..., :3] * opacity
 
-    page = Image.new("RGB", (2 * width + 4 * MARGIN + BAR_WIDTH + LABEL_WIDTH, height + HEADER + MARGIN), "white")
+    bar_height = max(height, MIN_BAR)
+    page = Image.new("RGB", (2 * width + 4 * MARGIN + BAR_WIDTH + LABEL_WIDTH, bar_height + HEADER + MARGIN), "white")
     page.paste(Image.fromarray(overview), (MARGIN, HEADER))
     page.paste(Image.fromarray(mapped.round().astype(np.uint8)), (width + 2 * MARGIN, HEADER))
     draw = ImageDraw.Draw(page)
@@ -49,7 +49,7 @@ def draw_preview(
         "#555555",
         ImageFont.load_default(14),
     )
-    _draw_bar(page, draw, 2 * width + 3 * MARGIN, HEADER, height, scale)
+    _draw_bar(page, draw, 2 * width + 3 * MARGIN, HEADER, bar_height, scale)
     with atomic_path(path) as temporary:
         page.save(temporary)
 

@@ -17,21 +17,31 @@ from stpredict.slides.slide import Slide
 STRIP_ROWS = 256
 
 
-def stream_slide(slide: Slide) -> pyvips.Image:
-    """Level 0 of a slide as a sequential image; it can be read once."""
-    parts = _png(slide)
-    buffer = memoryview(b"")
+class SlideStream:
+    """Level 0 of a slide as a sequential image, `image`, which can be read once.
 
-    def read(size: int) -> bytes:
-        nonlocal buffer
-        if not buffer:
-            buffer = memoryview(next(parts, b""))
-        chunk, buffer = buffer[:size], buffer[size:]
+    libvips cannot pass an exception on; it is kept in `error`, and the image ends where it occurred.
+    """
+
+    def __init__(self, slide: Slide) -> None:
+        self.error: Exception | None = None
+        self._parts = _png(slide)
+        self._buffer = memoryview(b"")
+        self._source = pyvips.SourceCustom()
+        self._source.on_read(self._read)
+        self.image = pyvips.Image.new_from_source(
+            self._source, "", access="sequential", unlimited=True, fail_on="truncated"
+        )
+
+    def _read(self, size: int) -> bytes:
+        try:
+            if not self._buffer:
+                self._buffer = memoryview(next(self._parts, b""))
+        except Exception as error:  # noqa: BLE001 (kept for the caller)
+            self.error = error
+            return b""
+        chunk, self._buffer = self._buffer[:size], self._buffer[size:]
         return bytes(chunk)
-
-    source = pyvips.SourceCustom()
-    source.on_read(read)
-    return pyvips.Image.new_from_source(source, "", access="sequential", unlimited=True)
 
 
 def _png(slide: Slide) -> Iterator[bytes]:

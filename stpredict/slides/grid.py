@@ -38,7 +38,7 @@ def choose_spots(slide: Slide, mpp: Mpp, request: GridRequest, threads: int) -> 
     spots = lattice(slide.bounds, mpp, request.pitch_um, request.layout)
     fraction = tissue.fraction(spots.centres, request.spot_diameter_um, mpp)
     kept = np.flatnonzero(fraction >= request.min_tissue)
-    if not len(kept):
+    if not len(kept) or (request.min_tissue > 0 and not tissue.mask.any()):
         share = f"none of {len(spots)} spots is at least {request.min_tissue:.0%} tissue"
         raise NoTissueError(f"{slide.path.name}: no tissue found: {share}.")
     return tissue, spots.take(kept), fraction[kept]

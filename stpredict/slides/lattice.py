@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from stpredict.arrays import Float, Int
 from stpredict.errors import SlideError, UsageError
 from stpredict.slides.slide import Bounds, Mpp
 
+MAX_SPOTS = 50_000_000
 Layout = Literal["square", "hex", "given"]
 
 
@@ -40,10 +42,14 @@ def lattice(bounds: Bounds, mpp: Mpp, pitch_um: float, layout: Literal["square",
     apart and odd ones are shifted by half a pitch. The pitch is never rounded to pixels.
     Raises UsageError for a pitch that is not positive, or smaller than a pixel.
     """
-    if not pitch_um > max(mpp):
-        raise UsageError(f"--pitch {pitch_um:g}: must be larger than a pixel of the slide ({max(mpp):.3g} um).")
+    if not (max(mpp) < pitch_um < math.inf):
+        raise UsageError(
+            f"--pitch {pitch_um:g}: must be finite and larger than a pixel of the slide ({max(mpp):.3g} um)."
+        )
     (step_x, step_y), first_y = steps(mpp, pitch_um, layout)
     n_rows, n_columns = lattice_shape(bounds, mpp, pitch_um, layout)
+    if n_rows * n_columns > MAX_SPOTS:
+        raise UsageError(f"--pitch {pitch_um:g}: makes {n_rows * n_columns} spots, more than {MAX_SPOTS}.")
     row, column = (axis.ravel() for axis in np.mgrid[0:n_rows, 0:n_columns])
     shift = (row % 2) / 2 if layout == "hex" else 0.0
     x = (column + 0.5 + shift) * step_x

@@ -75,7 +75,7 @@ def make_raster(slide: Slide, slide_mpp: Mpp, model_mpp: float, allow_upsampling
         if candidate == 0 or max(here) <= 1 + SAME_MPP:
             level, ratio = candidate, here
     scale = (1.0, 1.0) if all(abs(r - 1) <= SAME_MPP for r in ratio) else (1 / ratio[0], 1 / ratio[1])
-    block_px = max(256, int(BLOCK_LEVEL_PX / max(scale)))
+    block_px = max(256, int(BLOCK_LEVEL_PX / max(1.0, *scale)))
     return Raster(slide, model_mpp, level, slide.downsample(level), scale, block_px)
 
 
@@ -99,8 +99,9 @@ def read_patches(raster: Raster, centres: Float, patch_px: int, threads: int = 2
 
     def cut(group: Int) -> UInt8:
         first, last = origins[group].min(axis=0), origins[group].max(axis=0) + patch_px
-        if raster.scale != (1.0, 1.0):
-            # Resample the whole block, so that a pixel does not depend on which other spots are asked for.
+        if raster.level > 0 or raster.scale != (1.0, 1.0):
+            # Read and resample the whole block, so that a pixel does not depend on which other spots are asked for:
+            # on coarser levels a reader may interpolate, from wherever the region begins.
             first = first // raster.block_px * raster.block_px
             last = first + raster.block_px + patch_px
         (x0, y0), (x1, y1) = first.tolist(), last.tolist()

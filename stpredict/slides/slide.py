@@ -147,14 +147,16 @@ class PlainImageSlide(Slide):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         image = pyvips.Image.new_from_file(str(path), access="random", fail_on="truncated")
+        if image.format not in ("uchar", "ushort") or image.bands > 4:
+            raise SlideError(f"{path.name}: neither a colour nor a grey image ({image.bands} bands of {image.format}).")
         self.level_dimensions = [(image.width, image.height)]
         self.bounds = Bounds(0, 0, image.width, image.height)
         if image.xres > 0 and image.yres > 0 and (image.xres, image.yres) != (1, 1):  # 1 / mm: libvips knows nothing
             self.native_mpp = Mpp(1000 / image.xres, 1000 / image.yres)
-        if image.hasalpha():
-            image = image.flatten(background=255)
         image = image.colourspace("srgb")
-        self._image = image if image.bands == 3 else image.bandjoin([image, image])
+        self._image = image.flatten(background=255) if image.hasalpha() else image
+        if self._image.bands != 3:
+            raise SlideError(f"{path.name}: neither a colour nor a grey image ({self._image.bands} bands).")
 
     def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> UInt8:  # noqa: ARG002 (one level)
         try:
@@ -188,8 +190,8 @@ def open_slide(path: str | Path) -> Slide:
             raise SlideError(f"{path.name}: not a slide, or a damaged one ({error}).") from error
     try:
         return PlainImageSlide(path)
-    except pyvips.Error as error:
-        raise SlideError(f"{path.name}: not an image that can be read ({_first_line(error)}).") from error
+    except (pyvips.Error, UnicodeEncodeError) as error:
+        raise SlideError(f"{path.name!r}: not an image that can be read ({_first_line(error)}).") from error
 
 
 def resolve_mpp(slide: Slide, given_mpp: float | None = None) -> Mpp:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from skimage.filters import threshold_triangle
 from skimage.morphology import remove_small_holes, remove_small_objects
 
 from stpredict.arrays import Bool, Float, UInt8
-from stpredict.errors import NoTissueError
+from stpredict.errors import SlideError
 from stpredict.slides.slide import Mpp, Slide
 
 MASK_UM = 8.0
@@ -26,7 +25,10 @@ MAX_HOLE_MM2 = 0.005
 DENSITY_RANGE = (0.25, 1.2)
 #: Glass is grey: its R, G and B differ by at most this. Slides with less of it than the fraction below have none.
 NEUTRAL_CHROMA = 20
+MAX_GLASS_DENSITY = 1.0
 MIN_GLASS = 0.01
+#: Pixels of the largest overview: a slide of 75 x 25 mm has 30 million.
+MAX_OVERVIEW = 200_000_000
 #: Side of the square of level pixels that the overview is made from at a time.
 OVERVIEW_BLOCK_PX = 4096
 
@@ -56,15 +58,14 @@ class Tissue:
 
 
 def find_tissue(slide: Slide, mpp: Mpp, threads: int = 2) -> Tissue:
-    """Find the stained areas of a slide.
-
-    Raises NoTissueError if there are none, SlideError if the slide cannot be decoded.
-    """
-    overview, downsample = make_overview(slide, mpp, MASK_UM, threads)
-    mask = tissue_mask(overview, MASK_UM)
-    if not mask.any():
-        raise NoTissueError(f"{slide.path.name}: no tissue found.")
-    return Tissue(overview, mask, downsample)
+    """Find the stained areas of a slide, which may be none. Raises SlideError if it cannot be decoded."""
+    width, height = (max(1, round(size * um / MASK_UM)) for size, um in zip(slide.dimensions, mpp, strict=True))
+    if width * height > MAX_OVERVIEW:
+        size = f"{slide.dimensions[0]} x {slide.dimensions[1]} pixels of {max(mpp):.3g} um"
+        raise SlideError(f"{slide.path.name}: {size} cannot be a slide.")
+    overview = make_overview(slide, width, height, threads)
+    downsample = (slide.dimensions[0] / width, slide.dimensions[1] / height)
+    return Tissue(overview, tissue_mask(overview, MASK_UM), downsample)
 
 
 def tissue_mask(overview: UInt8, overview_um: float) -> Bool:
@@ -74,29 +75,35 @@ def tissue_mask(overview: UInt8, overview_um: float) -> Bool:
     slide empty and a slide without glass whole. Small specks, as the printed dots of an array, are dropped.
     """
     density = -np.log((overview.astype(np.float32) + 1) / 256).sum(axis=2)
-    neutral = np.ptp(overview, axis=2) <= NEUTRAL_CHROMA
-    glass = float(np.percentile(density[neutral], 1)) if neutral.mean() > MIN_GLASS else 0.0
+    scanned = (overview < 255).any(axis=2)  # what was not scanned is pure white
+    glass_like = scanned & (np.ptp(overview, axis=2) <= NEUTRAL_CHROMA) & (density < MAX_GLASS_DENSITY)
+    if glass_like.mean() > MIN_GLASS:
+        glass = float(np.percentile(density[glass_like], 10))
+    else:
+        glass, scanned = 0.0, np.ones_like(scanned)
     density = ndimage.gaussian_filter(density - glass, SMOOTHING_UM / overview_um)
-    threshold = float(np.clip(threshold_triangle(density), *DENSITY_RANGE)) if np.ptp(density) > 0 else DENSITY_RANGE[0]
+    spread = density[scanned]
+    threshold = float(np.clip(threshold_triangle(spread), *DENSITY_RANGE)) if np.ptp(spread) > 0 else DENSITY_RANGE[0]
     mask = density > threshold
     pixels_per_mm2 = (1000 / overview_um) ** 2
     mask = remove_small_objects(mask, max_size=round(min(MIN_OBJECT_MM2 * pixels_per_mm2, mask.size / 100)))
     return np.asarray(remove_small_holes(mask, max_size=round(MAX_HOLE_MM2 * pixels_per_mm2)), dtype=np.bool_)
 
 
-def make_thumbnail(slide: Slide, mpp: Mpp, tissue: Tissue, threads: int) -> tuple[UInt8, float]:
-    """The slide at no more than 1500 pixels, and level-0 pixels per pixel of it."""
-    longest_um = max(size * um for size, um in zip(slide.dimensions, mpp, strict=True))
-    if longest_um / THUMBNAIL_PX >= MASK_UM:  # the overview has all the detail there is to show
-        step = math.ceil(max(tissue.overview.shape[:2]) / THUMBNAIL_PX)
-        return np.asarray(Image.fromarray(tissue.overview).reduce(step)), tissue.downsample[0] * step
-    thumbnail, downsample = make_overview(slide, mpp, max(longest_um / THUMBNAIL_PX, *mpp), threads)
-    return thumbnail, downsample[0]
+def make_thumbnail(slide: Slide, tissue: Tissue, threads: int) -> tuple[UInt8, float]:
+    """The slide at no more than 1500 pixels, and level-0 pixels per pixel of it, alike along x and y."""
+    downsample = max(1.0, max(slide.dimensions) / THUMBNAIL_PX)
+    width, height = (max(1, round(size / downsample)) for size in slide.dimensions)
+    if (
+        width <= tissue.overview.shape[1] and height <= tissue.overview.shape[0]
+    ):  # it has all the detail there is to show
+        overview = Image.fromarray(tissue.overview)
+        return np.asarray(overview.resize((width, height), Image.Resampling.BOX)), downsample
+    return make_overview(slide, width, height, threads), downsample
 
 
-def make_overview(slide: Slide, mpp: Mpp, overview_um: float, threads: int = 2) -> tuple[UInt8, tuple[float, float]]:
-    """The whole slide at about `overview_um` per pixel, and level-0 pixels per overview pixel; read block by block."""
-    width, height = (max(1, round(size * um / overview_um)) for size, um in zip(slide.dimensions, mpp, strict=True))
+def make_overview(slide: Slide, width: int, height: int, threads: int = 2) -> UInt8:
+    """The whole slide reduced to `width` x `height` pixels; read block by block. Raises SlideError."""
     fine_enough = [i for i, size in enumerate(slide.level_dimensions) if size[0] >= width and size[1] >= height]
     level = max(fine_enough, default=0)
     level_width, level_height = slide.level_dimensions[level]
@@ -116,4 +123,4 @@ def make_overview(slide: Slide, mpp: Mpp, overview_um: float, threads: int = 2) 
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(fill, ((x, y) for y in range(0, height, block) for x in range(0, width, block))))
-    return overview, (slide.dimensions[0] / width, slide.dimensions[1] / height)
+    return overview

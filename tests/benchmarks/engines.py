@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from stpredict.doctor import usable_cores
+from stpredict import DEFAULT_MODEL
 from stpredict.engines import EngineRequest, open_engine
 from stpredict.errors import EngineError
+from stpredict.machine import usable_cores
 from stpredict.slides.grid import GridRequest, choose_spots
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import open_slide, resolve_mpp
-from stpredict.weights import DEFAULT_MODEL, find_model, load_model
+from stpredict.weights import find_model, load_model
 
 SLIDE = Path(__file__).parents[1] / "data" / "CMU-1-Small-Region.svs"
 ENGINES = (("eager", "fp32"), ("eager", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"))

@@ -7,8 +7,8 @@ import torch
 from stpredict.engines import EngineRequest, open_engine
 from stpredict.engines.check import check_patches, compare
 from stpredict.engines.eager import run_reference
-from stpredict.engines.openvino import cache_folder
 from stpredict.errors import EngineError, UsageError
+from stpredict.machine import cache_folder
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,9 @@ def test_the_check_sees_nan_scale_and_shuffled_genes():
     assert compare(reference + 1e-6, reference, "fp32").passed
     assert not compare(reference * 1.2, reference, "bf16").passed
     assert not compare(np.roll(reference, 1, axis=1), reference, "bf16").passed
+    flat = np.ones((32, 20), np.float32)
+    assert compare(flat + 1e-4, flat, "fp32").passed
+    assert not compare(flat + 100, flat, "bf16").passed
     broken = reference.copy()
     broken[3, 3] = np.nan
     assert not compare(broken, reference, "bf16").passed

@@ -34,6 +34,19 @@ def test_a_spot_alone_has_the_pixels_it_has_among_many(model_mpp):
             np.testing.assert_array_equal(read_all(raster, centres[i : i + 1], 64, threads=1)[0], together[i])
 
 
+@pytest.mark.parametrize("model_mpp", [0.5, 1.0, 1.4])
+def test_spots_do_not_depend_on_one_another_on_levels_of_odd_size(tmp_path, model_mpp):
+    noise = np.random.default_rng(0).integers(0, 256, (2047, 2045, 3)).astype(np.uint8)
+    tiff_pyramid(tmp_path / "odd.tif", noise, (0.25, 0.25))
+    centres = np.random.default_rng(1).uniform(300, 1700, (12, 2))
+    with open_slide(tmp_path / "odd.tif") as slide:
+        raster = make_raster(slide, Mpp(0.25, 0.25), model_mpp)
+        assert raster.level > 0
+        together = read_all(raster, centres, 64)
+        for i in range(12):
+            np.testing.assert_array_equal(read_all(raster, centres[i : i + 1], 64)[0], together[i])
+
+
 def test_a_level_at_the_models_mpp_is_not_resampled(region):
     with open_slide(SLIDE) as slide:
         raster = make_raster(slide, Mpp(0.499, 0.497), 0.5)

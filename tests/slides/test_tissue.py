@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from slides_to_try import tiff_pyramid
 
 from stpredict.data.her2st import read_her2st
-from stpredict.errors import NoTissueError
+from stpredict.errors import NoTissueError, SlideError
+from stpredict.slides.grid import GridRequest, choose_spots
 from stpredict.slides.slide import Mpp, open_slide
-from stpredict.slides.tissue import Tissue, find_tissue, tissue_mask
+from stpredict.slides.tissue import Tissue, find_tissue, make_thumbnail, tissue_mask
 
 SLIDE = Path(__file__).parents[1] / "data" / "CMU-1-Small-Region.svs"
 HER2ST = Path(__file__).parents[3] / "shared" / "data" / "her2st"
@@ -29,8 +33,10 @@ def test_finds_the_tissue_of_the_example_slide():
 def test_an_empty_slide_has_no_tissue(tmp_path, grey):
     noise = np.random.default_rng(0).integers(-4, 5, (1500, 1500, 3))
     Image.fromarray(np.clip(grey + noise, 0, 255).astype(np.uint8)).save(tmp_path / "empty.png")
-    with open_slide(tmp_path / "empty.png") as slide, pytest.raises(NoTissueError, match="no tissue found"):
-        find_tissue(slide, Mpp(0.5, 0.5))
+    with open_slide(tmp_path / "empty.png") as slide:
+        assert not find_tissue(slide, Mpp(0.5, 0.5)).mask.any()
+        with pytest.raises(NoTissueError, match="no tissue found"):
+            choose_spots(slide, Mpp(0.5, 0.5), GridRequest(100.0, 100.0), 1)
 
 
 def test_printed_dots_are_not_tissue():
@@ -40,6 +46,35 @@ def test_printed_dots_are_not_tissue():
     mask = tissue_mask(overview, 8.0)
     assert mask[110:290, 110:290].all()
     assert not mask[:, :40].any()
+
+
+@pytest.mark.parametrize("glass", [225, 236, 245])
+def test_what_was_not_scanned_does_not_make_glass_tissue(glass):
+    overview = np.full((400, 400, 3), 255, np.uint8)
+    noise = np.random.default_rng(0).integers(-3, 4, (250, 250, 1))
+    overview[75:325, 75:325] = (glass + noise).clip(0, 254)
+    overview[150:250, 150:250] = (180, 120, 170)
+    mask = tissue_mask(overview, 8.0)
+    assert mask[155:245, 155:245].all()
+    assert mask.sum() < 1.2 * 100 * 100
+
+
+def test_a_header_of_absurd_size_is_refused_before_anything_is_allocated(tmp_path):
+    header = struct.pack(">2I5B", 900_000, 900_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"0" * 100)), (b"IEND", b"")]
+    png = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    with pytest.raises(SlideError, match=r"huge.png"), open_slide(tmp_path / "huge.png") as slide:
+        find_tissue(slide, Mpp(0.5, 0.5))
+
+
+def test_thumbnails_are_alike_along_x_and_y_whatever_the_mpp(tmp_path, region):
+    tiff_pyramid(tmp_path / "slide.tif", region[:2000, :1000], (0.50, 0.51), levels=1)
+    with open_slide(tmp_path / "slide.tif") as slide:
+        tissue = find_tissue(slide, Mpp(0.50, 0.51))
+        thumbnail, downsample = make_thumbnail(slide, tissue, 1)
+    assert thumbnail.shape == (1500, 750, 3)
+    assert downsample == pytest.approx(2000 / 1500)
 
 
 def test_a_slide_full_of_tissue_is_whole():
