@@ -12,7 +12,7 @@ from stpredict.engines import Engine, EngineRequest
 from stpredict.engines.check import check_patches, compare
 from stpredict.errors import EngineError, ModelFileError
 from stpredict.networks import build_network
-from stpredict.networks.m2ort import M2ORT, Downsample
+from stpredict.networks.m2ort import M2ORT
 from stpredict.weights import Model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,13 +55,13 @@ def open_eager(model: Model, precision: str, request: EngineRequest, sample: UIn
         raise EngineError(f"--device {request.device}: there are {torch.cuda.device_count()} GPUs.")
     if device.type == "cpu":
         torch.set_num_threads(request.threads)
-    network = load_network(model).to(device, DTYPES[precision])
-    # Grey levels are exact whatever the precision of the rest.
-    network.level_1, network.level_2 = (Downsample(f, model.card["patch_px"]).to(device) for f in (2, 4))
+    network = load_network(model).to(device)
 
     def infer(batches: Iterable[UInt8]) -> Iterator[Float32]:
+        # Autocast rather than cast weights: what layers add to stays in fp32, and with it the level of each gene.
+        lower = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
         for batch in batches:
-            with torch.inference_mode():
+            with torch.inference_mode(), lower:
                 yield network(torch.from_numpy(batch).to(device)).cpu().numpy()
 
     patches = check_patches(sample)

@@ -1,5 +1,5 @@
-"""M2ORT: many-to-one regression transformer (Wang et al., "M2ORT: Many-To-One Regression Transformer for
-Spatial Transcriptomics Prediction from Histopathology Images", AAAI 2025).
+"""M2ORT (Wang et al. 2024, arXiv 2401.10608, "M2ORT: Many-To-One Regression Transformer for
+Spatial Transcriptomics Prediction from Histopathology Images").
 
 Three resolutions of one region go through a patch embedding each, then through encoders that mix tokens within
 (or, as in the released code, across) levels and channels over all levels; a linear head reads the joined cls tokens.
@@ -175,7 +175,7 @@ class ChannelMixing(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token mixing, then channel mixing, each normalised before and added to its input."""
+    """Token mixing, then channel mixing, each normalised before and added to its input (eq. 20 to 23)."""
 
     def __init__(self, config: M2ORTConfig) -> None:
         super().__init__()
@@ -216,14 +216,16 @@ class M2ORT(nn.Module):
 
     def forward_levels(self, level_0: Tensor, level_1: Tensor, level_2: Tensor) -> Tensor:
         """Three images of one region, N x 3 x P x P, P/2 and P/4, pixels in 0..255, to float32 N x genes."""
-        output = self.head(self.features(level_0, level_1, level_2)).float()
+        joined = self.features(level_0, level_1, level_2)
+        with torch.autocast(joined.device.type, enabled=False):
+            # Spots differ by less than a bf16 step of their mean.
+            output = self.head(joined.float())
         return F.softplus(output) if self.config.link == "softplus" else output
 
     def features(self, level_0: Tensor, level_1: Tensor, level_2: Tensor) -> Tensor:
         """The joined cls tokens, N x 3C, that the head reads."""
-        dtype = self.head.weight.dtype
         levels = [
-            embed((level.float() / 255).to(dtype))
+            embed(level.float() / 255)
             for embed, level in zip(self.patch_embeddings, (level_0, level_1, level_2), strict=True)
         ]
         x = torch.cat(levels, dim=-1)
