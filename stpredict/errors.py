@@ -23,6 +23,10 @@ class EngineError(UsageError):
     """An engine that was asked for and cannot run here."""
 
 
+class PrecisionError(EngineError):
+    """A precision that this processor does not have."""
+
+
 class DatasetError(UsageError):
     """Measured data that cannot be read or do not fit together."""
 

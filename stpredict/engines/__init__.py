@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from stpredict.arrays import Float32, UInt8
 from stpredict.engines.check import Verdict
-from stpredict.errors import EngineError, UsageError
+from stpredict.errors import EngineError, PrecisionError, UsageError
 from stpredict.weights import Model
 
 EngineName = Literal["openvino", "eager"]
@@ -68,9 +68,11 @@ def open_engine(model: Model, request: EngineRequest, sample: UInt8, report: Rep
     for name, precision in candidates:
         try:
             engine = _open(name, model, precision, request, sample)
-        except EngineError as error:
-            if request.name != "auto":
+        except PrecisionError:
+            if request.precision != "auto":
                 raise
+            continue  # an older processor is no failure
+        except EngineError as error:
             failures.append(str(error))
             continue
         if engine.verdict.passed:
@@ -78,7 +80,7 @@ def open_engine(model: Model, request: EngineRequest, sample: UInt8, report: Rep
                 report(f"engine: {failure} Using {name} {precision}.")
             return engine
         failures.append(f"{name} {precision} failed its numeric check: {engine.verdict.summary()}.")
-    raise EngineError(" ".join(failures))
+    raise EngineError(" ".join(dict.fromkeys(failures)))
 
 
 def _candidates(request: EngineRequest) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ import stpredict
 from stpredict.arrays import Float32, UInt8
 from stpredict.engines import Engine, EngineRequest
 from stpredict.engines.check import Verdict, check_patches, compare
-from stpredict.errors import EngineError
+from stpredict.errors import EngineError, PrecisionError
 from stpredict.files import atomic_path
 from stpredict.machine import cache_folder
 from stpredict.weights import Model
@@ -38,7 +38,7 @@ def open_openvino(model: Model, precision: str, request: EngineRequest, sample: 
     except RuntimeError as error:
         raise EngineError(f"openvino: does not run on this processor ({error}).") from error
     if precision != "fp32" and precision.upper() not in capabilities:
-        raise EngineError(f"openvino: this CPU has no {precision} (it has {', '.join(capabilities)}).")
+        raise PrecisionError(f"openvino: this CPU has no {precision} (it has {', '.join(capabilities)}).")
     batch_size = request.batch_size or BATCH_SIZE
     config = {
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[precision],

@@ -106,6 +106,24 @@ def test_a_wrong_engine_fails_its_check_and_auto_falls_back_aloud(tiny_model, pa
         open_engine(tiny_model, EngineRequest("openvino", "fp32", batch_size=16), patches, lines.append)
 
 
+def test_a_processor_without_bf16_runs_fp32_without_a_word(tiny_model, patches, monkeypatch):
+    import openvino
+
+    real = openvino.Core.get_property
+
+    def old_processor(self, device, name, *more):
+        return ["FP32", "INT8"] if name == "OPTIMIZATION_CAPABILITIES" else real(self, device, name, *more)
+
+    monkeypatch.setattr(openvino.Core, "get_property", old_processor)
+    lines: list[str] = []
+    for name in ("openvino", "auto"):
+        engine = open_engine(tiny_model, EngineRequest(name, batch_size=8), patches, lines.append)
+        assert (engine.name, engine.precision) == ("openvino", "fp32")
+    assert not lines
+    with pytest.raises(EngineError, match="has no bf16"):
+        open_engine(tiny_model, EngineRequest("openvino", "bf16"), patches, lines.append)
+
+
 def test_the_check_sees_nan_scale_and_shuffled_genes():
     reference = np.random.default_rng(0).normal(size=(32, 20)).astype(np.float32)
     assert compare(reference, reference, "fp32").passed
