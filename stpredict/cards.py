@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import stpredict
-from stpredict.arrays import Float, Int
-from stpredict.metrics import log_cpm, mean_of_known
+from stpredict.arrays import Float
+from stpredict.metrics import mean_of_known
 from stpredict.weights import REFERENCE_FEATURES, Model, load_model, save_model
 
 if TYPE_CHECKING:
@@ -41,15 +41,14 @@ SCORES = {
 
 
 def make_card(
-    name: str, tiles: Tiles, rows: Int, panel: list[str], network: M2ORT, objective: Objective,
+    name: str, tiles: Tiles, panel: list[str], network: M2ORT, objective: Objective,
     expression: Float, training: dict[str, Any], held_out: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
-    """The card of a network trained on spots `rows`, whose `expression` it predicts for them."""
+    """The card of a network whose `expression` of its training spots is given."""
     import torch
 
     from stpredict.networks import network_parameters
 
-    observed = log_cpm(tiles.panel_counts(panel)[rows], tiles.depth[rows])
     low, high = np.percentile(expression, DISPLAY_PERCENTILES, axis=0)
     return {
         "name": name,
@@ -64,8 +63,9 @@ def make_card(
         "objective": objective.name,
         "expression_unit": "ln(1 + CPM) of the expected share",
         "genes": {
-            "training_mean": _rounded(observed.mean(axis=0)),
-            "training_spread": _rounded(observed.std(axis=0)),
+            # In the unit of what is predicted: of the mean share, and over the training spots as predicted.
+            "training_mean": _rounded(objective.expression(np.zeros((1, len(panel))))[0]),
+            "training_spread": _rounded(expression.std(axis=0)),
             "display_range": [_rounded(low), _rounded(np.maximum(high, low + MIN_DISPLAY_RANGE))],
         },
         "training": {

@@ -29,7 +29,7 @@ app.add_typer(models_app, name="models")
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the output.")]
 ModelOption = Annotated[str, typer.Option("-m", "--model", help="Name of an installed model, or a model file.")]
-Genes = Annotated[str, typer.Option("--genes", help="Genes, separated by commas.")]
+Genes = Annotated[str | None, typer.Option("--genes", help="Genes, separated by commas.", show_default="all")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads.", show_default="all")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists with other settings.")]
 Pitch = Annotated[
@@ -37,7 +37,10 @@ Pitch = Annotated[
 ]
 LayoutOption = Annotated[str, typer.Option("--layout", help="Lattice of spots: square or hex.")]
 SpotsFile = Annotated[
-    Path | None, typer.Option(help="CSV of level-0 x,y positions to predict at, instead of a lattice.")
+    Path | None,
+    typer.Option(
+        help="CSV with columns x and y, level-0 pixels: predict there; pitch, layout and tissue then do not matter."
+    ),
 ]
 MinTissue = Annotated[float, typer.Option(help="Smallest tissue fraction of a spot that is predicted.")]
 MppOption = Annotated[
@@ -93,7 +96,7 @@ def _options(
 @command(app, "predict")
 def predict(
     slides: Annotated[list[Path], typer.Argument(help="Slides.", show_default=False)],
-    genes: Genes = "",
+    genes: Genes = None,
     model: ModelOption = DEFAULT_MODEL,
     out: Out = Path(),
     pitch: Pitch = None,
@@ -119,7 +122,7 @@ def predict(
     from stpredict.prediction import Request
 
     request = Request(
-        genes=_split(genes), pitch_um=pitch, layout=_layout(layout), spots_file=spots, min_tissue=min_tissue, mpp=mpp,
+        genes=_genes(genes), pitch_um=pitch, layout=_layout(layout), spots_file=spots, min_tissue=min_tissue, mpp=mpp,
         allow_upsampling=allow_upsampling, overwrite=overwrite,
         engine=EngineRequest(engine, precision, device, batch_size, threads or usable_cores()),
     )  # fmt: skip
@@ -130,8 +133,8 @@ def predict(
 def render(
     results: Annotated[list[Path], typer.Argument(help="Results of predict.", show_default=False)],
     genes: Annotated[
-        str, typer.Option("--genes", help="Genes, separated by commas.", show_default="all, up to 16")
-    ] = "",
+        str | None, typer.Option("--genes", help="Genes, separated by commas.", show_default="all, if at most 16")
+    ] = None,
     style: Annotated[str, typer.Option(help="heatmap, overlay, or both, separated by a comma.")] = "heatmap,overlay",
     out: Out = Path(),
     slide: Annotated[Path | None, typer.Option(help="The slide, if it is no longer where it was predicted.")] = None,
@@ -143,7 +146,7 @@ def render(
     """
     from stpredict.commands import render_command
 
-    raise typer.Exit(render_command(results, _split(genes), _split(style), out, slide, overwrite))
+    raise typer.Exit(render_command(results, _genes(genes), _split(style), out, slide, overwrite))
 
 
 @command(app, "tile")
@@ -314,6 +317,13 @@ def doctor() -> None:
 
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _genes(text: str | None) -> list[str]:
+    genes = _split(text or "")
+    if text is not None and not genes:
+        raise UsageError("--genes names no gene.")
+    return genes
 
 
 def _layout(name: str) -> Any:

@@ -183,5 +183,5 @@ def _sum_up(failures: Sequence[Failure], total: int, what: str) -> int:
         report(f"{len(failures)} of {total} {what} failed:")
         width = max(len(str(path)) for path, _ in failures)
         for path, reason in failures:
-            report(f"  {path!s:{width}}  {reason}")
+            report(f"  {path!s:{width}}  {reason.removeprefix(f'{path.name}: ').removeprefix(f'{path}: ')}")
     return ResultError.exit_code if failures else 0

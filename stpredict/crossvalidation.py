@@ -289,7 +289,7 @@ def write_card_and_model(
         "spots": len(rows),
         "unlabelled_patches": int(np.isin(run.tiles.unlabelled_section, sections).sum()),
     }
-    card = make_card(name, run.tiles, rows, panel, network, objective, expression, training, held_out)
+    card = make_card(name, run.tiles, panel, network, objective, expression, training, held_out)
     if is_main_process():
         write_model(path, card, network, objective, run.features[rows])
     return card

@@ -154,6 +154,7 @@ def read_result(path: Path) -> Result:
         canvas = _check_canvas(provenance, spots)
         columns = [_read(file, f"var/{column}", (n_genes,)) for column in ("held_out_correlation", "training_mean")]
         names = [str(gene) for gene in _checked(file, "var/_index", (n_genes,)).asstr()[:]]
+        float(provenance["unusual_patches"])
         ranges = provenance["display_range"]
         if ranges is not None:
             low, high = np.asarray(ranges, dtype=float)

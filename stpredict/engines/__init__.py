@@ -67,7 +67,7 @@ def open_engine(model: Model, request: EngineRequest, sample: UInt8, report: Rep
     failures = []
     for name, precision in candidates:
         try:
-            engine = _open(name, model, precision, request, sample)
+            engine = _open(name, model, precision, request, sample, report)
         except PrecisionError:
             if request.precision != "auto":
                 raise
@@ -79,8 +79,8 @@ def open_engine(model: Model, request: EngineRequest, sample: UInt8, report: Rep
             for failure in failures:
                 report(f"engine: {failure} Using {name} {precision}.")
             return engine
-        failures.append(f"{name} {precision} failed its numeric check: {engine.verdict.summary()}.")
-    raise EngineError(" ".join(dict.fromkeys(failures)))
+        failures.append(f"{name} {precision} failed its numeric check ({engine.verdict.summary()}).")
+    raise EngineError(" ".join(dict.fromkeys(failures)) + " Another --engine or --precision may do.")
 
 
 def _candidates(request: EngineRequest) -> list[tuple[str, str]]:
@@ -110,14 +110,14 @@ def _nvidia_driver() -> bool:
     return Path("/proc/driver/nvidia").exists() or Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists()
 
 
-def _open(name: str, model: Model, precision: str, request: EngineRequest, sample: UInt8) -> Engine:
+def _open(name: str, model: Model, precision: str, request: EngineRequest, sample: UInt8, report: Report) -> Engine:
     if name == "openvino":
         try:
             from stpredict.engines.openvino import open_openvino
         except ImportError as error:
             raise EngineError(f"openvino: cannot be imported ({error}).") from error
 
-        return open_openvino(model, precision, request, sample)
+        return open_openvino(model, precision, request, sample, report)
     from stpredict.engines.eager import open_eager
 
     return open_eager(model, precision, request, sample)

@@ -16,7 +16,7 @@ import openvino
 
 import stpredict
 from stpredict.arrays import Float32, UInt8
-from stpredict.engines import Engine, EngineRequest
+from stpredict.engines import Engine, EngineRequest, Report
 from stpredict.engines.check import Verdict, check_patches, compare
 from stpredict.errors import EngineError, PrecisionError
 from stpredict.files import atomic_path
@@ -28,7 +28,7 @@ BATCH_SIZE = 8
 RECIPE = 1
 
 
-def open_openvino(model: Model, precision: str, request: EngineRequest, sample: UInt8) -> Engine:
+def open_openvino(model: Model, precision: str, request: EngineRequest, sample: UInt8, report: Report) -> Engine:
     """Raises EngineError where this CPU or OpenVINO cannot run the precision."""
     if request.device not in ("auto", "cpu"):
         raise EngineError(f"--device {request.device}: the openvino engine runs on the CPU.")
@@ -49,6 +49,7 @@ def open_openvino(model: Model, precision: str, request: EngineRequest, sample: 
     versions = {"openvino": openvino.__version__}
     compiled, verdict = _from_cache(core, model, config, batch_size)
     if compiled is None or verdict is None:
+        report(f"compiling {model.name} for this processor, once ...")
         try:
             compiled = _compile(core, model, config, batch_size)
             verdict = _check(compiled, model, precision, batch_size, sample)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
@@ -129,7 +130,8 @@ def blend(base: pyvips.Image, cells: Cells, colours: np.ndarray, known: np.ndarr
 def open_source_slide(path: Path, result: Result) -> Slide:
     """The slide that a result was made from. Raises SlideError if it is not there or another file."""
     if not path.is_file():
-        raise SlideError(f"{path}: the slide of {result.path.name} is not there; name it with --slide.")
+        where = os.path.normpath(path)
+        raise SlideError(f"{where}: there is no such file; name the slide of {result.path.name} with --slide.")
     slide = open_slide(path)
     if slide.fingerprint() != result.provenance["slide"]["fingerprint"]:
         slide.close()

@@ -16,6 +16,8 @@ from stpredict.result import Result
 OPACITY = 0.7
 PREVIEW_PX = 900
 MIN_BAR = 200
+#: From this share of unusual patches the picture says so, as `predict` did.
+UNUSUAL_FROM = 0.5
 MARGIN, BAR_WIDTH, LABEL_WIDTH, HEADER = 16, 22, 90, 58
 
 
@@ -42,10 +44,12 @@ def draw_preview(path: Path, result: Result, values: Float32, scale: ColourScale
     page.paste(Image.fromarray(mapped.round().astype(np.uint8)), (width + 2 * MARGIN, HEADER))
     draw = ImageDraw.Draw(page)
     reliability = f"held-out correlation {held_out:.2f}" if np.isfinite(held_out) else "never tested on held-out tissue"
+    share = float(result.provenance["unusual_patches"])
+    unusual = f"; {share:.0%} of patches look unlike the training data" if share > UNUSUAL_FROM else ""
     draw.text((MARGIN, 8), f"{scale.gene}  predicted on  {result.name}", "black", ImageFont.load_default(22))
     draw.text(
         (MARGIN, 36),
-        f"{reliability}; {result.provenance['model']['name']}; research use only",
+        f"{reliability}; {result.provenance['model']['name']}; colours: {scale.range_from}; research use only{unusual}",
         "#555555",
         ImageFont.load_default(14),
     )

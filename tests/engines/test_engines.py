@@ -119,7 +119,7 @@ def test_a_processor_without_bf16_runs_fp32_without_a_word(tiny_model, patches, 
     for name in ("openvino", "auto"):
         engine = open_engine(tiny_model, EngineRequest(name, batch_size=8), patches, lines.append)
         assert (engine.name, engine.precision) == ("openvino", "fp32")
-    assert not lines
+    assert all(line.startswith("compiling") for line in lines)
     with pytest.raises(EngineError, match="has no bf16"):
         open_engine(tiny_model, EngineRequest("openvino", "bf16"), patches, lines.append)
 
