@@ -10,6 +10,8 @@ from stpredict.weights import REFERENCE_FEATURES, Model
 
 #: A patch is unusual if it lies further from the training patches than this fraction of them does.
 UNUSUAL_QUANTILE = 0.99
+#: From this share of unusual patches on, `predict` and the pictures say so.
+UNUSUAL_FROM = 0.5
 #: Added to the variances, so that features which hardly vary in training do not decide alone.
 SHRINKAGE = 0.1
 

@@ -18,7 +18,7 @@ from stpredict.cards import PREDICTED_FROM, held_out_correlation
 from stpredict.data.panel import match_genes
 from stpredict.engines import Engine, EngineRequest, open_engine
 from stpredict.errors import ResultError, SlideError, StpredictError, UsageError
-from stpredict.out_of_distribution import unusual_fraction
+from stpredict.out_of_distribution import UNUSUAL_FROM, unusual_fraction
 from stpredict.result import CHUNK_SPOTS, Gene, read_provenance, write_result
 from stpredict.shards import Shards, describe_difference, open_shards, pin_engine, pinned_engine
 from stpredict.slides.grid import GridRequest, choose_spots
@@ -156,7 +156,7 @@ def predict_slide(
         )
         sample = sample_patches(raster, spots, model.card["patch_px"], request.engine.threads)
         unusual = unusual_fraction(sample, model)
-        if unusual > 0.5:
+        if unusual > UNUSUAL_FROM:
             report(f"{path.name}: {unusual:.0%} of patches look unlike those the model was trained on; expect little.")
         pinned = pinned_engine(shards)
         if pinned is None:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stpredict.arrays import Float32
 from stpredict.files import atomic_path
+from stpredict.out_of_distribution import UNUSUAL_FROM
 from stpredict.rendering.cells import make_cells
 from stpredict.rendering.colour import ColourScale, lookup_table
 from stpredict.result import Result
@@ -16,8 +17,6 @@ from stpredict.result import Result
 OPACITY = 0.7
 PREVIEW_PX = 900
 MIN_BAR = 200
-#: From this share of unusual patches the picture says so, as `predict` did.
-UNUSUAL_FROM = 0.5
 MARGIN, BAR_WIDTH, LABEL_WIDTH, HEADER = 16, 22, 90, 58
 
 
