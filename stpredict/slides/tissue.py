@@ -94,9 +94,8 @@ def make_thumbnail(slide: Slide, tissue: Tissue, threads: int) -> tuple[UInt8, f
     """The slide at no more than 1500 pixels, and level-0 pixels per pixel of it, alike along x and y."""
     downsample = max(1.0, max(slide.dimensions) / THUMBNAIL_PX)
     width, height = (max(1, round(size / downsample)) for size in slide.dimensions)
-    if (
-        width <= tissue.overview.shape[1] and height <= tissue.overview.shape[0]
-    ):  # it has all the detail there is to show
+    if width <= tissue.overview.shape[1] and height <= tissue.overview.shape[0]:
+        # The overview has all the detail there is to show.
         overview = Image.fromarray(tissue.overview)
         return np.asarray(overview.resize((width, height), Image.Resampling.BOX)), downsample
     return make_overview(slide, width, height, threads), downsample
