@@ -103,6 +103,13 @@ def held_out_correlation(card: dict[str, Any]) -> Float:
     return mean_of_known(values)
 
 
+def card_without_genes(card: dict[str, Any]) -> dict[str, Any]:
+    """What a result repeats of its model's card: all but the panel, what is said per gene, and the network's sizes."""
+    kept = {key: value for key, value in card.items() if key not in ("panel", "genes", "parameters")}
+    folds = [{key: value for key, value in fold.items() if key != "per_gene"} for fold in card.get("held_out", [])]
+    return {**kept, "held_out": folds}
+
+
 def better_baselines(fold: dict[str, Any]) -> list[str]:
     """The baselines whose depth-controlled correlation the model did not beat on a held-out part."""
     ours = fold["rows"]["model"]["depth_controlled"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -16,6 +16,7 @@ from stpredict.errors import StpredictError, UsageError
 from stpredict.machine import usable_cores
 
 INTERRUPTED = 130
+Choice = TypeVar("Choice", bound=str)
 
 app = typer.Typer(
     help="Predict spatial gene expression from H&E whole-slide images. Research use only.",
@@ -135,18 +136,54 @@ def render(
     genes: Annotated[
         str | None, typer.Option("--genes", help="Genes, separated by commas.", show_default="all, if at most 16")
     ] = None,
-    style: Annotated[str, typer.Option(help="heatmap, overlay, or both, separated by a comma.")] = "heatmap,overlay",
+    style: Annotated[
+        str, typer.Option(help="Of heatmap, overlay, channels, spots, pca, report and csv, separated by commas.")
+    ] = "heatmap,overlay",
     out: Out = Path(),
     slide: Annotated[Path | None, typer.Option(help="The slide, if it is no longer where it was predicted.")] = None,
+    cmap: Annotated[
+        str, typer.Option(help="viridis, cividis, magma, inferno, plasma, mako, rocket or batlow.")
+    ] = "viridis",
+    scale: Annotated[
+        str, typer.Option(help="Colours span the model card's range of the gene (card), or this slide's (slide).")
+    ] = "card",
+    scale_from: Annotated[
+        list[Path] | None,
+        typer.Option(help="A result, or a folder of them, to take one range for all slides from; can be repeated."),
+    ] = None,
+    vmin: Annotated[float | None, typer.Option(help="Value of the first colour.")] = None,
+    vmax: Annotated[float | None, typer.Option(help="Value of the last colour.")] = None,
+    opacity: Annotated[float, typer.Option(help="Of the map over the slide, above 0 and at most 1.")] = 0.5,
+    smooth: Annotated[bool, typer.Option("--smooth", help="Interpolate between spots instead of blocks.")] = False,
+    downsample: Annotated[
+        float, typer.Option(help="Slide pixels per pixel of the picture; its own um per pixel stays right.")
+    ] = 1.0,
+    origin: Annotated[
+        str, typer.Option(help="Where coordinates begin: slide, or bounds as QuPath crops slides that have them.")
+    ] = "slide",
+    gzip: Annotated[bool, typer.Option("--gzip", help="Compress the spots' GeoJSON.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw results as pyramidal TIFFs the size of the slide, for QuPath, with previews and colour scales.
+    """Draw results: pyramidal TIFFs for QuPath, channels, spots, tables, or a page for the browser.
 
-    Example: stpredict render slide.h5ad --genes GNAS
+    Examples: stpredict render slide.h5ad --genes GNAS; stpredict render *.h5ad --style report
     """
     from stpredict.commands import render_command
+    from stpredict.rendering.colour import COLOUR_MAPS, SCALES, ScaleRequest
+    from stpredict.rendering.frame import ORIGINS
+    from stpredict.rendering.styles import STYLES, RenderRequest
 
-    raise typer.Exit(render_command(results, _genes(genes), _split(style), out, slide, overwrite))
+    if not _split(style):
+        raise UsageError(f"--style: choose from {', '.join(STYLES)}.")
+    request = RenderRequest(
+        genes=_genes(genes), styles=[_one_of("--style", name, STYLES) for name in dict.fromkeys(_split(style))],
+        slide=slide, smooth=smooth, opacity=opacity, downsample=downsample, compress=gzip, overwrite=overwrite,
+        origin=_one_of("--origin", origin, ORIGINS),
+        scale=ScaleRequest(
+            _one_of("--scale", scale, SCALES), vmin, vmax, colour_map=_one_of("--cmap", cmap, COLOUR_MAPS)
+        ),
+    )  # fmt: skip
+    raise typer.Exit(render_command(results, request, scale_from or [], out))
 
 
 @command(app, "tile")
@@ -326,7 +363,12 @@ def _genes(text: str | None) -> list[str]:
     return genes
 
 
-def _layout(name: str) -> Any:
-    if name not in ("square", "hex"):
-        raise UsageError(f"--layout {name}: choose square or hex.")
-    return name
+def _layout(name: str) -> Literal["square", "hex"]:
+    return _one_of("--layout", name, ("square", "hex"))
+
+
+def _one_of(option: str, name: str, choices: Sequence[Choice]) -> Choice:
+    for choice in choices:
+        if name == choice:
+            return choice
+    raise UsageError(f"{option} {name}: choose from {', '.join(choices)}.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from stpredict.console import progress_of_spots, report
 from stpredict.data.panel import read_gene_list
@@ -14,6 +15,8 @@ from stpredict.prediction import Request, predict_slides
 from stpredict.weights import Model, find_model, list_models, load_model
 
 if TYPE_CHECKING:
+    from stpredict.rendering.styles import RenderRequest
+    from stpredict.result import Result
     from stpredict.training import Settings
 
 Failure = tuple[Path, str]
@@ -21,7 +24,7 @@ Failure = tuple[Path, str]
 
 def predict_command(slides: Sequence[Path], model_name: str, request: Request, out: Path, render: bool) -> int:
     """Predict slides and print the results' paths. Returns the exit code."""
-    from stpredict.rendering.pictures import MAX_GENES_BY_DEFAULT, STYLES
+    from stpredict.rendering.styles import MAX_GENES_BY_DEFAULT, RenderRequest
 
     model = load_model(find_model(model_name))
     if render and not request.genes and len(model.panel) > MAX_GENES_BY_DEFAULT:
@@ -37,38 +40,40 @@ def predict_command(slides: Sequence[Path], model_name: str, request: Request, o
                 say(f"{outcome.result}: up to date")
             print(outcome.result, flush=True)
             if render:
-                draw = partial(
-                    _render, genes=(), styles=STYLES, out=out, slide=outcome.slide, overwrite=request.overwrite
-                )
+                draw = partial(_render, RenderRequest(slide=outcome.slide, overwrite=request.overwrite), out)
                 failures += _for_each([outcome.result], draw)
     return _sum_up(failures, len(slides), "slides")
 
 
-def render_command(
-    results: Sequence[Path], genes: Sequence[str], styles: Sequence[str], out: Path, slide: Path | None, overwrite: bool
-) -> int:
-    """Draw results and print the pictures' paths. Returns the exit code."""
-    from stpredict.rendering.pictures import STYLES
-
-    unknown = [style for style in styles if style not in STYLES]
-    if unknown or not styles:
-        raise UsageError(f"--style {','.join(unknown)}: choose from {', '.join(STYLES)}.")
-    if slide and len(results) > 1:
+def render_command(results: Sequence[Path], request: RenderRequest, scale_from: Sequence[Path], out: Path) -> int:
+    """Draw results, all on the scale of those in `scale_from`; print the pictures' paths. Returns the exit code."""
+    if request.slide and len(results) > 1:
         raise UsageError("--slide names one slide; render its result alone.")
     if len(results) == 1 and not results[0].exists():
         raise UsageError(f"{results[0]}: no such file.")
+    request = replace(request, scale=replace(request.scale, cohort=_read_cohort(scale_from)))
     _make_folder(out)
-    draw = partial(_render, genes=genes, styles=styles, out=out, slide=slide, overwrite=overwrite)
-    return _sum_up(_for_each(results, draw), len(results), "results")
+    return _sum_up(_for_each(results, partial(_render, request, out)), len(results), "results")
 
 
-def _render(
-    path: Path, genes: Sequence[str], styles: Sequence[str], out: Path, slide: Path | None, overwrite: bool
-) -> Iterator[Path]:
-    from stpredict.rendering.pictures import Style, render
+def _render(request: RenderRequest, out: Path, path: Path) -> Iterator[Path]:
+    from stpredict.rendering.render import render
     from stpredict.result import read_result
 
-    yield from render(read_result(path), genes, cast(Sequence[Style], styles), out, slide, overwrite)
+    yield from render(read_result(path), request, out)
+
+
+def _read_cohort(paths: Sequence[Path]) -> list[Result]:
+    """The results among `paths` and in the folders among them. Raises UsageError if one cannot be read."""
+    from stpredict.result import read_result
+
+    files = [file for path in paths for file in (sorted(path.glob("*.h5ad")) if path.is_dir() else [path])]
+    if paths and not files:
+        raise UsageError(f"--scale-from {paths[0]}: holds no results.")
+    try:
+        return [read_result(file) for file in files]
+    except ResultError as error:
+        raise UsageError(f"--scale-from: {error}") from error
 
 
 def tile_command(

@@ -14,7 +14,7 @@ import numpy as np
 
 import stpredict
 from stpredict.arrays import Float32, Int, UInt8
-from stpredict.cards import PREDICTED_FROM, held_out_correlation
+from stpredict.cards import PREDICTED_FROM, card_without_genes, held_out_correlation
 from stpredict.data.panel import match_genes
 from stpredict.engines import Engine, EngineRequest, open_engine
 from stpredict.errors import ResultError, SlideError, StpredictError, UsageError
@@ -174,6 +174,7 @@ def predict_slide(
             "tissue": {"mask_um": MASK_UM, "tissue_fraction_of_slide": round(float(tissue.mask.mean()), 4)},
             "unusual_patches": round(unusual, 3),
             "display_range": display_range(model, columns),
+            "card": card_without_genes(model.card),
         }
         thumbnail, thumbnail_downsample = make_thumbnail(slide, tissue, request.engine.threads)
         write_result(

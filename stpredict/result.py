@@ -66,6 +66,13 @@ class Result:
             values: Float32 = _dataset(file, "X")[:, index]
         return values
 
+    def blocks(self, genes: Sequence[int]) -> Iterator[Float32]:
+        """The expression of some genes, by index, in blocks of spots x genes."""
+        with _opened(self.path) as file:
+            x = _dataset(file, "X")
+            for start in range(0, len(self.spots), CHUNK_SPOTS):
+                yield x[start : start + CHUNK_SPOTS][:, list(genes)]
+
 
 def write_result(
     path: Path,

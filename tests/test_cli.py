@@ -42,9 +42,10 @@ def test_the_example_of_the_readme(tmp_path: Path):
     assert rendered.exit_code == 0, rendered.output
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"CMU-1-Small-Region.h5ad"} | {
-        f"CMU-1-Small-Region.{gene}.{kind}"
+        f"CMU-1-Small-Region.{gene}.{style}.{kind}"
         for gene in ("GNAS", "DDX5")
-        for kind in ("heatmap.tif", "overlay.tif", "preview.png", "scale.json")
+        for style in ("heatmap", "overlay")
+        for kind in ("tif", "png", "json")
     }
     expression = read_result(Path("CMU-1-Small-Region.h5ad")).expression("GNAS")
     assert np.isfinite(expression).all()
@@ -57,7 +58,7 @@ def test_the_example_of_the_readme(tmp_path: Path):
 def test_predict_and_render_in_one_call(tiny_model_path, tmp_path):
     done = run("predict", SLIDE, "--genes", "GNAS", "-m", tiny_model_path, "--render", "-o", "out")
     assert done.exit_code == 0, done.output
-    assert len(done.stdout.splitlines()) == 4
+    assert len(done.stdout.splitlines()) == 5
     assert (tmp_path / "out" / "CMU-1-Small-Region.GNAS.overlay.tif").exists()
 
 
@@ -117,7 +118,7 @@ def make(kind: str, region: np.ndarray) -> Path:
         ("slide", ["--pitch", "0"], 2, "larger than a pixel"),
         ("slide", ["--pitch", "inf"], 2, "must be finite"),
         ("slide", ["--device", "banana"], 2, "choose auto, cpu, cuda"),
-        ("slide", ["--layout", "round"], 2, "square or hex"),
+        ("slide", ["--layout", "round"], 2, "square, hex"),
         ("slide", ["--engine", "abacus"], 2, "choose one of"),
         ("slide", ["--no-such-option"], 2, "No such option"),
     ],

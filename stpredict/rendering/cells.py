@@ -1,96 +1,201 @@
-"""Which spot each pixel of a picture belongs to: the spot whose centre is nearest."""
+"""Which spot each pixel of a picture belongs to, the one whose centre is nearest, and what lies between the centres."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import pyvips
-from scipy.spatial import cKDTree
 
-from stpredict.arrays import Float, Int
+from stpredict.arrays import Bool, Float, Float32, Int, UInt8
+from stpredict.errors import UsageError
 from stpredict.result import Canvas
 from stpredict.slides.lattice import Spots, lattice_shape, steps
 
-#: Given spots are drawn as disks, on a grid of at least this many cells per diameter where the slide is not too large.
-CELLS_PER_DIAMETER = 24
-MAX_GRID = 4096
-#: A squared distance beyond any slide, of rows that hold no spot.
-NOWHERE = 1e18
+#: Level-0 x and y of a tile's columns and rows -> RGBA, rows x columns x 4; white and transparent without a spot.
+Layer = Callable[[Float, Float], UInt8]
+#: Values, ... x bands -> RGB, ... x 3.
+Colours = Callable[[Float32], UInt8]
+Axes = tuple[float, float, float, float]
+WHITE = 255
 
 
 @dataclass(frozen=True)
 class Cells:
-    """`grid` holds the spot of each cell, -1 for none; `index` is a lazy image of the cell (x, y) of each pixel."""
+    """The spots of a result as areas: blocks of a square lattice, hexagons, or disks around given positions."""
 
-    grid: Int
-    index: pyvips.Image
+    spots: Spots
+    canvas: Canvas
+    grid: Int  # the spot at each lattice position, -1 for none; its last row and column stay empty
 
-    def paint(self, values: Float, empty: Float) -> pyvips.Image:
-        """A lazy image with the `values` (spots x bands) of each pixel's spot, `empty` where there is none."""
-        table = np.vstack([values, empty]).astype(np.float32)  # -1 is the last row
-        image = pyvips.Image.new_from_array(np.ascontiguousarray(table[self.grid]))
-        return image.mapim(self.index, interpolate=pyvips.Interpolate.new("nearest"))
+    def paint(self, table: np.ndarray, x: Float, y: Float) -> np.ndarray:
+        """`table` holds a line of bands for each spot and a last one for no spot: rows x columns x bands."""
+        if self.spots.layout != "square":
+            painted: np.ndarray = table.take(self.nearest(x, y), axis=0)
+            return painted
+        column, row = self._blocks(x, y)
+        left, top = column.min(), row.min()
+        block = table.take(self.grid[top : row.max() + 1, left : column.max() + 1], axis=0)
+        tile: np.ndarray = block.take(column - left, axis=1).take(row - top, axis=0)
+        return tile
+
+    def nearest(self, x: Float, y: Float) -> Int:
+        """The spot at each place of level 0, rows x columns; -1 for none."""
+        if self.spots.layout == "given":
+            return self._disks(x, y)
+        if self.spots.layout == "hex":
+            return self._hexagons(x, y)
+        column, row = self._blocks(x, y)
+        return self.grid[np.ix_(row, column)]
+
+    def _blocks(self, x: Float, y: Float) -> tuple[Int, Int]:
+        """Lattice column of each x and row of each y; the empty last one outside the bounds."""
+        bounds, (n_rows, n_columns) = self.canvas.bounds, self.grid.shape
+        (step_x, step_y), _ = steps(self.canvas.mpp, self.spots.pitch_um, "square")
+        return (
+            _index(x - bounds.x, bounds.width, step_x, n_columns),
+            _index(y - bounds.y, bounds.height, step_y, n_rows),
+        )
+
+    def _hexagons(self, x: Float, y: Float) -> Int:
+        """The nearest centre lies in one of the two lattice rows around the place."""
+        bounds, mpp = self.canvas.bounds, self.canvas.mpp
+        (step_x, step_y), first_y = steps(mpp, self.spots.pitch_um, "hex")
+        n_rows = self.grid.shape[0] - 1
+        x, y = x - bounds.x, y - bounds.y
+        inside = ((y >= 0) & (y < bounds.height))[:, None] & ((x >= 0) & (x < bounds.width))
+        position = (y - first_y) / step_y
+        above = np.clip(np.floor(position), 0, max(n_rows - 2, 0)).astype(np.int64)
+        best, shortest = np.full(inside.shape, -1), np.full(inside.shape, np.inf)
+        for row in (above, np.minimum(above + 1, n_rows - 1)):
+            shift = (row % 2)[:, None] / 2
+            last = np.ceil(bounds.width / step_x - 0.5 - shift).astype(np.int64) - 1
+            column = np.minimum(np.maximum(np.floor(x / step_x - shift), 0), last).astype(np.int64)
+            dx = ((column + shift + 0.5) * step_x - x) * mpp.x
+            dy = ((row - position) * step_y * mpp.y)[:, None]
+            distance = np.where(column < 0, np.inf, dx * dx + dy * dy)
+            nearer = distance < shortest
+            best[nearer] = np.broadcast_to(self.grid[row[:, None], column], inside.shape)[nearer]
+            shortest[nearer] = distance[nearer]
+        best[~inside] = -1
+        return best
+
+    def _disks(self, x: Float, y: Float) -> Int:
+        """Disks of the spot diameter; where they overlap, the nearer centre has the place."""
+        radius = self.canvas.spot_diameter_um / 2
+        x_um, y_um = x * self.canvas.mpp.x, y * self.canvas.mpp.y
+        centres = self.spots.centres * self.canvas.mpp
+        best, shortest = np.full((len(y), len(x)), -1), np.full((len(y), len(x)), radius * radius)
+        near = (np.abs(centres[:, 0] - (x_um[0] + x_um[-1]) / 2) <= (x_um[-1] - x_um[0]) / 2 + radius) & (
+            np.abs(centres[:, 1] - (y_um[0] + y_um[-1]) / 2) <= (y_um[-1] - y_um[0]) / 2 + radius
+        )
+        for spot in np.flatnonzero(near):
+            (left, right), (top, bottom) = (
+                np.searchsorted(axis, (centre - radius, centre + radius))
+                for axis, centre in zip((x_um, y_um), centres[spot], strict=True)
+            )
+            box = np.s_[top:bottom, left:right]
+            distance = (x_um[left:right] - centres[spot, 0]) ** 2 + ((y_um[top:bottom] - centres[spot, 1]) ** 2)[
+                :, None
+            ]
+            nearer = distance <= shortest[box]
+            best[box][nearer] = spot
+            shortest[box][nearer] = distance[nearer]
+        return best
 
 
-def make_cells(spots: Spots, canvas: Canvas, downsample: float = 1.0) -> Cells:
-    """Cells of a picture whose pixels are `downsample` level-0 pixels wide. Nothing of its size is held in memory."""
-    width, height = (max(1, int(size / downsample)) for size in canvas.dimensions)
-    centre = (pyvips.Image.xyz(width, height) + 0.5) * downsample
+def make_cells(spots: Spots, canvas: Canvas) -> Cells:
+    """The areas of all spots."""
     if spots.layout == "given":
-        return _disks(spots, canvas, centre)
+        return Cells(spots, canvas, np.empty((0, 0), np.int64))
     n_rows, n_columns = lattice_shape(canvas.bounds, canvas.mpp, spots.pitch_um, spots.layout)
-    grid = np.full((n_rows + 1, n_columns + 1), -1, np.int64)  # the last row and column stay empty
+    grid = np.full((n_rows + 1, n_columns + 1), -1, np.int64)
     grid[spots.row, spots.column] = np.arange(len(spots))
-    x, y = centre[0] - canvas.bounds.x, centre[1] - canvas.bounds.y
-    if spots.layout == "square":
-        (step_x, step_y), _ = steps(canvas.mpp, spots.pitch_um, spots.layout)
-        column, row = _at_most((x / step_x).floor(), n_columns - 1), _at_most((y / step_y).floor(), n_rows - 1)
-    else:
-        column, row = _hexagons(x, y, canvas, spots.pitch_um, n_rows)
-    inside = (x >= 0) & (x < canvas.bounds.width) & (y >= 0) & (y < canvas.bounds.height)
-    return Cells(grid, inside.ifthenelse(column.bandjoin(row), [n_columns, n_rows]).cast("float"))
+    return Cells(spots, canvas, grid)
 
 
-def _hexagons(
-    x: pyvips.Image, y: pyvips.Image, canvas: Canvas, pitch_um: float, n_rows: int
-) -> tuple[pyvips.Image, pyvips.Image]:
-    """Column and row of the nearest centre: it lies in one of the two rows around the pixel."""
-    (step_x, step_y), first_y = steps(canvas.mpp, pitch_um, "hex")
-    last_column = {shift: int(np.ceil(canvas.bounds.width / step_x - 0.5 - shift)) - 1 for shift in (0.0, 0.5)}
-    position = (y - first_y) / step_y
-    above = _at_most(_at_least(position.floor(), 0), max(n_rows - 2, 0))
-    candidates = []
-    for row in (above, _at_most(above + 1, n_rows - 1)):
-        odd = row % 2
-        shift = odd / 2
-        column = _at_least((x / step_x - shift).floor(), 0)
-        last = odd * (last_column[0.5] - last_column[0.0]) + last_column[0.0]
-        column = (column > last).ifthenelse(last, column)
-        dx = ((column + shift + 0.5) * step_x - x) * canvas.mpp.x
-        dy = (row - position) * (step_y * canvas.mpp.y)
-        candidates.append((column, row, (column < 0).ifthenelse(NOWHERE, dx * dx + dy * dy)))
-    (column_0, row_0, distance_0), (column_1, row_1, distance_1) = candidates
-    nearer = distance_0 <= distance_1
-    return nearer.ifthenelse(column_0, column_1), nearer.ifthenelse(row_0, row_1)
+def make_layer(cells: Cells, values: Float32, colours: Colours, smooth: bool = False) -> Layer:
+    """Colour the `values` (spots x bands) of each place's spot, or values interpolated between spots.
+
+    NaN is drawn as no spot. Raises UsageError where there is no lattice to interpolate on.
+    """
+    known: Bool = np.asarray(np.isfinite(values).all(axis=1))
+    if smooth:
+        return _smooth_layer(cells, values, known, colours)
+    table = np.full((len(values) + 1, 4), (WHITE, WHITE, WHITE, 0), np.uint8)
+    table[:-1][known, :3] = colours(values[known])
+    table[:-1][known, 3] = 255
+
+    def layer(x: Float, y: Float) -> UInt8:
+        return cells.paint(table, x, y)
+
+    return layer
 
 
-def _disks(spots: Spots, canvas: Canvas, centre: pyvips.Image) -> Cells:
-    """Disks of the spot diameter around given spots, nearest spot first."""
-    step = max(canvas.spot_diameter_um / max(canvas.mpp) / CELLS_PER_DIAMETER, max(canvas.dimensions) / MAX_GRID)
-    width, height = (int(np.ceil(size / step)) for size in canvas.dimensions)
-    y, x = np.mgrid[0:height, 0:width]
-    places = (np.column_stack([x.ravel(), y.ravel()]) + 0.5) * step * canvas.mpp
-    distance, nearest = cKDTree(spots.centres * canvas.mpp).query(
-        places, distance_upper_bound=canvas.spot_diameter_um / 2
+def _smooth_layer(cells: Cells, values: Float32, known: Bool, colours: Colours) -> Layer:
+    """Bilinear between the centres of known spots, within the areas of known spots."""
+    nodes, axes = _nodes(cells, values, known)
+    mask = np.append(known, False)[:, None]
+
+    def layer(x: Float, y: Float) -> UInt8:
+        sums = _interpolate(nodes, axes, x, y)
+        inside = cells.paint(mask, x, y)[..., 0] & (sums[..., -1] > 0)
+        rgba = np.full((len(y), len(x), 4), (WHITE, WHITE, WHITE, 0), np.uint8)
+        rgba[inside, :3] = colours(sums[inside][:, :-1] / sums[inside][:, -1:])
+        rgba[inside, 3] = 255
+        return rgba
+
+    return layer
+
+
+def _nodes(cells: Cells, values: Float32, known: Bool) -> tuple[Float32, Axes]:
+    """Values times weight, then weight, at the nodes of a rectangular grid; its first x and y, and its steps.
+
+    The nodes of a hexagonal lattice are half a pitch apart: its centres, and their means between them along each row.
+    """
+    spots, canvas = cells.spots, cells.canvas
+    if spots.layout == "given":
+        raise UsageError(
+            f"--smooth needs a lattice of spots; those of {len(spots)} given positions are drawn as disks."
+        )
+    (step_x, step_y), first_y = steps(canvas.mpp, spots.pitch_um, spots.layout)
+    n_rows, n_columns = (side - 1 for side in cells.grid.shape)
+    first_x, first_y = canvas.bounds.x + step_x / 2, canvas.bounds.y + first_y
+    column = spots.column
+    if spots.layout == "hex":
+        n_columns, column, step_x = 2 * n_columns + 1, 2 * spots.column + spots.row % 2, step_x / 2
+    nodes = np.zeros((n_rows, n_columns, values.shape[1] + 1), np.float32)
+    nodes[spots.row[known], column[known], :-1] = values[known]
+    nodes[spots.row[known], column[known], -1] = 1
+    if spots.layout == "hex":
+        beside = np.pad(nodes, ((0, 0), (1, 1), (0, 0)))
+        nodes += (beside[:, :-2] + beside[:, 2:]) / 2
+    return nodes, (first_x, first_y, step_x, step_y)
+
+
+def _interpolate(nodes: Float32, axes: Axes, x: Float, y: Float) -> Float32:
+    first_x, first_y, step_x, step_y = axes
+    (row, below, v), (column, right, u) = (
+        _neighbours((places - first) / step, count)
+        for places, first, step, count in ((y, first_y, step_y, nodes.shape[0]), (x, first_x, step_x, nodes.shape[1]))
     )
-    grid = np.where(np.isfinite(distance), nearest, -1).reshape(height, width)
-    return Cells(grid, (centre / step).floor().cast("float"))
+    top, left = row.min(), column.min()
+    block = nodes[top : below.max() + 1, left : right.max() + 1]
+    u, v = u[:, None], v[:, None, None]
+    along = block.take(column - left, axis=1) * (1 - u) + block.take(right - left, axis=1) * u
+    between: Float32 = along.take(row - top, axis=0) * (1 - v) + along.take(below - top, axis=0) * v
+    return between
 
 
-def _at_most(image: pyvips.Image, limit: float) -> pyvips.Image:
-    return (image > limit).ifthenelse(limit, image)
+def _neighbours(position: Float, count: int) -> tuple[Int, Int, Float32]:
+    """The nodes before and after each position, and how far it lies between them; the last node is kept beyond."""
+    position = np.clip(position, 0, count - 1)
+    before = np.floor(position).astype(np.int64)
+    return before, np.minimum(before + 1, count - 1), (position - before).astype(np.float32)
 
 
-def _at_least(image: pyvips.Image, limit: float) -> pyvips.Image:
-    return (image < limit).ifthenelse(limit, image)
+def _index(offset: Float, length: int, step: float, n: int) -> Int:
+    """Of n - 1 steps, the one that each offset lies in; n - 1 outside the length."""
+    index = np.clip(np.floor(offset / step), 0, n - 2).astype(np.int64)
+    index[(offset < 0) | (offset >= length)] = n - 1
+    return index

@@ -1,16 +1,27 @@
-"""From expression to colours."""
+"""From expression to colours: the maps, and the range that a gene's colours span."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import cmap
 import numpy as np
 
 from stpredict.arrays import Float32, UInt8
+from stpredict.errors import ResultError, UsageError
+from stpredict.result import Result
 
-COLOUR_MAP = "viridis"
+#: Sequential maps of even steps that people with colour-blindness can read.
+COLOUR_MAPS = ("viridis", "cividis", "magma", "inferno", "plasma", "mako", "rocket", "batlow")
+ScaleKind = Literal["card", "slide"]
+SCALES: tuple[ScaleKind, ...] = ("card", "slide")
+PERCENTILES = (1, 99)
+#: Smallest range of percentiles that is stretched to full contrast.
+MIN_RANGE = 0.2
 
 
 @dataclass(frozen=True)
@@ -22,19 +33,75 @@ class ColourScale:
     high: float
     unit: str
     range_from: str
-    colour_map: str = COLOUR_MAP
+    colour_map: str = COLOUR_MAPS[0]
 
     def colours(self, values: Float32) -> UInt8:
-        """RGB, n x 3, of n values."""
+        """RGB, ... x 3, of values of any shape; a last axis of length 1 is taken as the colour axis."""
         position = (values - self.low) / (self.high - self.low)
         index = np.clip(np.nan_to_num(position) * 255, 0, 255).round().astype(np.uint8)
-        colours: UInt8 = lookup_table(self.colour_map)[index]
+        colours: UInt8 = lookup_table(self.colour_map)[index[..., 0] if values.shape[-1:] == (1,) else index]
         return colours
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class ScaleRequest:
+    """Where a gene's colour range comes from: the card, the slide or a `cohort` of results; `low`, `high` override."""
+
+    kind: ScaleKind = "card"
+    low: float | None = None
+    high: float | None = None
+    cohort: Sequence[Result] = ()
+    colour_map: str = COLOUR_MAPS[0]
+
+
+def colour_scale(result: Result, index: int, request: ScaleRequest) -> ColourScale:
+    """The colour scale of a result's gene.
+
+    The card's range lets slides compare and does not stretch noise; a model without one gets the slide's percentiles.
+    Raises UsageError for a range of no extent, ResultError for a cohort that does not compare.
+    """
+    gene, unit = result.genes[index].name, result.provenance["expression_unit"]
+    ranges = result.provenance["display_range"]
+    if request.cohort:
+        low, high = _percentiles([*(_expression(other, gene, result) for other in request.cohort)])
+        range_from = f"percentiles 1 to 99 of {len(request.cohort)} slides"
+    elif request.kind == "card" and ranges:
+        low, high, range_from = float(ranges[0][index]), float(ranges[1][index]), "the model's card"
+    else:
+        low, high = _percentiles([result.expression(gene)])
+        range_from = "percentiles 1 to 99 of this slide"
+    if request.low is not None or request.high is not None:
+        given = request.low is not None and request.high is not None
+        range_from = "the limits given" if given else f"a limit given, and {range_from}"
+        low = low if request.low is None else request.low
+        high = high if request.high is None else request.high
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise UsageError(f"{gene}: colours from {low:g} to {high:g} span no range; mend --vmin or --vmax.")
+    return ColourScale(gene, low, high, unit, range_from, request.colour_map)
+
+
+@cache
 def lookup_table(colour_map: str) -> UInt8:
     """256 x 3 RGB."""
     return np.asarray(np.round(cmap.Colormap(colour_map).lut(256)[:, :3] * 255), dtype=np.uint8)
+
+
+def _percentiles(parts: Sequence[Float32]) -> tuple[float, float]:
+    values = np.concatenate(parts)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, MIN_RANGE
+    low, high = (float(side) for side in np.percentile(values, PERCENTILES))
+    return low, max(high, low + MIN_RANGE)
+
+
+def _expression(other: Result, gene: str, result: Result) -> Float32:
+    """A gene's expression in another result of the same model. Raises ResultError if it is not comparable."""
+    if other.provenance["model"]["sha256"] != result.provenance["model"]["sha256"]:
+        raise ResultError(f"{other.path.name} and {result.path.name} come from different models and share no scale.")
+    if gene not in (known.name for known in other.genes):
+        raise ResultError(f"{other.path.name}: holds no {gene}, so that it cannot take part in a common scale.")
+    return other.expression(gene)

@@ -1,60 +1,57 @@
-"""A PNG to look at without a slide viewer: the map over the slide's overview, with a colour bar."""
+"""A PNG to look at without a slide viewer: the slide's overview beside a picture of it, with a colour bar."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from stpredict.arrays import Float32
+from stpredict.arrays import UInt8
 from stpredict.files import atomic_path
-from stpredict.out_of_distribution import UNUSUAL_FROM
-from stpredict.rendering.cells import make_cells
+from stpredict.rendering.cells import WHITE, Layer
 from stpredict.rendering.colour import ColourScale, lookup_table
+from stpredict.rendering.frame import make_frame
+from stpredict.rendering.overlay import blend
 from stpredict.result import Result
 
-OPACITY = 0.7
 PREVIEW_PX = 900
 MIN_BAR = 200
-MARGIN, BAR_WIDTH, LABEL_WIDTH, HEADER = 16, 22, 90, 58
+MARGIN, BAR_WIDTH, LABEL_WIDTH, HEADER = 16, 22, 90, 74
 
 
-def draw_preview(path: Path, result: Result, values: Float32, scale: ColourScale, held_out: float) -> None:
-    """Write the preview of one gene."""
-    thumbnail = Image.fromarray(result.thumbnail)
-    shrink = PREVIEW_PX / max(thumbnail.size)
-    overview = np.asarray(
-        thumbnail.resize((max(1, round(thumbnail.width * shrink)), max(1, round(thumbnail.height * shrink))))
-    )
+def draw_preview(
+    path: Path, result: Result, layer: Layer, opacity: float | None, title: str, notes: Sequence[str],
+    scale: ColourScale | None,
+) -> None:  # fmt: skip
+    """Write a preview: the layer over the overview at `opacity`, or on white without; a bar if there is a scale."""
+    overview = _overview(result)
     height, width = overview.shape[:2]
-    known = np.isfinite(values)
-    bands = np.column_stack([scale.colours(values), np.where(known, OPACITY, 0.0)])
-    downsample = max(result.canvas.dimensions[0] / width, result.canvas.dimensions[1] / height)
-    painted = make_cells(result.spots, result.canvas, downsample).paint(bands, np.zeros(4)).numpy()[:height, :width]
-    opacity = painted[..., 3:]
-    mapped = overview.astype(np.float32)
-    mapped[: painted.shape[0], : painted.shape[1]] *= 1 - opacity
-    mapped[: painted.shape[0], : painted.shape[1]] += painted[..., :3] * opacity
+    frame = make_frame(result.canvas, downsample=max(1.0, max(result.canvas.dimensions) / max(width, height)))
+    rgba = layer(frame.columns(0, width), frame.rows(0, height))
+    picture = blend(np.full_like(overview, WHITE), rgba, 1.0) if opacity is None else blend(overview, rgba, opacity)
 
     bar_height = max(height, MIN_BAR)
     page = Image.new("RGB", (2 * width + 4 * MARGIN + BAR_WIDTH + LABEL_WIDTH, bar_height + HEADER + MARGIN), "white")
     page.paste(Image.fromarray(overview), (MARGIN, HEADER))
-    page.paste(Image.fromarray(mapped.round().astype(np.uint8)), (width + 2 * MARGIN, HEADER))
+    page.paste(Image.fromarray(picture), (width + 2 * MARGIN, HEADER))
     draw = ImageDraw.Draw(page)
-    reliability = f"held-out correlation {held_out:.2f}" if np.isfinite(held_out) else "never tested on held-out tissue"
-    share = float(result.provenance["unusual_patches"])
-    unusual = f"; {share:.0%} of patches look unlike the training data" if share > UNUSUAL_FROM else ""
-    draw.text((MARGIN, 8), f"{scale.gene}  predicted on  {result.name}", "black", ImageFont.load_default(22))
-    draw.text(
-        (MARGIN, 36),
-        f"{reliability}; {result.provenance['model']['name']}; colours: {scale.range_from}; research use only{unusual}",
-        "#555555",
-        ImageFont.load_default(14),
-    )
-    _draw_bar(page, draw, 2 * width + 3 * MARGIN, HEADER, bar_height, scale)
+    draw.text((MARGIN, 8), title, "black", ImageFont.load_default(22))
+    for i, note in enumerate(notes):
+        draw.text((MARGIN, 36 + 17 * i), note, "#555555", ImageFont.load_default(14))
+    if scale:
+        _draw_bar(page, draw, 2 * width + 3 * MARGIN, HEADER, bar_height, scale)
     with atomic_path(path) as temporary:
         page.save(temporary)
+
+
+def _overview(result: Result) -> UInt8:
+    """The thumbnail at no more than 900 pixels, in the slide's own proportions."""
+    width, height = result.canvas.dimensions
+    shrink = min(1.0, PREVIEW_PX / max(width, height))
+    size = (max(1, int(np.ceil(width * shrink))), max(1, int(np.ceil(height * shrink))))
+    return np.asarray(Image.fromarray(result.thumbnail).resize(size))
 
 
 def _draw_bar(page: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, height: int, scale: ColourScale) -> None:

@@ -1,4 +1,4 @@
-"""A slide of any format as a libvips image, read once from top to bottom and never held as a whole.
+"""Rows of RGB as a libvips image, read once from top to bottom and never held as a whole.
 
 libvips reads few slide formats itself, so the pixels pass to it as an uncompressed PNG that is made while it reads.
 """
@@ -12,20 +12,21 @@ from collections.abc import Iterator
 import numpy as np
 import pyvips
 
-from stpredict.slides.slide import Slide
+from stpredict.arrays import UInt8
 
-STRIP_ROWS = 256
+#: Rows that pass to libvips at a time.
+ROWS = 16
 
 
-class SlideStream:
-    """Level 0 of a slide as a sequential image, `image`, which can be read once.
+class RowStream:
+    """`strips`, height x width x 3 in all, as a sequential image, `image`, which can be read once.
 
     libvips cannot pass an exception on; it is kept in `error`, and the image ends where it occurred.
     """
 
-    def __init__(self, slide: Slide) -> None:
+    def __init__(self, strips: Iterator[UInt8], width: int, height: int) -> None:
         self.error: Exception | None = None
-        self._parts = _png(slide)
+        self._parts = _png(strips, width, height)
         self._buffer = memoryview(b"")
         self._source = pyvips.SourceCustom()
         self._source.on_read(self._read)
@@ -44,15 +45,15 @@ class SlideStream:
         return bytes(chunk)
 
 
-def _png(slide: Slide) -> Iterator[bytes]:
-    width, height = slide.dimensions
+def _png(strips: Iterator[UInt8], width: int, height: int) -> Iterator[bytes]:
     yield b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0))
     packer = zlib.compressobj(0)
-    for y in range(0, height, STRIP_ROWS):
-        strip = slide.read(0, 0, y, width, min(STRIP_ROWS, height - y))
-        rows = np.zeros((len(strip), 1 + 3 * width), np.uint8)  # each row begins with its filter: none
-        rows[:, 1:] = strip.reshape(len(strip), -1)
-        yield _chunk(b"IDAT", packer.compress(rows.tobytes()))
+    for strip in strips:
+        for y in range(0, len(strip), ROWS):
+            part = strip[y : y + ROWS]
+            rows = np.zeros((len(part), 1 + 3 * width), np.uint8)  # each row begins with its filter: none
+            rows[:, 1:] = part.reshape(len(part), -1)
+            yield _chunk(b"IDAT", packer.compress(rows.data))
     yield _chunk(b"IDAT", packer.flush()) + _chunk(b"IEND", b"")
 
 

@@ -1,0 +1,134 @@
+"""What a report says in words: how far a slide, a gene and a model are to be trusted, and how the result was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import inf, isfinite, isnan
+from typing import Any
+
+import numpy as np
+
+from stpredict.cards import PREDICTED_FROM, ROWS, SCORES, better_baselines
+from stpredict.out_of_distribution import UNUSUAL_FROM
+from stpredict.result import Result
+
+#: Conventional words for a correlation (Cohen 1988), each up to its limit.
+WORDS = ((0.3, "weak"), (0.5, "moderate"), (inf, "strong"))
+#: Where the slide lies is nobody's business but its owner's; the others are per gene or shown elsewhere.
+NOT_SHOWN = {"card", "display_range", "settings.genes", "slide.path"}
+
+
+def facts(result: Result, genes: Sequence[int]) -> Iterator[tuple[str, bool]]:
+    """What to know of this slide before a map is believed, and whether it is a warning."""
+    provenance, spots, canvas = result.provenance, result.spots, result.canvas
+    unusual = float(provenance["unusual_patches"])
+    much = unusual > UNUSUAL_FROM
+    yield f"{unusual:.0%} of patches look unlike the training data{'; expect little' if much else ''}", much
+    held_out = np.array([result.genes[index].held_out_correlation for index in genes])
+    for some, what in ((held_out < PREDICTED_FROM, "not predicted when the model was"), (np.isnan(held_out), "never")):
+        if some.any():
+            yield f"{some.sum()} of {len(genes)} genes shown: {what} tested", True
+    failed = int(np.sum(~np.isfinite(result.expression(result.genes[genes[0]].name)))) if genes else 0
+    lost = f"; {failed} more could not be read from the slide" if failed else ""
+    yield f"{len(spots) - failed:,} spots predicted{lost}", failed > 0
+    native, given, used = (provenance["slide"].get(key) for key in ("native_mpp", "given_mpp", "mpp"))
+    um = " × ".join(dict.fromkeys(f"{side:.4g}" for side in used)) + " µm per pixel"
+    if given is None:
+        yield f"{um}, from the slide file", False
+    else:
+        said = f"the slide file says {native[0]:.4g}" if native else "the slide file says nothing"
+        yield f"{um}, given by hand; {said}", True
+    spacing = {
+        "square": f"Square lattice, one spot per {spots.pitch_um:g} µm",
+        "hex": f"Hexagonal lattice, one spot per {spots.pitch_um:g} µm",
+        "given": "Spots at given positions",
+    }[spots.layout]
+    overlapping = spots.layout != "given" and spots.pitch_um < canvas.spot_diameter_um
+    overlap = ", so that neighbours share tissue" if overlapping else ""
+    yield f"{spacing}; spots are {canvas.spot_diameter_um:g} µm wide{overlap}", overlapping
+    if "tissue" in provenance:
+        tissue = float(provenance["tissue"]["tissue_fraction_of_slide"])
+        mm2 = tissue * np.prod(canvas.dimensions) * np.prod(canvas.mpp) / 1e6
+        yield f"Tissue on {tissue:.0%} of the slide, {mm2:.3g} mm²", False
+
+
+def describe_card(card: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The model's card as text and tables; None where the result has none."""
+    if card is None:
+        return None
+    training = card.get("training") or {}
+    held_out = card.get("held_out") or []
+    unseen = "patients" if any(fold["kind"] == "patient" for fold in held_out) else "sections"
+    meaning = (
+        f"between a gene's prediction and measurement across the spots of {unseen} that the model had not seen, "
+        "controlled for sequencing depth; 1 is perfect, 0 is chance"
+    )
+    known = {
+        "Correlation when held out": meaning if held_out else None,
+        "Architecture": card.get("architecture"),
+        "Input": f"{card['patch_px']} px patches at {card['mpp']:g} µm per pixel" if card.get("mpp") else None,
+        "Objective": card.get("objective"),
+        "Trained on": _trained_on(training),
+        "Licence of the data": training.get("licence"),
+        "Intended use": card.get("intended_use"),
+    }
+    return {
+        "facts": [[key, str(value)] for key, value in known.items() if value is not None],
+        "scores": list(SCORES.values()),
+        "folds": [_fold(fold) for fold in held_out if fold.get("rows")],
+    }
+
+
+def _trained_on(training: dict[str, Any]) -> str | None:
+    if "sections" not in training:
+        return None
+    sections, patients = training["sections"], training["patients"]
+    return f"{training['spots']} spots of {len(sections)} sections ({', '.join(sections)}) of {len(patients)} patients"
+
+
+def _fold(fold: dict[str, Any]) -> dict[str, Any]:
+    """One held-out test: its title, its table in the order of SCORES, and what the table says, in words."""
+    leak = "" if fold["kind"] == "patient" else ", of a patient that was also trained on"
+    notes = [
+        f"Noise ceiling of the depth-controlled correlation: {_shown(fold.get('noise_ceiling'))}. "
+        f"On counts without biology the model scores {_shown(fold.get('counts_without_biology'))}."
+    ]
+    beaten_by = better_baselines(fold)
+    if beaten_by:
+        notes.append(f"Not beaten here: {', '.join(beaten_by)}. The model has learnt nothing that these had not.")
+    return {
+        "title": f"Held out: {fold['kind']} {fold['name']}{leak}",
+        "subtitle": f"{fold['spots']} spots, {fold['genes']} genes; trained on {', '.join(fold['train'])}",
+        "rows": [[row, *(_shown(fold["rows"][row].get(key)) for key in SCORES)] for row in ROWS if row in fold["rows"]],
+        "notes": notes,
+    }
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested values as (dotted key, text), sorted by key."""
+    for key, value in sorted(values.items()):
+        name = f"{prefix}{key}"
+        if name in NOT_SHOWN:
+            continue
+        if isinstance(value, dict):
+            yield from flat(value, f"{name}.")
+        elif isinstance(value, list):
+            yield name, ", ".join(_plain(item) for item in value)
+        else:
+            yield name, _plain(value)
+
+
+def reliability(held_out: float) -> str:
+    if not isfinite(held_out):
+        return "never tested"
+    if held_out < PREDICTED_FROM:
+        return "not predicted when tested"
+    return next(word for limit, word in WORDS if held_out < limit)
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None or isnan(value) else f"{value:.3f}"

@@ -1,0 +1,73 @@
+"""Draw a result: make the pictures that are asked for, leave those that stand there, refuse those of other settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from stpredict.data.panel import match_genes
+from stpredict.errors import ResultError, UsageError
+from stpredict.files import atomic_path
+from stpredict.rendering.overlay import open_source_slide
+from stpredict.rendering.styles import (
+    DRAWN_BY,
+    MAX_GENES_BY_DEFAULT,
+    STYLES_OF_ALL_GENES,
+    Drawing,
+    Picture,
+    RenderRequest,
+)
+from stpredict.result import Result
+
+
+def render(result: Result, request: RenderRequest, out: Path) -> Iterator[Path]:
+    """Write the pictures of a result and yield each file; those that stand there already are yielded untouched.
+
+    Raises UsageError for genes that the result does not hold or too many to draw unasked, ResultError for pictures
+    with other settings, SlideError if the slide is needed and gone, or another one.
+    """
+    if not 0 < request.opacity <= 1:
+        raise UsageError(f"--opacity {request.opacity:g}: must be above 0 and at most 1.")
+    names = [gene.name for gene in result.genes]
+    chosen = match_genes(request.genes, names, f"genes of {result.path.name}")
+    many = [style for style in request.styles if style not in STYLES_OF_ALL_GENES]
+    if not chosen and len(names) > MAX_GENES_BY_DEFAULT and many:
+        raise UsageError(f"{result.path.name} holds {len(names)} genes; name those for {', '.join(many)} with --genes.")
+    drawing = Drawing(result, request, out, chosen or list(range(len(names))))
+    pictures = [picture for style in request.styles for picture in DRAWN_BY[style](drawing)]
+    if not request.overwrite:
+        for picture in pictures:
+            if picture.sidecar.exists() and not _same(picture):
+                raise ResultError(f"{picture.path.name}: exists with other settings; --overwrite replaces it.")
+    missing = [picture for picture in pictures if request.overwrite or not _is_whole(picture)]
+    if any(picture.needs_slide for picture in missing):
+        open_source_slide(drawing.slide_path, result).close()  # it is known before hours of work
+    for picture in pictures:
+        if picture in missing:
+            _make(picture)
+        yield from picture.files
+
+
+def _make(picture: Picture) -> None:
+    """Write a picture, then its preview, then the record that says they are whole."""
+    picture.sidecar.unlink(missing_ok=True)
+    picture.write(picture.path)
+    if picture.preview:
+        picture.preview(picture.preview_path)
+    with atomic_path(picture.sidecar) as temporary:
+        temporary.write_text(json.dumps(picture.record, indent=1))
+
+
+def _is_whole(picture: Picture) -> bool:
+    return picture.sidecar.exists() and all(file.exists() for file in picture.files)
+
+
+def _same(picture: Picture) -> bool:
+    """Whether the record beside a picture says what would be written now, whatever version wrote it."""
+    try:
+        found = json.loads(picture.sidecar.read_text())
+    except (OSError, ValueError):
+        return False
+    wanted = json.loads(json.dumps(picture.record))
+    return isinstance(found, dict) and {**found, "stpredict": None} == {**wanted, "stpredict": None}

@@ -1,0 +1,88 @@
+"""Spots as QuPath detections, in GeoJSON, written one by one."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from stpredict.arrays import Float, Float32
+from stpredict.files import atomic_path
+from stpredict.rendering.frame import Frame
+from stpredict.result import Result, spot_names
+
+#: The same spot of the same slide has the same identifier in every run.
+NAMESPACE = uuid.UUID("7b9d1d2e-0a0e-5c55-9a5e-2f6f6e0f5d11")
+CORNERS = 32
+DECIMALS = 4
+
+
+def write_spots(path: Path, frame: Frame, result: Result, genes: Sequence[str], values: Sequence[Float32]) -> None:
+    """A FeatureCollection of detections with a measurement per gene; `values` are per gene, per spot.
+
+    Coordinates are pixels of the frame: squares of the pitch, hexagons, or circles around given positions.
+    """
+    outline, ellipse = _outline(result)
+    centres = result.spots.centres - (frame.left, frame.top)
+    fingerprint = result.provenance["slide"]["fingerprint"]
+    with atomic_path(path) as temporary, _text(temporary) as file:
+        file.write('{"type":"FeatureCollection","features":[')
+        for i, name in enumerate(spot_names(result.name, result.spots)):
+            measured = {gene: round(float(v[i]), DECIMALS) for gene, v in zip(genes, values, strict=True)}
+            feature = {
+                "type": "Feature",
+                "id": str(uuid.uuid5(NAMESPACE, f"{fingerprint} {name} {result.spots.pitch_um:g} {ellipse}")),
+                "geometry": _polygon(centres[i] + outline, ellipse),
+                "properties": {
+                    "objectType": "detection",
+                    "name": name,
+                    "isLocked": True,
+                    # QuPath takes what is not there for missing; JSON has no NaN.
+                    "measurements": {gene: value for gene, value in measured.items() if math.isfinite(value)},
+                },
+            }
+            file.write(("," if i else "") + "\n" + json.dumps(feature, separators=(",", ":")))
+        file.write("\n]}\n")
+
+
+def _outline(result: Result) -> tuple[Float, bool]:
+    """Corners of a spot around its centre, in level-0 pixels, and whether they stand for an ellipse."""
+    layout, pitch_um = result.spots.layout, result.spots.pitch_um
+    if layout == "square":
+        corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (pitch_um / 2)
+    elif layout == "hex":
+        angle = np.deg2rad(30 + 60 * np.arange(6))
+        corners = np.column_stack([np.cos(angle), np.sin(angle)]) * (pitch_um / math.sqrt(3))
+    else:
+        angle = 2 * np.pi * np.arange(CORNERS) / CORNERS
+        corners = np.column_stack([np.cos(angle), np.sin(angle)]) * (result.canvas.spot_diameter_um / 2)
+    return corners / result.canvas.mpp, layout == "given"
+
+
+def _polygon(corners: Float, ellipse: bool) -> dict[str, Any]:
+    ring = [[round(float(x), 2), round(float(y), 2)] for x, y in corners]
+    polygon: dict[str, Any] = {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
+    return polygon | ({"isEllipse": True} if ellipse else {})
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[IO[str]]:
+    """A text file, compressed if its name ends in .gz; the same content gives the same bytes."""
+    if path.suffix != ".gz":
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+        return
+    with (
+        path.open("wb") as raw,
+        gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8") as file,
+    ):
+        yield file

@@ -1,0 +1,264 @@
+"""The pictures of each style: their names, what the JSON beside them says, and how they are written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import stpredict
+from stpredict.cards import PREDICTED_FROM
+from stpredict.out_of_distribution import UNUSUAL_FROM
+from stpredict.rendering.cells import Cells, Layer, make_cells, make_layer
+from stpredict.rendering.channels import GENES_PER_FILE, write_channels
+from stpredict.rendering.colour import ColourScale, ScaleRequest, colour_scale
+from stpredict.rendering.frame import Frame, Origin, make_frame
+from stpredict.rendering.overlay import open_source_slide, write_overlay
+from stpredict.rendering.pca import Components, principal_components
+from stpredict.rendering.preview import draw_preview
+from stpredict.rendering.report import write_report
+from stpredict.rendering.spots import write_spots
+from stpredict.rendering.table import write_table
+from stpredict.rendering.tiff import write_rgb
+from stpredict.result import Gene, Result
+
+Style = Literal["heatmap", "overlay", "channels", "spots", "pca", "report", "csv"]
+STYLES: tuple[Style, ...] = ("heatmap", "overlay", "channels", "spots", "pca", "report", "csv")
+STYLES_BY_DEFAULT: tuple[Style, ...] = ("heatmap", "overlay")
+#: These take all genes of a result, however many, if none is named.
+STYLES_OF_ALL_GENES = {"pca", "csv"}
+MAX_GENES_BY_DEFAULT = 16
+
+
+@dataclass(frozen=True)
+class RenderRequest:
+    """What to draw and how. No `genes` means all of the result; no `slide` the one that the result names."""
+
+    genes: Sequence[str] = ()
+    styles: Sequence[Style] = STYLES_BY_DEFAULT
+    slide: Path | None = None
+    scale: ScaleRequest = field(default_factory=ScaleRequest)
+    smooth: bool = False
+    opacity: float = 0.5
+    downsample: float = 1.0
+    origin: Origin = "slide"
+    compress: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file to write, what the JSON beside it says of it, and how to write it (and its preview, if it has one)."""
+
+    path: Path
+    stem: str
+    record: dict[str, Any]
+    write: Callable[[Path], None]
+    preview: Callable[[Path], None] | None
+    needs_slide: bool
+
+    @property
+    def sidecar(self) -> Path:
+        return self.path.with_name(f"{self.stem}.json")
+
+    @property
+    def preview_path(self) -> Path:
+        return self.path.with_name(f"{self.stem}.png")
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path, self.preview_path] if self.preview else [self.path]
+
+
+class Drawing:
+    """A result and how it is to be drawn, with what its pictures share."""
+
+    def __init__(self, result: Result, request: RenderRequest, out: Path, chosen: list[int]) -> None:
+        self.result, self.request, self.out, self.chosen = result, request, out, chosen
+        self.cells: Cells = make_cells(result.spots, result.canvas)
+        self.frame: Frame = make_frame(result.canvas, request.origin, request.downsample)
+        self.slide_path = request.slide or result.path.parent / result.provenance["slide"]["path"]
+        self.genes: list[Gene] = [result.genes[index] for index in chosen]
+
+    def picture(
+        self, what: str, suffix: str, record: dict[str, Any], write: Callable[[Path], None],
+        preview: Callable[[Path], None] | None = None, needs_slide: bool = False,
+    ) -> Picture:  # fmt: skip
+        """A picture called SLIDE.what, whose record also says what it was drawn from."""
+        stem = f"{self.result.name}.{what}"
+        source = {
+            "slide": self.result.name,
+            "model": self.result.provenance["model"],
+            "settings": sha256(json.dumps(self.result.provenance["settings"], sort_keys=True).encode()).hexdigest(),
+            "stpredict": stpredict.__version__,
+        }
+        return Picture(self.out / f"{stem}{suffix}", stem, {**record, **source}, write, preview, needs_slide)
+
+    def scale(self, index: int) -> ColourScale:
+        return colour_scale(self.result, index, self.request.scale)
+
+    def place(self) -> dict[str, Any]:
+        """Where the picture lies on the slide, for its record."""
+        return {"origin": self.request.origin, "downsample": self.request.downsample}
+
+    def gene_layer(self, gene: Gene, scale: ColourScale) -> Layer:
+        values = self.result.expression(gene.name)[:, None]
+        return make_layer(self.cells, values, scale.colours, self.request.smooth)
+
+
+def _gene_pictures(drawing: Drawing, style: Literal["heatmap", "overlay"]) -> Iterator[Picture]:
+    for index, gene in zip(drawing.chosen, drawing.genes, strict=True):
+        scale = drawing.scale(index)
+        opacity = drawing.request.opacity if style == "overlay" else None
+        record = {
+            **scale.as_dict(),
+            "below_low": "first colour",
+            "above_high": "last colour",
+            **reliability(gene),
+            **drawing.place(),
+            "smooth": drawing.request.smooth,
+            **({"opacity": opacity} if opacity else {}),
+        }
+
+        def write(path: Path, gene: Gene = gene, scale: ColourScale = scale) -> None:
+            layer = drawing.gene_layer(gene, scale)
+            if style == "heatmap":
+                write_rgb(path, drawing.frame, layer)
+                return
+            with open_source_slide(drawing.slide_path, drawing.result) as slide:
+                write_overlay(path, drawing.frame, layer, drawing.request.opacity, slide)
+
+        def preview(path: Path, gene: Gene = gene, scale: ColourScale = scale, opacity: float | None = opacity) -> None:
+            title = f"{gene.name}  predicted on  {drawing.result.name}"
+            notes = (f"{in_words(gene)}; colours: {scale.range_from}", caveats(drawing.result))
+            draw_preview(path, drawing.result, drawing.gene_layer(gene, scale), opacity, title, notes, scale)
+
+        yield drawing.picture(f"{file_name(gene.name)}.{style}", ".tif", record, write, preview, style == "overlay")
+
+
+def _channel_pictures(drawing: Drawing) -> Iterator[Picture]:
+    parts = [drawing.genes[i : i + GENES_PER_FILE] for i in range(0, len(drawing.genes), GENES_PER_FILE)]
+    for number, genes in enumerate(parts, 1):
+        record = {**_measured(drawing, genes), **drawing.place(), "no_spot": 0}
+
+        def write(path: Path, genes: list[Gene] = genes) -> None:
+            names = [gene.name for gene in genes]
+            values = [drawing.result.expression(name) for name in names]
+            write_channels(path, drawing.frame, drawing.cells, drawing.result.name, names, values)
+
+        what = "channels" if len(parts) == 1 else f"channels-{number}"
+        yield drawing.picture(what, ".ome.tif", record, write)
+
+
+def _table_pictures(drawing: Drawing, style: Literal["spots", "csv"]) -> Iterator[Picture]:
+    frame = make_frame(drawing.result.canvas, drawing.request.origin)
+    names = [gene.name for gene in drawing.genes]
+
+    def write(path: Path) -> None:
+        values = [drawing.result.expression(name) for name in names]
+        (write_spots if style == "spots" else write_table)(path, frame, drawing.result, names, values)
+
+    record = {**_measured(drawing, drawing.genes), "origin": drawing.request.origin}
+    if style == "csv":
+        yield drawing.picture("expression", ".csv", record, write)
+    else:
+        yield drawing.picture("spots", ".geojson.gz" if drawing.request.compress else ".geojson", record, write)
+
+
+def _pca_pictures(drawing: Drawing) -> Iterator[Picture]:
+    components = principal_components(drawing.result, drawing.chosen)
+    layer = make_layer(drawing.cells, components.scores, components.colours, drawing.request.smooth)
+    record = {**_describe(components, drawing.genes), **drawing.place(), "smooth": drawing.request.smooth}
+
+    def preview(path: Path) -> None:
+        title = f"Principal components of {len(drawing.genes)} genes predicted on  {drawing.result.name}"
+        explained = ", ".join(
+            f"{colour} {share:.0%}"
+            for colour, share in zip(("red", "green", "blue"), components.explained, strict=True)
+        )
+        notes = (f"variance explained: {explained}", caveats(drawing.result))
+        draw_preview(path, drawing.result, layer, None, title, notes, None)
+
+    yield drawing.picture("pca", ".tif", record, lambda path: write_rgb(path, drawing.frame, layer), preview)
+
+
+def _report_pictures(drawing: Drawing) -> Iterator[Picture]:
+    scales = [drawing.scale(index) for index in drawing.chosen]
+
+    def write(path: Path) -> None:
+        with open_source_slide(drawing.slide_path, drawing.result) as slide:
+            write_report(path, drawing.result, drawing.chosen, scales, slide)
+
+    record = {"scales": [scale.as_dict() for scale in scales]}
+    yield drawing.picture("report", ".html", record, write, needs_slide=True)
+
+
+def reliability(gene: Gene) -> dict[str, Any]:
+    """How well the model predicted a gene when it was tested, for a record; None where it was not."""
+    known = bool(np.isfinite(gene.held_out_correlation))
+    return {
+        "held_out_correlation": round(gene.held_out_correlation, 4) if known else None,
+        "predicted_when_tested": gene.held_out_correlation >= PREDICTED_FROM if known else None,
+    }
+
+
+def in_words(gene: Gene) -> str:
+    """The same for a caption."""
+    if not np.isfinite(gene.held_out_correlation):
+        return "never tested on held-out tissue"
+    poor = "" if gene.held_out_correlation >= PREDICTED_FROM else "NOT PREDICTED WHEN TESTED: "
+    return f"{poor}held-out correlation {gene.held_out_correlation:.2f}"
+
+
+def caveats(result: Result) -> str:
+    """What else whoever looks at a picture should know."""
+    share = float(result.provenance["unusual_patches"])
+    unusual = f"; {share:.0%} of patches look unlike the training data" if share > UNUSUAL_FROM else ""
+    return f"{result.provenance['model']['name']}; research use only{unusual}"
+
+
+def file_name(gene: str) -> str:
+    """A gene's name as part of a file name; what could be part of a path is replaced, and a digest keeps it unique."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", gene)[:64]
+    return safe if safe == gene else f"{safe}-{sha256(gene.encode()).hexdigest()[:8]}"
+
+
+def _measured(drawing: Drawing, genes: Sequence[Gene]) -> dict[str, Any]:
+    """Genes with their unit and reliability, for the record of a file of values."""
+    return {
+        "unit": drawing.result.provenance["expression_unit"],
+        "genes": [{"gene": gene.name, **reliability(gene)} for gene in genes],
+    }
+
+
+def _describe(components: Components, genes: Sequence[Gene]) -> dict[str, Any]:
+    """Components for their record: the share of variance, the range of colours, and each gene's loading."""
+    ranges = components.ranges()
+    return {
+        colour: {
+            "explained_variance": round(float(components.explained[i]), 4),
+            "low": round(float(ranges[0, i]), 4),
+            "high": round(float(ranges[1, i]), 4),
+            "loadings": {
+                gene.name: round(float(loading), 4) for gene, loading in zip(genes, components.loadings[i], strict=True)
+            },
+        }
+        for i, colour in enumerate(("red", "green", "blue"))
+    }
+
+
+DRAWN_BY: dict[str, Callable[[Drawing], Iterator[Picture]]] = {
+    "heatmap": lambda drawing: _gene_pictures(drawing, "heatmap"),
+    "overlay": lambda drawing: _gene_pictures(drawing, "overlay"),
+    "channels": _channel_pictures,
+    "spots": lambda drawing: _table_pictures(drawing, "spots"),
+    "pca": _pca_pictures,
+    "report": _report_pictures,
+    "csv": lambda drawing: _table_pictures(drawing, "csv"),
+}

@@ -1,0 +1,118 @@
+"""Tiled pyramids of maps, written tile by tile: nothing of the picture's size is ever held.
+
+Deflate without predictor is what OpenSlide, Bio-Formats, tifffile and the web viewers all decode.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from stpredict.arrays import Float
+from stpredict.errors import ResultError
+from stpredict.files import atomic_path
+from stpredict.machine import usable_cores
+from stpredict.rendering.cells import Layer
+from stpredict.rendering.frame import Frame
+
+TILE_PX = 256
+DEFLATE_LEVEL = 1
+#: Tiles in flight per thread.
+AHEAD = 16
+
+#: Level-0 x and y of a tile's columns and rows -> its pixels.
+Paint = Callable[[Float, Float], np.ndarray]
+
+
+def write_rgb(path: Path, frame: Frame, layer: Layer) -> None:
+    """A classic RGB pyramid, as OpenSlide and so QuPath want it: white where the layer shows nothing."""
+
+    def paint(x: Float, y: Float) -> np.ndarray:
+        return layer(x, y)[..., :3]
+
+    with _writer(path) as writer:
+        for level in range(level_count(frame)):
+            width, height = level_size(frame, level)
+            _write(writer, frame, level, [paint], (height, width, 3), np.uint8, photometric="rgb", metadata=None)
+
+
+def write_planes(path: Path, frame: Frame, planes: Sequence[Paint], metadata: dict[str, Any]) -> None:
+    """A float32 OME-TIFF, a plane for each of `planes`, with its pyramid in SubIFDs as Bio-Formats and viv want it."""
+    with _writer(path, ome=True) as writer:
+        for level in range(level_count(frame)):
+            width, height = level_size(frame, level)
+            below = {"subifds": level_count(frame) - 1, "metadata": metadata} if level == 0 else {"metadata": None}
+            shape = (len(planes), height, width)
+            _write(writer, frame, level, planes, shape, np.float32, photometric="minisblack", **below)
+
+
+def level_count(frame: Frame) -> int:
+    """Levels of the pyramid: halved until a tile holds it all."""
+    return max(0, int(np.ceil(np.log2(max(frame.size) / TILE_PX)))) + 1
+
+
+def level_size(frame: Frame, level: int) -> tuple[int, int]:
+    """Width and height of a level; its pixels are samples at 2^level times the distance."""
+    width, height = frame.size
+    return max(1, width >> level), max(1, height >> level)
+
+
+@contextmanager
+def _writer(path: Path, **options: Any) -> Iterator[tifffile.TiffWriter]:
+    """A BigTIFF under a temporary name, renamed when it is whole. Raises ResultError if it cannot be written."""
+    try:
+        with atomic_path(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True, **options) as writer:
+            yield writer
+    except OSError as error:
+        raise ResultError(f"{path.name}: cannot be written ({error.strerror or error}).") from error
+
+
+def _write(
+    writer: tifffile.TiffWriter, frame: Frame, level: int, planes: Sequence[Paint], shape: tuple[int, ...],
+    dtype: type[np.generic], **options: Any,
+) -> None:  # fmt: skip
+    shrink = 2**level
+    resolution = tuple(10_000 / (um * shrink) for um in frame.pixel_mpp)
+    writer.write(
+        _encoded_tiles(frame, level, planes, dtype), shape=shape, dtype=dtype, tile=(TILE_PX, TILE_PX),
+        compression="adobe_deflate", predictor=False, subfiletype=1 if level else 0,
+        resolution=resolution, resolutionunit="CENTIMETER", software=False, **options,
+    )  # fmt: skip
+
+
+def _encoded_tiles(frame: Frame, level: int, planes: Sequence[Paint], dtype: type[np.generic]) -> Iterator[bytes]:
+    """The tiles of a level, plane after plane and row by row, painted and compressed in threads."""
+    width, height = level_size(frame, level)
+    shrink = 2**level
+    blank: dict[bytes, bytes] = {}
+
+    def encode(paint: Paint, left: int, top: int) -> bytes:
+        tile = paint(frame.columns(left, TILE_PX, shrink), frame.rows(top, TILE_PX, shrink))
+        data = np.ascontiguousarray(tile, dtype)
+        colour = data[0, 0]
+        if (data == colour).all():  # most of a slide is glass
+            key = colour.tobytes()
+            if key not in blank:
+                blank[key] = zlib.compress(data.data, DEFLATE_LEVEL)
+            return blank[key]
+        return zlib.compress(data.data, DEFLATE_LEVEL)
+
+    threads = usable_cores()
+    waiting: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for paint in planes:
+            for top in range(0, height, TILE_PX):
+                for left in range(0, width, TILE_PX):
+                    waiting.append(pool.submit(encode, paint, left, top))
+                    if len(waiting) > AHEAD * threads:
+                        yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

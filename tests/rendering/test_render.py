@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from conftest import SLIDE, make_model
+from PIL import Image
+from results_to_draw import draw, predict
+from slides_to_try import leica_with_bounds
+
+from stpredict.errors import ResultError, SlideError, UsageError
+from stpredict.rendering.colour import ColourScale, ScaleRequest
+from stpredict.rendering.styles import file_name
+from stpredict.result import read_result
+from stpredict.slides.lattice import lattice
+from stpredict.slides.slide import Bounds, Mpp
+from stpredict.weights import load_model
+
+
+@pytest.fixture(scope="module")
+def result(tiny_model, tmp_path_factory):
+    return predict(tiny_model, tmp_path_factory.mktemp("out"), genes=("GNAS", "A/../B", "CD74"))
+
+
+@pytest.fixture(scope="module")
+def pictures(result, tmp_path_factory):
+    heatmap, _, overlay, _ = draw(result, tmp_path_factory.mktemp("pictures"), "heatmap", "overlay")
+    return heatmap, overlay
+
+
+def test_pictures_are_pyramids_the_size_of_the_slide(pictures):
+    for path in pictures:
+        with openslide.OpenSlide(path) as slide:
+            assert slide.dimensions == (2220, 2967)
+            assert slide.level_count == 5
+            assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.499, rel=1e-6)
+            assert float(slide.properties["openslide.mpp-y"]) == pytest.approx(0.499, rel=1e-6)
+            for level in range(slide.level_count):
+                slide.read_region((0, 0), level, slide.level_dimensions[level])
+        with tifffile.TiffFile(path) as tiff:
+            assert tiff.is_bigtiff
+            assert tiff.pages[0].is_tiled
+            assert tiff.series[0].levels[0].shape == (2967, 2220, 3)
+
+
+def test_heatmap_shows_each_spots_colour_and_white_without_tissue(result, pictures):
+    heatmap = tifffile.imread(pictures[0])
+    low, high = (bounds[0] for bounds in result.provenance["display_range"])
+    scale = ColourScale("GNAS", low, high, "", "")
+    colours = scale.colours(result.expression("GNAS"))
+    x, y = result.spots.centres.astype(int).T
+    np.testing.assert_array_equal(heatmap[y, x], colours)
+    whole = lattice(Bounds(0, 0, 2220, 2967), Mpp(0.499, 0.499), 100.0)
+    taken = set(zip(result.spots.row, result.spots.column, strict=True))
+    empty = [i for i in range(len(whole)) if (whole.row[i], whole.column[i]) not in taken]
+    x, y = whole.centres[empty].astype(int).T
+    assert (heatmap[y, x] == 255).all()
+
+
+def test_overlay_is_the_slide_under_the_map_and_untouched_elsewhere(region, pictures):
+    heatmap, overlay = (tifffile.imread(path).astype(float) for path in pictures)
+    empty = (heatmap == 255).all(axis=-1)
+    assert abs(overlay - region)[empty].mean() < 3  # JPEG
+    assert abs(overlay - (region + heatmap) / 2)[~empty].mean() < 4
+
+
+def test_opacity_is_that_of_the_map(result, region, pictures, tmp_path):
+    heatmap = tifffile.imread(pictures[0]).astype(float)
+    overlay = tifffile.imread(draw(result, tmp_path, "overlay", opacity=0.9)[0])
+    known = (heatmap != 255).any(axis=-1)
+    assert abs(overlay - (0.1 * region + 0.9 * heatmap))[known].mean() < 4
+    assert json.loads((tmp_path / "CMU-1-Small-Region.GNAS.overlay.json").read_text())["opacity"] == 0.9
+    for opacity in (0, 1.1, float("nan")):
+        with pytest.raises(UsageError, match="--opacity"):
+            draw(result, tmp_path, "overlay", opacity=opacity)
+
+
+def test_the_record_and_the_preview(pictures):
+    for path in pictures:
+        record = json.loads(path.with_suffix(".json").read_text())
+        assert (record["low"], record["high"]) == (4.0, 6.0)  # the card's, not the slide's
+        assert record["held_out_correlation"] == 0.3
+        assert record["predicted_when_tested"] is True
+        assert record["unit"] == "ln(1 + CPM) of the expected share"
+        assert str(path.parent) not in path.with_suffix(".json").read_text()
+        with Image.open(path.with_suffix(".png")) as preview:
+            assert preview.format == "PNG"
+            assert min(preview.size) > 500
+
+
+def test_a_downsampled_picture_keeps_its_place_by_its_mpp(result, pictures, tmp_path):
+    whole = [tifffile.imread(path) for path in pictures]
+    heatmap, _, overlay, _ = draw(result, tmp_path, "heatmap", "overlay", downsample=3.7)
+    x, y = result.spots.centres.T
+    for path, large in zip((heatmap, overlay), whole, strict=True):
+        with openslide.OpenSlide(path) as slide:
+            assert slide.dimensions == (600, 802)
+            assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.499 * 3.7, rel=1e-5)
+        small = tifffile.imread(path)
+        inner = (x < 2200) & (y < 2940)
+        at = np.s_[(y[inner] / 3.7).astype(int), (x[inner] / 3.7).astype(int)]
+        if path == heatmap:
+            np.testing.assert_array_equal(small[at], large[y[inner].astype(int), x[inner].astype(int)])
+    big, little = Image.fromarray(whole[1]), Image.fromarray(tifffile.imread(overlay))
+    reduced = np.asarray(big.resize((599, 801), Image.Resampling.BOX, box=(0, 0, 599 * 3.7, 801 * 3.7)), float)
+    assert abs(reduced - np.asarray(little)[:801, :599]).mean() < 5
+    for downsample in (0.5, 0, -1, float("nan"), 1e9):
+        with pytest.raises(UsageError, match="--downsample"):
+            draw(result, tmp_path, "heatmap", downsample=downsample)
+
+
+def test_smooth_pictures_pass_through_the_spots_values(result, tmp_path):
+    heatmap = tifffile.imread(draw(result, tmp_path, "heatmap", smooth=True)[0])
+    colours = ColourScale("GNAS", 4.0, 6.0, "", "").colours(result.expression("GNAS"))
+    x, y = result.spots.centres.astype(int).T
+    assert abs(heatmap[y, x].astype(int) - colours).max() <= 3
+    assert (heatmap[:100, :300] == 255).all()  # no tissue there
+    assert len(np.unique(heatmap.reshape(-1, 3), axis=0)) > len(np.unique(colours, axis=0))
+
+
+def test_names_from_files_never_become_paths(result, tmp_path):
+    paths = draw(result, tmp_path, "heatmap", genes=["A/../B"])
+    assert {path.parent for path in paths} == {tmp_path}
+    assert len(list(tmp_path.iterdir())) == 3
+    assert file_name("GNAS") == "GNAS"
+    assert file_name("HLA-A") == "HLA-A"
+    assert "/" not in file_name("../../etc/passwd")
+    assert file_name("a/b") != file_name("a_b")
+    assert len(file_name("G" * 10_000)) < 100
+
+
+def test_pictures_that_are_there_stay_and_others_are_refused(tiny_model, result, tmp_path):
+    styles = ("heatmap", "channels", "spots", "pca", "csv")
+    stamps = {path: path.stat().st_mtime_ns for path in draw(result, tmp_path, *styles, genes=())}
+    assert {path: path.stat().st_mtime_ns for path in draw(result, tmp_path, *styles, genes=())} == stamps
+    for change in ({"scale": ScaleRequest("slide")}, {"smooth": True}, {"downsample": 2}, {"origin": "bounds"}):
+        with pytest.raises(ResultError, match=r"other settings.*--overwrite"):
+            draw(result, tmp_path, "heatmap", **change)
+    for style in ("channels", "spots", "csv"):
+        with pytest.raises(ResultError, match="other settings"):
+            draw(result, tmp_path, style, genes=["CD74"])
+    other = predict(tiny_model, tmp_path, genes=("GNAS",), pitch_um=200.0)
+    with pytest.raises(ResultError, match=r"other settings.*--overwrite"):
+        draw(other, tmp_path, "heatmap")
+    draw(other, tmp_path, "heatmap", overwrite=True)
+    assert draw(other, tmp_path, "heatmap")[0].stat().st_mtime_ns > max(stamps.values())
+
+
+def test_a_picture_without_its_record_is_made_anew(result, tmp_path):
+    heatmap, preview = draw(result, tmp_path, "heatmap")
+    whole = heatmap.read_bytes()
+    heatmap.write_bytes(whole[:100])
+    heatmap.with_suffix(".json").unlink()  # as a kill between the two leaves it
+    draw(result, tmp_path, "heatmap")
+    assert heatmap.read_bytes() == whole
+    preview.unlink()
+    assert draw(result, tmp_path, "heatmap")[1].exists()
+
+
+def test_the_same_result_gives_the_same_bytes(result, tmp_path):
+    styles = ("heatmap", "channels", "spots", "pca", "csv")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        draw(result, tmp_path / folder, *styles, genes=(), compress=True)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(names) == 18
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_a_slide_that_is_gone_or_another_is_named(result, tmp_path, region):
+    with pytest.raises(SlideError, match="--slide"):
+        draw(result, tmp_path, "heatmap", "overlay", slide=tmp_path / "gone.svs")
+    Image.fromarray(region).save(tmp_path / "other.png")
+    with pytest.raises(SlideError, match="not the slide"):
+        draw(result, tmp_path, "heatmap", "report", slide=tmp_path / "other.png")
+    assert not list(tmp_path.glob("*.tif"))  # it was asked for before anything was drawn
+
+
+def test_a_result_and_its_slide_may_move_together(tiny_model, tmp_path):
+    (tmp_path / "a").mkdir()
+    shutil.copy(SLIDE, tmp_path / "a" / "s.svs")
+    result = predict(tiny_model, tmp_path / "a", tmp_path / "a" / "s.svs", genes=("GNAS",), pitch_um=300.0)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = read_result(tmp_path / "b" / result.path.name)
+    assert draw(moved, tmp_path, "overlay")[0].exists()
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(result, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for style in ("heatmap", "channels", "overlay", "spots", "csv"):
+        with pytest.raises((ResultError, OSError), match="No space left"):
+            draw(result, tmp_path, style)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ['a b\'s "c" & <d>', "Präparat 12 — 切片", "-rf", "=1+1"])
+def test_slides_of_any_name(tiny_model, tmp_path, name):
+    shutil.copy(SLIDE, tmp_path / f"{name}.svs")
+    result = predict(tiny_model, tmp_path, tmp_path / f"{name}.svs", genes=("GNAS", "CD74", "<&>"), pitch_um=300.0)
+    styles = ("heatmap", "overlay", "channels", "spots", "pca", "csv")
+    for path in draw(result, tmp_path, *styles, genes=()):
+        assert path.stat().st_size > 0
+        assert path.name.startswith(name)
+
+
+def test_unknown_genes_are_named(result, tmp_path):
+    with pytest.raises(UsageError, match="GNASS"):
+        draw(result, tmp_path, "heatmap", genes=["GNASS"])
+
+
+def test_bounds_lie_where_they_lie_on_the_slide(tiny_model, tmp_path, region):
+    leica_with_bounds(tmp_path / "b.scn", region[500:1700, :1400], corner=(300, 200), size=(2500, 2000))
+    result = predict(tiny_model, tmp_path, tmp_path / "b.scn", genes=("GNAS",))
+    whole = [tifffile.imread(path) for path in draw(result, tmp_path, "heatmap", "overlay")[::2]]
+    assert whole[0].shape == (2000, 2500, 3)
+    assert (whole[0][:200] == 255).all()
+    assert (whole[0][:, :300] == 255).all()
+    assert (whole[0][1400:] == 255).all()
+    x, y = result.spots.centres.astype(int).T
+    assert (whole[0][y, x] != 255).any(axis=-1).all()
+
+    cropped = [tifffile.imread(path) for path in draw(
+        result, tmp_path, "heatmap", "overlay", origin="bounds", overwrite=True)[::2]]  # fmt: skip
+    assert cropped[0].shape == (1200, 1400, 3)
+    np.testing.assert_array_equal(cropped[0], whole[0][200:1400, 300:1700])
+    assert abs(cropped[1].astype(float) - whole[1][200:1400, 300:1700]).mean() < 3
+
+    for origin, shift in (("slide", (0, 0)), ("bounds", (300, 200))):
+        geojson, table = draw(result, tmp_path, "spots", "csv", origin=origin, overwrite=True)
+        corners = np.array(json.loads(geojson.read_text())["features"][0]["geometry"]["coordinates"][0][:4])
+        np.testing.assert_allclose(corners.mean(axis=0), result.spots.centres[0] - shift, atol=0.01)
+        cells = table.read_text().splitlines()[1].split(",")
+        np.testing.assert_allclose([float(cell) for cell in cells[3:5]], result.spots.centres[0] - shift, atol=0.01)
+
+
+def test_many_genes_must_be_named_except_for_tables(tmp_path):
+    model = load_model(make_model(tmp_path / "many.safetensors", names=[f"G{i}" for i in range(20)]))
+    result = predict(model, tmp_path, pitch_um=300.0)
+    for style in ("heatmap", "channels", "spots", "report"):
+        with pytest.raises(UsageError, match=f"20 genes; name those for {style}"):
+            draw(result, tmp_path, style, genes=())
+    table, pca, _ = draw(result, tmp_path, "csv", "pca", genes=())
+    assert table.read_text().splitlines()[0].endswith(",G18,G19")
+    assert pca.exists()
+    channels = draw(result, tmp_path, "channels", genes=[f"G{i}" for i in range(17)])
+    assert [path.name for path in channels] == [
+        "CMU-1-Small-Region.channels-1.ome.tif", "CMU-1-Small-Region.channels-2.ome.tif"]  # fmt: skip
