@@ -23,9 +23,10 @@ from stpredict.result import CHUNK_SPOTS, Gene, read_provenance, write_result
 from stpredict.shards import Shards, describe_difference, open_shards, pin_engine, pinned_engine
 from stpredict.slides.grid import GridRequest, choose_spots
 from stpredict.slides.lattice import Spots
+from stpredict.slides.overview import make_thumbnail
 from stpredict.slides.raster import Raster, block_order, make_raster, read_patches
 from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
-from stpredict.slides.tissue import MASK_UM, make_thumbnail
+from stpredict.slides.tissue import MASK_UM
 from stpredict.weights import Model
 
 SUFFIX = ".h5ad"
@@ -176,7 +177,7 @@ def predict_slide(
             "display_range": display_range(model, columns),
             "card": card_without_genes(model.card),
         }
-        thumbnail, thumbnail_downsample = make_thumbnail(slide, tissue, request.engine.threads)
+        thumbnail, thumbnail_downsample = make_thumbnail(slide, tissue.overview, request.engine.threads)
         write_result(
             result, slide_name(path), spots, fraction, describe_genes(model, columns), shards.rows(CHUNK_SPOTS),
             provenance, clock.seconds, thumbnail, thumbnail_downsample, model.card["spot_diameter_um"] / mpp.x,

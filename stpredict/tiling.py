@@ -14,9 +14,10 @@ from stpredict.files import atomic_path
 from stpredict.prediction import Request, slide_name
 from stpredict.slides.grid import choose_spots
 from stpredict.slides.lattice import Spots
+from stpredict.slides.overview import make_thumbnail
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
-from stpredict.slides.tissue import Tissue, make_thumbnail
+from stpredict.slides.tissue import Tissue
 from stpredict.weights import Model
 
 OUTSIDE_TISSUE = 0.45  # brightness
@@ -60,7 +61,7 @@ def tile_slide(path: Path, model: Model, request: Request, out: Path, patches: b
 
 def draw_grid(slide: Slide, mpp: Mpp, tissue: Tissue, spots: Spots, diameter_um: float, threads: int) -> Image.Image:
     """The slide's thumbnail, dark outside the tissue, with a ring around each spot."""
-    thumbnail, downsample = make_thumbnail(slide, tissue, threads)
+    thumbnail, downsample = make_thumbnail(slide, tissue.overview, threads)
     height, width = thumbnail.shape[:2]
     mask = np.asarray(Image.fromarray(tissue.mask).resize((width, height), Image.Resampling.NEAREST))
     image = Image.fromarray(np.where(mask[..., None], thumbnail, (thumbnail * OUTSIDE_TISSUE).astype(np.uint8)))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import pty
 import shutil
@@ -221,6 +222,47 @@ def test_render_of_nothing_and_of_other_files():
     style = run("render", SLIDE, "--style", "oil")
     assert style.exit_code == 2
     assert "heatmap, overlay" in style.stderr
+
+
+def test_one_colour_scale_for_a_folder_of_results(tiny_model_path, tmp_path):
+    for name, pitch in (("a", "200"), ("b", "300")):
+        shutil.copy(SLIDE, f"{name}.svs")
+        assert run("predict", f"{name}.svs", "-m", tiny_model_path, "--genes", "GNAS", "--pitch", pitch).exit_code == 0
+    done = run("render", "a.h5ad", "b.h5ad", "--style", "heatmap", "--scale-from", ".", "--cmap", "magma", "-o", "maps")
+    assert done.exit_code == 0, done.output
+    scales = [json.loads((tmp_path / "maps" / f"{name}.GNAS.heatmap.json").read_text()) for name in "ab"]
+    assert scales[0]["range_from"] == "percentiles 1 to 99 of 2 slides"
+    assert scales[0]["colour_map"] == "magma"
+    assert [scale["low"] for scale in scales] == [scales[0]["low"]] * 2
+    limits = run("render", "a.h5ad", "--style", "heatmap", "--vmin", "1", "--vmax", "2", "-o", "maps")
+    assert limits.exit_code == 1
+    assert "a.GNAS.heatmap.tif: exists with other settings; --overwrite replaces it." in limits.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--style", "oil"], "heatmap, overlay, channels, spots, pca, report, csv"),
+        (["--style", ","], "--style: choose from"),
+        (["--cmap", "jet"], "--cmap jet: choose from viridis"),
+        (["--scale", "mine"], "--scale mine: choose from card, slide"),
+        (["--origin", "centre"], "--origin centre: choose from slide, bounds"),
+        (["--vmin", "3", "--vmax", "2"], "span no range"),
+        (["--opacity", "2"], "--opacity 2: must be"),
+        (["--downsample", "0.5"], "--downsample 0.5: must be"),
+        (["--scale-from", "gone.h5ad"], "--scale-from: gone.h5ad: no such file"),
+        (["--scale-from", "empty"], "--scale-from empty: holds no results"),
+        (["--genes", "GNASS"], "nearest: GNAS"),
+    ],
+)
+def test_wrong_ways_to_draw_get_one_sentence(tiny_model_path, arguments, says):
+    Path("empty").mkdir()
+    assert run("predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS", "--pitch", "300").exit_code == 0
+    done = run("render", "CMU-1-Small-Region.h5ad", *arguments)
+    assert done.exit_code == 2, done.output
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(Path().glob("*.tif"))
 
 
 def test_many_genes_must_be_named_to_be_drawn(tmp_path):

@@ -12,12 +12,14 @@ from stpredict.errors import UsageError
 from stpredict.result import Canvas
 from stpredict.slides.lattice import Spots, lattice_shape, steps
 
-#: Level-0 x and y of a tile's columns and rows -> RGBA, rows x columns x 4; white and transparent without a spot.
-Layer = Callable[[Float, Float], UInt8]
+#: Level-0 x and y of a tile's columns and rows -> RGB, rows x columns x 3, and where there is a spot; white elsewhere.
+Layer = Callable[[Float, Float], tuple[UInt8, Bool]]
 #: Values, ... x bands -> RGB, ... x 3.
 Colours = Callable[[Float32], UInt8]
 Axes = tuple[float, float, float, float]
 WHITE = 255
+#: A known spot weighs at least a quarter within its own area.
+LEAST_WEIGHT = np.float32(0.2)
 
 
 @dataclass(frozen=True)
@@ -58,27 +60,35 @@ class Cells:
         )
 
     def _hexagons(self, x: Float, y: Float) -> Int:
-        """The nearest centre lies in one of the two lattice rows around the place."""
+        """The nearest centre lies in one of the two lattice rows around the place.
+
+        How far it is along x depends on the place's x and on whether the row is odd, along y on its y alone.
+        """
         bounds, mpp = self.canvas.bounds, self.canvas.mpp
         (step_x, step_y), first_y = steps(mpp, self.spots.pitch_um, "hex")
         n_rows = self.grid.shape[0] - 1
-        x, y = x - bounds.x, y - bounds.y
-        inside = ((y >= 0) & (y < bounds.height))[:, None] & ((x >= 0) & (x < bounds.width))
-        position = (y - first_y) / step_y
+        outside_x, outside_y = (
+            (places < first) | (places >= first + length)
+            for places, first, length in ((x, bounds.x, bounds.width), (y, bounds.y, bounds.height))
+        )
+        columns, squares = [], []
+        for shift in (0.0, 0.5):
+            last = int(np.ceil(bounds.width / step_x - 0.5 - shift)) - 1
+            column = np.clip(np.floor((x - bounds.x) / step_x - shift), 0, last)
+            columns.append(column.astype(np.int64))
+            distance = ((column + shift + 0.5) * step_x - (x - bounds.x)) * mpp.x
+            squares.append(distance**2 if last >= 0 else np.full(len(x), np.inf))
+        position = (y - bounds.y - first_y) / step_y
         above = np.clip(np.floor(position), 0, max(n_rows - 2, 0)).astype(np.int64)
-        best, shortest = np.full(inside.shape, -1), np.full(inside.shape, np.inf)
-        for row in (above, np.minimum(above + 1, n_rows - 1)):
-            shift = (row % 2)[:, None] / 2
-            last = np.ceil(bounds.width / step_x - 0.5 - shift).astype(np.int64) - 1
-            column = np.minimum(np.maximum(np.floor(x / step_x - shift), 0), last).astype(np.int64)
-            dx = ((column + shift + 0.5) * step_x - x) * mpp.x
-            dy = ((row - position) * step_y * mpp.y)[:, None]
-            distance = np.where(column < 0, np.inf, dx * dx + dy * dy)
-            nearer = distance < shortest
-            best[nearer] = np.broadcast_to(self.grid[row[:, None], column], inside.shape)[nearer]
-            shortest[nearer] = distance[nearer]
-        best[~inside] = -1
-        return best
+        found = np.empty((len(y), len(x)), np.int64)
+        for row in np.unique(above):
+            here, below, odd = above == row, min(row + 1, n_rows - 1), row % 2
+            up, down = (((position[here] - at) * step_y * mpp.y) ** 2 for at in (row, below))
+            nearer = squares[odd] - squares[below % 2] <= (down - up)[:, None]
+            found[here] = np.where(nearer, self.grid[row, columns[odd]], self.grid[below, columns[below % 2]])
+        found[outside_y] = -1
+        found[:, outside_x] = -1
+        return found
 
     def _disks(self, x: Float, y: Float) -> Int:
         """Disks of the spot diameter; where they overlap, the nearer centre has the place."""
@@ -115,19 +125,19 @@ def make_cells(spots: Spots, canvas: Canvas) -> Cells:
 
 
 def make_layer(cells: Cells, values: Float32, colours: Colours, smooth: bool = False) -> Layer:
-    """Colour the `values` (spots x bands) of each place's spot, or values interpolated between spots.
+    """Colour the `values` (spots x bands) of each place's spot, or with `smooth` values interpolated between spots.
 
     NaN is drawn as no spot. Raises UsageError where there is no lattice to interpolate on.
     """
     known: Bool = np.asarray(np.isfinite(values).all(axis=1))
     if smooth:
         return _smooth_layer(cells, values, known, colours)
-    table = np.full((len(values) + 1, 4), (WHITE, WHITE, WHITE, 0), np.uint8)
-    table[:-1][known, :3] = colours(values[known])
-    table[:-1][known, 3] = 255
+    table = np.full((len(values) + 1, 3), WHITE, np.uint8)
+    table[:-1][known] = colours(values[known])
+    mask = np.append(known, False)
 
-    def layer(x: Float, y: Float) -> UInt8:
-        return cells.paint(table, x, y)
+    def layer(x: Float, y: Float) -> tuple[UInt8, Bool]:
+        return cells.paint(table, x, y), cells.paint(mask, x, y)
 
     return layer
 
@@ -135,15 +145,18 @@ def make_layer(cells: Cells, values: Float32, colours: Colours, smooth: bool = F
 def _smooth_layer(cells: Cells, values: Float32, known: Bool, colours: Colours) -> Layer:
     """Bilinear between the centres of known spots, within the areas of known spots."""
     nodes, axes = _nodes(cells, values, known)
-    mask = np.append(known, False)[:, None]
+    mask = np.append(known, False)
 
-    def layer(x: Float, y: Float) -> UInt8:
+    def layer(x: Float, y: Float) -> tuple[UInt8, Bool]:
+        inside = cells.paint(mask, x, y)
+        if not inside.any():
+            return np.full((*inside.shape, 3), WHITE, np.uint8), inside
         sums = _interpolate(nodes, axes, x, y)
-        inside = cells.paint(mask, x, y)[..., 0] & (sums[..., -1] > 0)
-        rgba = np.full((len(y), len(x), 4), (WHITE, WHITE, WHITE, 0), np.uint8)
-        rgba[inside, :3] = colours(sums[inside][:, :-1] / sums[inside][:, -1:])
-        rgba[inside, 3] = 255
-        return rgba
+        weight: Float32 = np.maximum(sums[..., -1:], LEAST_WEIGHT)
+        rgb = colours(sums[..., :-1] / weight)
+        if not inside.all():
+            rgb[~inside] = WHITE
+        return rgb, inside
 
     return layer
 

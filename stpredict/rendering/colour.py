@@ -36,10 +36,10 @@ class ColourScale:
     colour_map: str = COLOUR_MAPS[0]
 
     def colours(self, values: Float32) -> UInt8:
-        """RGB, ... x 3, of values of any shape; a last axis of length 1 is taken as the colour axis."""
-        position = (values - self.low) / (self.high - self.low)
-        index = np.clip(np.nan_to_num(position) * 255, 0, 255).round().astype(np.uint8)
-        colours: UInt8 = lookup_table(self.colour_map)[index[..., 0] if values.shape[-1:] == (1,) else index]
+        """RGB, ... x 3, of finite values, ... x 1."""
+        position = (values[..., 0] - self.low) * (255 / (self.high - self.low))
+        index = np.clip(position, 0, 255).round().astype(np.uint8)
+        colours: UInt8 = lookup_table(self.colour_map).take(index, axis=0)
         return colours
 
     def as_dict(self) -> dict[str, Any]:

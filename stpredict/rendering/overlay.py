@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyvips
 
-from stpredict.arrays import Float, UInt8
+from stpredict.arrays import Bool, Float32, UInt8
 from stpredict.errors import ResultError, SlideError
 from stpredict.files import atomic_path
 from stpredict.machine import usable_cores
@@ -67,7 +67,7 @@ def _blended_strips(
         base = slide.read(level, left + x, top + y, n_columns, n_rows)
         at_x = frame.left + (x + np.arange(n_columns, dtype=np.float64) + 0.5) * scale[0]
         at_y = frame.top + (y + np.arange(n_rows, dtype=np.float64) + 0.5) * scale[1]
-        return blend(base, layer(at_x, at_y), opacity)
+        return blend(base, *layer(at_x, at_y), opacity)
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         for y in range(0, height, BLOCK_ROWS):
@@ -82,11 +82,10 @@ def _blended_strips(
             yield strip
 
 
-def blend(base: UInt8, rgba: UInt8, opacity: float) -> UInt8:
-    """`base` under the layer's colours; untouched where the layer is transparent."""
-    share = (rgba[..., 3:] > 0) * np.float32(opacity)
-    mixed: Float = base + (rgba[..., :3].astype(np.float32) - base) * share
-    return (mixed + 0.5).astype(np.uint8)
+def blend(base: UInt8, rgb: UInt8, inside: Bool, opacity: float) -> UInt8:
+    """`base` under `opacity` of the colours `inside`, and untouched elsewhere."""
+    mixed: Float32 = base + (rgb.astype(np.float32) - base) * np.float32(opacity)
+    return np.where(inside[..., None], (mixed + 0.5).astype(np.uint8), base)
 
 
 def open_source_slide(path: Path, result: Result) -> Slide:

@@ -17,22 +17,21 @@ PERCENTILES = (1, 99)
 
 @dataclass(frozen=True)
 class Components:
-    """`scores` are spots x 3, NaN where the slide could not be read; `loadings` 3 x genes; `explained` shares of 3."""
+    """`scores` are spots x 3, NaN where the slide could not be read; `loadings` 3 x genes; `explained` shares of 3.
+
+    `ranges` are the lowest and highest score of each component's colour, 2 x 3.
+    """
 
     scores: Float32
     loadings: Float
     explained: Float
-
-    def ranges(self) -> Float:
-        """Lowest and highest score of each component's colour, 2 x 3."""
-        ranges: Float = np.nanpercentile(self.scores, PERCENTILES, axis=0)
-        return ranges
+    ranges: Float32
 
     def colours(self, scores: Float32) -> UInt8:
-        """RGB of scores, ... x 3."""
-        low, high = self.ranges()
-        position = (scores - low) / np.maximum(high - low, 1e-9)
-        colours: UInt8 = np.clip(np.nan_to_num(position) * 255, 0, 255).round().astype(np.uint8)
+        """RGB of finite scores, ... x 3."""
+        low, high = self.ranges
+        position = (scores - low) * (255 / np.maximum(high - low, 1e-9))
+        colours: UInt8 = np.clip(position, 0, 255).round().astype(np.uint8)
         return colours
 
 
@@ -57,4 +56,4 @@ def principal_components(result: Result, genes: list[int]) -> Components:
     loadings = loadings * np.sign(largest)
     scores = np.concatenate([(block - mean) @ loadings.T for block in result.blocks(genes)]).astype(np.float32)
     explained = np.maximum(variance[::-1][:COMPONENTS], 0) / max(float(variance.sum()), 1e-12)
-    return Components(scores, loadings, explained)
+    return Components(scores, loadings, explained, np.nanpercentile(scores, PERCENTILES, axis=0).astype(np.float32))

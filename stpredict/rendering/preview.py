@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stpredict.arrays import UInt8
 from stpredict.files import atomic_path
-from stpredict.rendering.cells import WHITE, Layer
+from stpredict.rendering.cells import Layer
 from stpredict.rendering.colour import ColourScale, lookup_table
 from stpredict.rendering.frame import make_frame
 from stpredict.rendering.overlay import blend
@@ -29,8 +29,8 @@ def draw_preview(
     overview = _overview(result)
     height, width = overview.shape[:2]
     frame = make_frame(result.canvas, downsample=max(1.0, max(result.canvas.dimensions) / max(width, height)))
-    rgba = layer(frame.columns(0, width), frame.rows(0, height))
-    picture = blend(np.full_like(overview, WHITE), rgba, 1.0) if opacity is None else blend(overview, rgba, opacity)
+    rgb, inside = layer(frame.columns(0, width), frame.rows(0, height))
+    picture = rgb if opacity is None else blend(overview, rgb, inside, opacity)
 
     bar_height = max(height, MIN_BAR)
     page = Image.new("RGB", (2 * width + 4 * MARGIN + BAR_WIDTH + LABEL_WIDTH, bar_height + HEADER + MARGIN), "white")

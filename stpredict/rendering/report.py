@@ -23,8 +23,8 @@ from stpredict.rendering.account import describe_card, facts, flat, reliability
 from stpredict.rendering.colour import ColourScale, lookup_table
 from stpredict.result import Result
 from stpredict.slides.lattice import lattice_shape, steps
+from stpredict.slides.overview import make_overview
 from stpredict.slides.slide import Mpp, Slide
-from stpredict.slides.tissue import make_overview
 
 PAGE = Path(__file__).parent / "page"
 #: The slide is reduced to this side, and further until its tiles fit: in base64 they are a third larger.

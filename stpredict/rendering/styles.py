@@ -239,12 +239,11 @@ def _measured(drawing: Drawing, genes: Sequence[Gene]) -> dict[str, Any]:
 
 def _describe(components: Components, genes: Sequence[Gene]) -> dict[str, Any]:
     """Components for their record: the share of variance, the range of colours, and each gene's loading."""
-    ranges = components.ranges()
     return {
         colour: {
             "explained_variance": round(float(components.explained[i]), 4),
-            "low": round(float(ranges[0, i]), 4),
-            "high": round(float(ranges[1, i]), 4),
+            "low": round(float(components.ranges[0, i]), 4),
+            "high": round(float(components.ranges[1, i]), 4),
             "loadings": {
                 gene.name: round(float(loading), 4) for gene, loading in zip(genes, components.loadings[i], strict=True)
             },

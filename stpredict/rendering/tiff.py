@@ -36,7 +36,7 @@ def write_rgb(path: Path, frame: Frame, layer: Layer) -> None:
     """A classic RGB pyramid, as OpenSlide and so QuPath want it: white where the layer shows nothing."""
 
     def paint(x: Float, y: Float) -> np.ndarray:
-        return layer(x, y)[..., :3]
+        return layer(x, y)[0]
 
     with _writer(path) as writer:
         for level in range(level_count(frame)):
@@ -97,9 +97,8 @@ def _encoded_tiles(frame: Frame, level: int, planes: Sequence[Paint], dtype: typ
     def encode(paint: Paint, left: int, top: int) -> bytes:
         tile = paint(frame.columns(left, TILE_PX, shrink), frame.rows(top, TILE_PX, shrink))
         data = np.ascontiguousarray(tile, dtype)
-        colour = data[0, 0]
-        if (data == colour).all():  # most of a slide is glass
-            key = colour.tobytes()
+        if (data[0] == data[0, 0]).all() and (data == data[0, 0]).all():  # most of a slide is glass
+            key = data[0, 0].tobytes()
             if key not in blank:
                 blank[key] = zlib.compress(data.data, DEFLATE_LEVEL)
             return blank[key]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 from scipy.signal import fftconvolve
 from skimage.filters import threshold_triangle
@@ -14,10 +12,10 @@ from skimage.morphology import remove_small_holes, remove_small_objects
 
 from stpredict.arrays import Bool, Float, UInt8
 from stpredict.errors import SlideError
+from stpredict.slides.overview import make_overview
 from stpredict.slides.slide import Mpp, Slide
 
 MASK_UM = 8.0
-THUMBNAIL_PX = 1500
 SMOOTHING_UM = 8.0
 MIN_OBJECT_MM2 = 0.1
 MAX_HOLE_MM2 = 0.005
@@ -29,8 +27,6 @@ MAX_GLASS_DENSITY = 1.0
 MIN_GLASS = 0.01
 #: Pixels of the largest overview: a slide of 75 x 25 mm has 30 million.
 MAX_OVERVIEW = 200_000_000
-#: Side of the square of level pixels that the overview is made from at a time.
-OVERVIEW_BLOCK_PX = 4096
 
 
 @dataclass(frozen=True)
@@ -88,38 +84,3 @@ def tissue_mask(overview: UInt8, overview_um: float) -> Bool:
     pixels_per_mm2 = (1000 / overview_um) ** 2
     mask = remove_small_objects(mask, max_size=round(min(MIN_OBJECT_MM2 * pixels_per_mm2, mask.size / 100)))
     return np.asarray(remove_small_holes(mask, max_size=round(MAX_HOLE_MM2 * pixels_per_mm2)), dtype=np.bool_)
-
-
-def make_thumbnail(slide: Slide, tissue: Tissue, threads: int) -> tuple[UInt8, float]:
-    """The slide at no more than 1500 pixels, and level-0 pixels per pixel of it, alike along x and y."""
-    downsample = max(1.0, max(slide.dimensions) / THUMBNAIL_PX)
-    width, height = (max(1, round(size / downsample)) for size in slide.dimensions)
-    if width <= tissue.overview.shape[1] and height <= tissue.overview.shape[0]:
-        # The overview has all the detail there is to show.
-        overview = Image.fromarray(tissue.overview)
-        return np.asarray(overview.resize((width, height), Image.Resampling.BOX)), downsample
-    return make_overview(slide, width, height, threads), downsample
-
-
-def make_overview(slide: Slide, width: int, height: int, threads: int = 2) -> UInt8:
-    """The whole slide reduced to `width` x `height` pixels; read block by block. Raises SlideError."""
-    fine_enough = [i for i, size in enumerate(slide.level_dimensions) if size[0] >= width and size[1] >= height]
-    level = max(fine_enough, default=0)
-    level_width, level_height = slide.level_dimensions[level]
-    overview = np.full((height, width, 3), 255, np.uint8)
-    block = max(1, int(OVERVIEW_BLOCK_PX * width / level_width))  # overview pixels per block
-
-    def fill(corner: tuple[int, int]) -> None:
-        x0, y0 = corner
-        x1, y1 = min(x0 + block, width), min(y0 + block, height)
-        left, right = (x * level_width / width for x in (x0, x1))
-        top, bottom = (y * level_height / height for y in (y0, y1))
-        x, y = int(left), int(top)
-        source = slide.read(level, x, y, int(np.ceil(right)) - x, int(np.ceil(bottom)) - y)
-        box = (left - x, top - y, right - x, bottom - y)
-        small = Image.fromarray(source).resize((x1 - x0, y1 - y0), Image.Resampling.BOX, box=box)
-        overview[y0:y1, x0:x1] = np.asarray(small)
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(fill, ((x, y) for y in range(0, height, block) for x in range(0, width, block))))
-    return overview

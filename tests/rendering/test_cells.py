@@ -28,8 +28,8 @@ def test_every_pixel_belongs_to_its_nearest_centre(layout, pitch_um, anisotropy,
     mpp = Mpp(1.0, anisotropy)
     spots = lattice(bounds, mpp, pitch_um, layout)
     cells = make_cells(spots, Canvas((WIDTH, HEIGHT), bounds, mpp, 50.0))
-    table = np.append(np.arange(len(spots)), -1)[:, None]
-    drawn = cells.paint(table, X, Y)[..., 0]
+    table = np.append(np.arange(len(spots)), -1)
+    drawn = cells.paint(table, X, Y)
     np.testing.assert_array_equal(drawn, cells.nearest(X, Y))
     x, y = np.meshgrid(X, Y)
     places = np.stack([x, y], axis=-1)
@@ -77,17 +77,16 @@ def test_given_spots_are_disks_and_the_nearer_one_has_the_place():
     np.testing.assert_array_equal(drawn, np.where(distance.min(axis=0) <= 10, distance.argmin(axis=0), -1))
 
 
-def test_layers_are_transparent_white_where_there_is_no_value():
+def test_layers_are_white_where_there_is_no_value():
     spots = lattice(Bounds(0, 0, 30, 30), Mpp(1.0, 1.0), 10.0, "square").take(np.array([0, 4, 8]))
     cells = make_cells(spots, Canvas((30, 30), Bounds(0, 0, 30, 30), Mpp(1.0, 1.0), 10.0))
     at = np.array([5.0, 15.0, 25.0])
     for smooth in (False, True):
-        rgba = make_layer(cells, np.array([[0.0], [np.nan], [200.0]]), grey, smooth)(at, at)
-        assert rgba[0, 0].tolist() == [0, 0, 0, 255]
-        assert rgba[2, 2].tolist() == [200, 200, 200, 255]
-        empty = np.ones((3, 3), bool)
-        empty[[0, 2], [0, 2]] = False
-        assert (rgba[empty] == (255, 255, 255, 0)).all()
+        rgb, inside = make_layer(cells, np.array([[0.0], [np.nan], [200.0]]), grey, smooth)(at, at)
+        np.testing.assert_array_equal(inside, np.diag([True, False, True]))
+        assert (rgb[0, 0] == 0).all()
+        assert (rgb[2, 2] == 200).all()
+        assert (rgb[~inside] == 255).all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -101,12 +100,12 @@ def test_smooth_maps_reproduce_a_plane_between_the_centres(layout, pitch_um, bou
 
     cells = make_cells(spots, Canvas((WIDTH, HEIGHT), bounds, mpp, 50.0))
     values = plane(*spots.centres.T)[:, None].astype(np.float32)
-    rgba = make_layer(cells, values, grey, smooth=True)(X, Y)
+    rgb, _ = make_layer(cells, values, grey, smooth=True)(X, Y)
     x, y = np.meshgrid(X, Y)
     rows = [spots.centres[spots.row == row] for row in np.unique(spots.row)]
     left, right = (max(row[0, 0] for row in rows), min(row[-1, 0] for row in rows))
     between = (x > left) & (x < right) & (y > rows[0][0, 1]) & (y < rows[-1][0, 1])
-    np.testing.assert_allclose(rgba[..., 0][between], plane(x, y)[between], atol=0.51)
+    np.testing.assert_allclose(rgb[..., 0][between], plane(x, y)[between], atol=0.51)
 
 
 def test_smooth_maps_end_with_the_tissue():
@@ -114,9 +113,10 @@ def test_smooth_maps_end_with_the_tissue():
     spots = lattice(Bounds(0, 0, 90, 90), Mpp(1.0, 1.0), 30.0, "square").take(np.array([4]))
     cells = make_cells(spots, Canvas((90, 90), Bounds(0, 0, 90, 90), Mpp(1.0, 1.0), 30.0))
     places = np.arange(90) + 0.5
-    rgba = make_layer(cells, np.array([[70.0]]), grey, smooth=True)(places, places)
-    assert (rgba[30:60, 30:60] == (70, 70, 70, 255)).all()
-    assert rgba[..., 3].sum() == 255 * 900
+    rgb, inside = make_layer(cells, np.array([[70.0]]), grey, smooth=True)(places, places)
+    assert (rgb[30:60, 30:60] == 70).all()
+    assert inside[30:60, 30:60].all()
+    assert inside.sum() == 900
 
 
 def test_smooth_maps_need_a_lattice():

@@ -22,7 +22,7 @@ def results(tmp_path):
 def test_colours_clip_and_follow_the_map():
     scale = ColourScale("G", 2.0, 4.0, "", "")
     table = lookup_table("viridis")
-    np.testing.assert_array_equal(scale.colours(np.array([-9, 2, 3, 4, 99.0])), table[[0, 0, 128, 255, 255]])
+    np.testing.assert_array_equal(scale.colours(np.array([[-9], [2], [3], [4], [99.0]])), table[[0, 0, 128, 255, 255]])
 
 
 @pytest.mark.parametrize("name", COLOUR_MAPS)

@@ -52,7 +52,7 @@ def test_heatmap_shows_each_spots_colour_and_white_without_tissue(result, pictur
     heatmap = tifffile.imread(pictures[0])
     low, high = (bounds[0] for bounds in result.provenance["display_range"])
     scale = ColourScale("GNAS", low, high, "", "")
-    colours = scale.colours(result.expression("GNAS"))
+    colours = scale.colours(result.expression("GNAS")[:, None])
     x, y = result.spots.centres.astype(int).T
     np.testing.assert_array_equal(heatmap[y, x], colours)
     whole = lattice(Bounds(0, 0, 2220, 2967), Mpp(0.499, 0.499), 100.0)
@@ -75,6 +75,8 @@ def test_opacity_is_that_of_the_map(result, region, pictures, tmp_path):
     known = (heatmap != 255).any(axis=-1)
     assert abs(overlay - (0.1 * region + 0.9 * heatmap))[known].mean() < 4
     assert json.loads((tmp_path / "CMU-1-Small-Region.GNAS.overlay.json").read_text())["opacity"] == 0.9
+    whole, _ = draw(result, tmp_path, "overlay", opacity=1.0, overwrite=True)
+    assert abs(tifffile.imread(whole)[known] - heatmap[known]).mean() < 4
     for opacity in (0, 1.1, float("nan")):
         with pytest.raises(UsageError, match="--opacity"):
             draw(result, tmp_path, "overlay", opacity=opacity)
@@ -116,7 +118,7 @@ def test_a_downsampled_picture_keeps_its_place_by_its_mpp(result, pictures, tmp_
 
 def test_smooth_pictures_pass_through_the_spots_values(result, tmp_path):
     heatmap = tifffile.imread(draw(result, tmp_path, "heatmap", smooth=True)[0])
-    colours = ColourScale("GNAS", 4.0, 6.0, "", "").colours(result.expression("GNAS"))
+    colours = ColourScale("GNAS", 4.0, 6.0, "", "").colours(result.expression("GNAS")[:, None])
     x, y = result.spots.centres.astype(int).T
     assert abs(heatmap[y, x].astype(int) - colours).max() <= 3
     assert (heatmap[:100, :300] == 255).all()  # no tissue there

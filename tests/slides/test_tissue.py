@@ -12,8 +12,9 @@ from slides_to_try import tiff_pyramid
 from stpredict.data.her2st import read_her2st
 from stpredict.errors import NoTissueError, SlideError
 from stpredict.slides.grid import GridRequest, choose_spots
+from stpredict.slides.overview import make_thumbnail
 from stpredict.slides.slide import Mpp, open_slide
-from stpredict.slides.tissue import Tissue, find_tissue, make_thumbnail, tissue_mask
+from stpredict.slides.tissue import Tissue, find_tissue, tissue_mask
 
 SLIDE = Path(__file__).parents[1] / "data" / "CMU-1-Small-Region.svs"
 HER2ST = Path(__file__).parents[3] / "shared" / "data" / "her2st"
@@ -72,7 +73,7 @@ def test_thumbnails_are_alike_along_x_and_y_whatever_the_mpp(tmp_path, region):
     tiff_pyramid(tmp_path / "slide.tif", region[:2000, :1000], (0.50, 0.51), levels=1)
     with open_slide(tmp_path / "slide.tif") as slide:
         tissue = find_tissue(slide, Mpp(0.50, 0.51))
-        thumbnail, downsample = make_thumbnail(slide, tissue, 1)
+        thumbnail, downsample = make_thumbnail(slide, tissue.overview, 1)
     assert thumbnail.shape == (1500, 750, 3)
     assert downsample == pytest.approx(2000 / 1500)
 
