@@ -55,8 +55,9 @@ def write_planes(path: Path, frame: Frame, planes: Sequence[Paint], metadata: di
 
 
 def level_count(frame: Frame) -> int:
-    """Levels of the pyramid: halved until a tile holds it all."""
-    return max(0, int(np.ceil(np.log2(max(frame.size) / TILE_PX)))) + 1
+    """Levels of the pyramid: halved until a tile holds it all, or it is a pixel thin."""
+    halvings = min(np.ceil(np.log2(max(frame.size) / TILE_PX)), np.floor(np.log2(min(frame.size))))
+    return max(0, int(halvings)) + 1
 
 
 def level_size(frame: Frame, level: int) -> tuple[int, int]:
