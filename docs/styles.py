@@ -1,4 +1,4 @@
-"""Draw docs/styles.jpg, docs/report.jpg and docs/gnas.jpg: what each style of `stpredict render` makes of the example slide.
+"""Draw styles.jpg, report.jpg and gnas.jpg: what each style of `stpredict render` makes of the example slide.
 
 Usage: python docs/styles.py    (needs the extra [test], and Chromium for the page)
 """

@@ -286,6 +286,35 @@ def train(
     )  # fmt: skip
 
 
+@command(app, "evaluate")
+def evaluate(
+    what: Annotated[
+        str, typer.Argument(metavar="MODEL|RESULT", help="A model, or a result of predict.", show_default=False)
+    ],
+    dataset: Annotated[
+        Path, typer.Argument(help="Folder of measured sections, or a .tiles.h5 file.", show_default=False)
+    ],
+    out: Out = Path(),
+    min_depth: Annotated[int, typer.Option(min=1, help="Leave out spots with fewer counts.")] = 500,
+    allow_patient_leak: Annotated[
+        bool, typer.Option("--allow-patient-leak", help="Score patients that the model was trained on, too.")
+    ] = False,
+    engine: Annotated[str, typer.Option(help="auto, openvino or eager.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Threads = None,
+) -> None:
+    """Score a model or a result on measured sections, always beside baselines that never look at the image.
+
+    Example: stpredict evaluate m2ort-small-her2st visium/
+    """
+    from stpredict.commands import evaluate_command
+    from stpredict.engines import EngineRequest
+
+    request = EngineRequest(engine, precision, device, threads=threads or usable_cores())
+    evaluate_command(what, dataset, out, request, min_depth, allow_patient_leak)
+
+
 @command(models_app, "list")
 def models_list() -> None:
     """List the installed models."""

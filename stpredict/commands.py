@@ -15,6 +15,7 @@ from stpredict.prediction import Request, predict_slides
 from stpredict.weights import Model, find_model, list_models, load_model
 
 if TYPE_CHECKING:
+    from stpredict.engines import EngineRequest
     from stpredict.rendering.styles import RenderRequest
     from stpredict.result import Result
     from stpredict.training import Settings
@@ -162,6 +163,28 @@ def train_command(
     )  # fmt: skip
     if is_main_process():
         print(out)
+
+
+def evaluate_command(
+    what: str, dataset: Path, out: Path, engine: EngineRequest, min_depth: int, allow_patient_leak: bool
+) -> None:
+    """Score a model or a result on measured sections, print the table, and print the paths of what was written."""
+    try:
+        from stpredict.assessment import assess
+        from stpredict.assessment_report import show, write
+        from stpredict.result import read_result
+    except ModuleNotFoundError as error:
+        raise _needs_training_extra(error) from error
+
+    source = read_result(Path(what)) if what.endswith(".h5ad") else load_model(find_model(what))
+    _make_folder(out)
+    found = assess(
+        source, dataset, min_depth=min_depth, allow_patient_leak=allow_patient_leak, engine=engine, report=report
+    )
+    for line in show(found):
+        print(line)
+    for path in write(found, out / f"{source.name}-{dataset.name.split('.')[0]}"):
+        print(path)
 
 
 def list_command() -> None:

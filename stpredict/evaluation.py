@@ -18,6 +18,8 @@ DEPTH_CONTROLLED = "depth_controlled"
 LOG_CPM = "log_cpm_per_gene"
 PER_SPOT = "log_cpm_per_spot"
 RMSE = "log_cpm_rmse"
+TRUE_DEPTH = "depth (true)"
+RIDGE = "ridge on colour and texture"
 
 Scores = dict[str, float | None]
 
@@ -47,11 +49,20 @@ def score(predicted: Float, split: Split, across_genes: bool = True) -> Scores:
 
 
 def score_baselines(split: Split, features: Float, objective: Objective) -> dict[str, Scores]:
-    """Scores of the training mean, the same patient's mean, depth, and ridge on colour and texture (spots x 52)."""
+    """Scores of all that `predict_baselines` predicts."""
+    predicted = predict_baselines(split, features, objective)
+    return {name: score(values, split, name != TRUE_DEPTH) for name, values in predicted.items()}
+
+
+def predict_baselines(split: Split, features: Float, objective: Objective) -> dict[str, Float]:
+    """Test spots x genes as ln(1 + CPM) by what never looks at the image, and by ridge on colour and texture (n x 52).
+
+    The true depth stands for itself and has no such unit.
+    """
     train, test = split.train, split.test
     observed = metrics.log_cpm(split.counts, split.depth)
     n_test, n_genes = int(test.sum()), observed.shape[1]
-    rows = {"training mean": score(np.tile(observed[train].mean(axis=0), (n_test, 1)), split)}
+    rows = {"training mean": np.tile(observed[train].mean(axis=0), (n_test, 1))}
     same_patient = np.zeros((n_test, n_genes))
     for patient in np.unique(split.patient[test]):
         own = train & (split.patient == patient)
@@ -59,14 +70,14 @@ def score_baselines(split: Split, features: Float, objective: Objective) -> dict
             break
         same_patient[split.patient[test] == patient] = observed[own].mean(axis=0)
     else:
-        rows["same-patient mean"] = score(same_patient, split)
+        rows["same-patient mean"] = same_patient
     log_depth = np.log1p(split.depth)
-    rows["depth (true)"] = score(np.tile(log_depth[test, None], n_genes), split, across_genes=False)
+    rows[TRUE_DEPTH] = np.tile(log_depth[test, None], n_genes)
     ridge_depth = fit_ridge(features[train], log_depth[train]).predict(features[test])
     on_depth = LinearRegression().fit(log_depth[train, None], observed[train])
-    rows["depth (ridge)"] = score(on_depth.predict(ridge_depth[:, None]), split)
+    rows["depth (ridge)"] = on_depth.predict(ridge_depth[:, None])
     ridge = fit_ridge(features[train], objective.targets[train])
-    rows["ridge on colour and texture"] = score(objective.expression(ridge.predict(features[test])), split)
+    rows[RIDGE] = objective.expression(ridge.predict(features[test]))
     return rows
 
 

@@ -67,6 +67,18 @@ def log_cpm_correlation(predicted: Float, counts: Float, depth: Float, section: 
     )
 
 
+def log_cpm_rank_correlation(predicted: Float, counts: Float, depth: Float, section: Labels) -> Float:
+    """As `log_cpm_correlation`, Spearman's: of ranks, ties sharing theirs."""
+    from scipy.stats import rankdata  # slow to import, and most that need this module do not rank
+
+    return _mean_over_sections(
+        section,
+        lambda rows: correlation_per_gene(
+            rankdata(predicted[rows], axis=0), rankdata(log_cpm(counts[rows], depth[rows]), axis=0)
+        ),
+    )
+
+
 def spot_correlation(predicted: Float, counts: Float, depth: Float) -> tuple[float, float]:
     """The M2ORT papers' scores: mean over spots of the correlation across genes, and of the RMSE, of ln(1 + CPM).
 

@@ -22,16 +22,23 @@ def write_table(path: Path, frame: Frame, result: Result, genes: Sequence[str], 
     header = ("spot", "row", "col", "x_px", "y_px", "x_um", "y_um", "tissue_fraction", *genes)
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([_plain(cell) for cell in header])
+        writer.writerow([plain_cell(cell) for cell in header])
         for i, name in enumerate(spot_names(result.name, spots)):
             x, y = centres[i]
             place = (f"{x:.2f}", f"{y:.2f}", f"{x * mpp.x:.2f}", f"{y * mpp.y:.2f}")
             expression = (f"{gene[i]:.4f}" for gene in values)
             writer.writerow(
-                (_plain(name), spots.row[i], spots.column[i], *place, f"{result.tissue_fraction[i]:.3f}", *expression)
+                (
+                    plain_cell(name),
+                    spots.row[i],
+                    spots.column[i],
+                    *place,
+                    f"{result.tissue_fraction[i]:.3f}",
+                    *expression,
+                )
             )
 
 
-def _plain(text: str) -> str:
+def plain_cell(text: str) -> str:
     """A cell that no spreadsheet takes for a formula."""
     return f"'{text}" if text.startswith(FORMULA) else text
