@@ -24,6 +24,7 @@ from stpredict.rendering.cells import Layer
 from stpredict.rendering.frame import Frame
 
 TILE_PX = 256
+DEFLATE = {"compression": "adobe_deflate", "predictor": False}
 DEFLATE_LEVEL = 1
 #: Tiles in flight per thread.
 AHEAD = 16
@@ -38,20 +39,24 @@ def write_rgb(path: Path, frame: Frame, layer: Layer) -> None:
     def paint(x: Float, y: Float) -> np.ndarray:
         return layer(x, y)[0]
 
-    with _writer(path) as writer:
+    with open_writer(path) as writer:
         for level in range(level_count(frame)):
             width, height = level_size(frame, level)
-            _write(writer, frame, level, [paint], (height, width, 3), np.uint8, photometric="rgb", metadata=None)
+            tiles = _encoded_tiles(frame, level, [paint], np.uint8)
+            write_level(
+                writer, frame, level, tiles, (height, width, 3), np.uint8, photometric="rgb", metadata=None, **DEFLATE
+            )
 
 
 def write_planes(path: Path, frame: Frame, planes: Sequence[Paint], metadata: dict[str, Any]) -> None:
     """A float32 OME-TIFF, a plane for each of `planes`, with its pyramid in SubIFDs as Bio-Formats and viv want it."""
-    with _writer(path, ome=True) as writer:
+    with open_writer(path, ome=True) as writer:
         for level in range(level_count(frame)):
             width, height = level_size(frame, level)
             below = {"subifds": level_count(frame) - 1, "metadata": metadata} if level == 0 else {"metadata": None}
             shape = (len(planes), height, width)
-            _write(writer, frame, level, planes, shape, np.float32, photometric="minisblack", **below)
+            tiles = _encoded_tiles(frame, level, planes, np.float32)
+            write_level(writer, frame, level, tiles, shape, np.float32, photometric="minisblack", **below, **DEFLATE)
 
 
 def level_count(frame: Frame) -> int:
@@ -67,7 +72,7 @@ def level_size(frame: Frame, level: int) -> tuple[int, int]:
 
 
 @contextmanager
-def _writer(path: Path, **options: Any) -> Iterator[tifffile.TiffWriter]:
+def open_writer(path: Path, **options: Any) -> Iterator[tifffile.TiffWriter]:
     """A BigTIFF under a temporary name, renamed when it is whole. Raises ResultError if it cannot be written."""
     try:
         with atomic_path(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True, **options) as writer:
@@ -76,15 +81,14 @@ def _writer(path: Path, **options: Any) -> Iterator[tifffile.TiffWriter]:
         raise ResultError(f"{path.name}: cannot be written ({error.strerror or error}).") from error
 
 
-def _write(
-    writer: tifffile.TiffWriter, frame: Frame, level: int, planes: Sequence[Paint], shape: tuple[int, ...],
+def write_level(
+    writer: tifffile.TiffWriter, frame: Frame, level: int, tiles: Iterator[bytes], shape: tuple[int, ...],
     dtype: type[np.generic], **options: Any,
 ) -> None:  # fmt: skip
-    shrink = 2**level
-    resolution = tuple(10_000 / (um * shrink) for um in frame.pixel_mpp)
+    """One level of a pyramid, of tiles that are encoded already, with its resolution."""
+    resolution = tuple(10_000 / (um * 2**level) for um in frame.pixel_mpp)
     writer.write(
-        _encoded_tiles(frame, level, planes, dtype), shape=shape, dtype=dtype, tile=(TILE_PX, TILE_PX),
-        compression="adobe_deflate", predictor=False, subfiletype=1 if level else 0,
+        tiles, shape=shape, dtype=dtype, tile=(TILE_PX, TILE_PX), subfiletype=1 if level else 0,
         resolution=resolution, resolutionunit="CENTIMETER", software=False, **options,
     )  # fmt: skip
 

@@ -22,8 +22,8 @@ TIE = 1e-6
 ALTERNATIVES = 4
 NO_SPOT, NO_ALTERNATIVE = -1, -2
 #: Side of the squares over which JPEG pictures are averaged before they are compared, and by how much they may differ:
-#: at the size of the slide, and where libvips reduced it, which takes pixels around a footprint into account too.
-WINDOW, TOLERANCE, TOLERANCE_IF_REDUCED = 8, 2.0, 4.0
+#: at the size of the slide, and where it was reduced.
+WINDOW, TOLERANCE, TOLERANCE_IF_REDUCED = 8, 2.0, 3.0
 MAX_WINDOWS, MAX_SAMPLES = 16, 8
 SUFFIXES = (".ome.tif", ".tif", ".geojson.gz", ".geojson", ".csv")
 
@@ -133,10 +133,7 @@ class Picture:
     def sizes(self) -> list[tuple[int, int]]:
         """Of all levels: halves, without what is left over, until a tile holds the picture."""
         sizes = [self.size]
-        # libvips goes on with pictures that are a pixel thin.
-        while max(self.size) > TILE * 2 ** (len(sizes) - 1) and (
-            self.style == "overlay" or min(self.size) >> len(sizes)
-        ):
+        while max(self.size) > TILE * 2 ** (len(sizes) - 1) and (min(self.size) >> len(sizes)):
             sizes.append((max(1, self.size[0] >> len(sizes)), max(1, self.size[1] >> len(sizes))))
         return sizes
 
@@ -298,6 +295,11 @@ class Picture:
             base = sums / (np.diff(first_y)[:, None] * np.diff(first_x))[..., None]
         else:
             base = base[(y.astype(int) - top)[:, None], x.astype(int) - left]
+        # a pixel of the picture, however large, belongs wholly to the spot at its centre
+        x, y = (
+            start + (np.floor((at - start) / self.scale) + 0.5) * self.scale
+            for start, at in zip(self.origin, (x, y), strict=True)
+        )
         spot = self.ground.spots_at(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)).max(axis=1)
         position = np.append(self._positions[0][:, 0], np.nan)[spot]
         index = np.clip(np.nan_to_num(position), 0, 255).round().astype(int)

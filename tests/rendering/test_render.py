@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import openslide
@@ -15,10 +16,13 @@ from slides_to_try import leica_with_bounds
 
 from stpredict.errors import ResultError, SlideError, UsageError
 from stpredict.rendering.colour import ColourScale, ScaleRequest
+from stpredict.rendering.frame import Frame
+from stpredict.rendering.jpeg import write_jpeg
 from stpredict.rendering.styles import file_name
+from stpredict.rendering.tiff import level_count
 from stpredict.result import read_result
 from stpredict.slides.lattice import lattice
-from stpredict.slides.slide import Bounds, Mpp
+from stpredict.slides.slide import Bounds, Mpp, OpenSlideSlide
 from stpredict.weights import load_model
 
 
@@ -191,6 +195,43 @@ def test_a_result_and_its_slide_may_move_together(tiny_model, tmp_path):
     (tmp_path / "a").rename(tmp_path / "b")
     moved = read_result(tmp_path / "b" / result.path.name)
     assert draw(moved, tmp_path, "overlay")[0].exists()
+
+
+def test_a_slide_that_cannot_be_read_in_the_middle_leaves_nothing(result, tmp_path, monkeypatch):
+    read = OpenSlideSlide._read_inside
+
+    def broken(self, level, x, y, width, height):
+        if y + height > 2000:
+            raise SlideError("CMU-1-Small-Region.svs: damaged slide, a region cannot be decoded.")
+        return read(self, level, x, y, width, height)
+
+    monkeypatch.setattr(OpenSlideSlide, "_read_inside", broken)
+    for style in ("overlay", "report"):
+        with pytest.raises(SlideError, match="cannot be decoded"):
+            draw(result, tmp_path, style)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [(1, 700), (700, 1), (257, 255), (513, 1025), (2049, 300)])
+def test_every_level_of_an_overlay_is_the_mean_of_the_one_before(tmp_path, size):
+    width, height = size
+    pixels = np.random.default_rng(0).integers(0, 255, (height // 32 + 1, width // 32 + 1, 3), dtype=np.uint8)
+    pixels = pixels.repeat(32, axis=0).repeat(32, axis=1)[:height, :width]
+    frame = Frame(0, 0, width, height, Mpp(0.5, 0.25))
+    write_jpeg(tmp_path / "p.tif", frame, lambda x, y, w, h: pixels[y : y + h, x : x + w])
+    with tifffile.TiffFile(tmp_path / "p.tif") as tiff:
+        assert len(tiff.pages) == level_count(frame)
+        levels = [page.asarray().astype(float) for page in tiff.pages]
+    assert levels[0].shape == (height, width, 3)
+    assert abs(levels[0] - pixels).mean() < 2
+    for fine, coarse in pairwise(levels):
+        h, w = coarse.shape[:2]
+        assert (h, w) == (fine.shape[0] // 2, fine.shape[1] // 2)
+        mean = fine[: 2 * h, : 2 * w].reshape(h, 2, w, 2, 3).mean(axis=(1, 3))
+        assert abs(coarse - mean).mean() < 3
+    if min(size) > 1:
+        with openslide.OpenSlide(tmp_path / "p.tif") as slide:
+            assert slide.level_count == len(levels)
 
 
 def test_a_full_disk_is_one_error_and_leaves_nothing(result, tmp_path, monkeypatch):
