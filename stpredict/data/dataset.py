@@ -1,18 +1,75 @@
-"""Find out what kind of measured data a path holds."""
+"""Find out what kind of measured data a path holds, and whether its images fit."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from stpredict.data.annotated import has_annotated, read_annotated
+from stpredict.data.cscc import is_cscc, read_cscc
+from stpredict.data.hbc import is_hbc, read_hbc
 from stpredict.data.her2st import is_her2st, read_her2st
+from stpredict.data.hest import is_hest, read_hest
+from stpredict.data.rows import unstated
+from stpredict.data.scale import native_mpp, settle_mpp
 from stpredict.data.section import Section
+from stpredict.data.tables import files_of
+from stpredict.data.visium import is_visium, read_visium
 from stpredict.errors import DatasetError
+from stpredict.slides.slide import open_slide
+
+#: Each layout's test of a folder and its reader; the first that fits is used.
+READERS = (
+    (has_annotated, read_annotated),
+    (is_hest, read_hest),
+    (is_visium, read_visium),
+    (is_cscc, read_cscc),
+    (is_her2st, read_her2st),
+    (is_hbc, read_hbc),
+)
+LAYOUTS = (
+    "HER2ST: NAME.jpg, NAME.tsv.gz, NAME_selection.tsv",
+    "HBC: NAME.jpg, NAME.tsv.gz, NAME.spots.txt",
+    "cSCC: *NAME.jpg, *NAME_stdata.tsv, *spot_data-selection-NAME.tsv",
+    "Visium: filtered_feature_bc_matrix.h5, spatial/, an image, sections.csv",
+    "HEST-1k: st/NAME.h5ad, wsis/NAME.tif, metadata/NAME.json",
+    "AnnData: .h5ad files and images that sections.csv names (section,patient,image,counts)",
+)
 
 
 def read_dataset(path: Path) -> list[Section]:
-    """The sections of a data set's folder. Raises DatasetError if its layout is not known."""
+    """The sections of a data set's folder.
+
+    Raises DatasetError if its layout is not known or its files do not fit together, SlideError for a damaged image.
+    """
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder.")
-    if path.is_dir() and is_her2st(path):
-        return read_her2st(path)
-    raise DatasetError(f"{path}: not a data set in a known layout (HER2ST: NAME.jpg, NAME.tsv.gz, NAME_selection.tsv).")
+    if path.is_dir():
+        for fits, read in READERS:
+            if fits(path):
+                return [check_image(section) for section in read(path)]
+        annotated = [file.name for file in files_of(path) if file.suffix == ".h5ad"]
+        if annotated:
+            what = "which slides and patients its .h5ad files come from"
+            raise unstated(path, what, "section,patient,image,counts", annotated)
+    raise DatasetError(f"{path}: not a data set in a known layout ({'; '.join(LAYOUTS)}).")
+
+
+def check_image(section: Section) -> Section:
+    """The section, with notes on how its image and spots fit together.
+
+    Raises DatasetError if most spots lie outside the image, SlideError if that cannot be opened.
+    """
+    with open_slide(section.image) as slide:
+        width, height = slide.dimensions
+        _, notes = settle_mpp([("the data set", section.mpp), ("the image file", native_mpp(slide))])
+    notes = tuple(note for note in notes if "image file" in note)
+    outside = int((~((section.centres >= 0) & (section.centres < (width, height))).all(axis=1)).sum())
+    if outside:
+        note = f"{outside} of {len(section.centres)} spots lie outside the image of {width} x {height} pixels"
+        if outside > len(section.centres) / 2:
+            raise DatasetError(
+                f"{section.image.name}: not the image of section {section.name}, or not in full resolution: {note}."
+            )
+        notes += (note,)
+    return replace(section, notes=section.notes + notes)

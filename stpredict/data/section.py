@@ -26,3 +26,4 @@ class Section:
     lost_spots: int = 0  # in the selection or the counts, but not in both
     spot_diameter_um: float = 100.0
     pitch_um: float = 200.0
+    notes: tuple[str, ...] = ()  # what whoever uses the section should know, each a clause without a full stop

@@ -88,6 +88,9 @@ def write_tiles(
     n_spots = sum(len(section.spot_names) for section in sections)
     share = [unlabelled * len(section.spot_names) // max(n_spots, 1) for section in sections]
     rng = np.random.default_rng(seed)
+    sizes = {f"{s.spot_diameter_um:g}/{s.pitch_um:g}": s for s in sections}
+    if len(sizes) > 1:
+        report(f"sections differ in spot diameter and pitch ({', '.join(sizes)} um); those of {names[0]} are written")
     text = h5py.string_dtype()
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update(
@@ -118,6 +121,8 @@ def write_tiles(
                             extra[extra_start + i] = patch
             report(f"{section.name}: {len(section.spot_names)} spots, {section.lost_spots} without counts or position, "
                    f"mpp {section.mpp.x:.4f} x {section.mpp.y:.4f}")  # fmt: skip
+            for note in section.notes:
+                report(f"{section.name}: {note}")
             start, extra_start = start + len(section.spot_names), extra_start + n_extra
         repeated = [len(section.spot_names) for section in sections]
         file["spot"] = np.array([spot for s in sections for spot in s.spot_names], dtype=object).astype(text)

@@ -228,7 +228,7 @@ def test_every_level_of_an_overlay_is_the_mean_of_the_one_before(tmp_path, size)
         h, w = coarse.shape[:2]
         assert (h, w) == (fine.shape[0] // 2, fine.shape[1] // 2)
         mean = fine[: 2 * h, : 2 * w].reshape(h, 2, w, 2, 3).mean(axis=(1, 3))
-        assert abs(coarse - mean).mean() < 3
+        assert abs(coarse - mean).mean() < 5  # JPEG; a shift by a pixel makes 20
     if min(size) > 1:
         with openslide.OpenSlide(tmp_path / "p.tif") as slide:
             assert slide.level_count == len(levels)
