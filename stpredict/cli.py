@@ -142,7 +142,10 @@ def render(
     out: Out = Path(),
     slide: Annotated[Path | None, typer.Option(help="The slide, if it is no longer where it was predicted.")] = None,
     cmap: Annotated[
-        str, typer.Option(help="viridis, cividis, magma, inferno, plasma, mako, rocket or batlow.")
+        str,
+        typer.Option(
+            help="Heatmap, overlay and report: viridis, cividis, magma, inferno, plasma, mako, rocket or batlow."
+        ),
     ] = "viridis",
     scale: Annotated[
         str, typer.Option(help="Colours span the model card's range of the gene (card), or this slide's (slide).")
@@ -154,9 +157,11 @@ def render(
     vmin: Annotated[float | None, typer.Option(help="Value of the first colour.")] = None,
     vmax: Annotated[float | None, typer.Option(help="Value of the last colour.")] = None,
     opacity: Annotated[float, typer.Option(help="Of the map over the slide, above 0 and at most 1.")] = 0.5,
-    smooth: Annotated[bool, typer.Option("--smooth", help="Interpolate between spots instead of blocks.")] = False,
+    smooth: Annotated[
+        bool, typer.Option("--smooth", help="Heatmap, overlay and pca: interpolate between spots.")
+    ] = False,
     downsample: Annotated[
-        float, typer.Option(help="Slide pixels per pixel of the picture; its own um per pixel stays right.")
+        float, typer.Option(help="TIFFs: slide pixels per pixel of the picture, whose um per pixel stay right.")
     ] = 1.0,
     origin: Annotated[
         str, typer.Option(help="Where coordinates begin: slide, or bounds as QuPath crops slides that have them.")
@@ -173,6 +178,8 @@ def render(
     from stpredict.rendering.frame import ORIGINS
     from stpredict.rendering.styles import STYLES, RenderRequest
 
+    if scale_from and scale != "card":
+        raise UsageError("--scale-from takes one range from many slides; leave --scale out.")
     if not _split(style):
         raise UsageError(f"--style: choose from {', '.join(STYLES)}.")
     request = RenderRequest(

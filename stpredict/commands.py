@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from stpredict.console import progress_of_spots, report
 from stpredict.data.panel import read_gene_list
@@ -16,8 +19,8 @@ from stpredict.weights import Model, find_model, list_models, load_model
 
 if TYPE_CHECKING:
     from stpredict.engines import EngineRequest
+    from stpredict.rendering.colour import Cohort
     from stpredict.rendering.styles import RenderRequest
-    from stpredict.result import Result
     from stpredict.training import Settings
 
 Failure = tuple[Path, str]
@@ -52,7 +55,8 @@ def render_command(results: Sequence[Path], request: RenderRequest, scale_from: 
         raise UsageError("--slide names one slide; render its result alone.")
     if len(results) == 1 and not results[0].exists():
         raise UsageError(f"{results[0]}: no such file.")
-    request = replace(request, scale=replace(request.scale, cohort=_read_cohort(scale_from)))
+    if scale_from:
+        request = replace(request, scale=replace(request.scale, cohort=_read_cohort(scale_from)))
     _make_folder(out)
     return _sum_up(_for_each(results, partial(_render, request, out)), len(results), "results")
 
@@ -64,17 +68,26 @@ def _render(request: RenderRequest, out: Path, path: Path) -> Iterator[Path]:
     yield from render(read_result(path), request, out)
 
 
-def _read_cohort(paths: Sequence[Path]) -> list[Result]:
-    """The results among `paths` and in the folders among them. Raises UsageError if one cannot be read."""
+def _read_cohort(paths: Sequence[Path]) -> Cohort:
+    """The results among `paths`, and those in the folders among them that can be read.
+
+    Raises UsageError if there are none, or one that was named cannot be read.
+    """
+    from stpredict.rendering.colour import Cohort
     from stpredict.result import read_result
 
-    files = [file for path in paths for file in (sorted(path.glob("*.h5ad")) if path.is_dir() else [path])]
-    if paths and not files:
+    results = []
+    for path in paths:
+        for file in sorted(path.glob("*.h5ad")) if path.is_dir() else [path]:
+            try:
+                results.append(replace(read_result(file), thumbnail=np.empty((0, 0, 3), np.uint8)))  # a cohort is large
+            except ResultError as error:
+                if not path.is_dir():
+                    raise UsageError(f"--scale-from: {error}") from error
+                report(f"stpredict: --scale-from leaves out {error}")
+    if not results:
         raise UsageError(f"--scale-from {paths[0]}: holds no results.")
-    try:
-        return [read_result(file) for file in files]
-    except ResultError as error:
-        raise UsageError(f"--scale-from: {error}") from error
+    return Cohort(results)
 
 
 def tile_command(
@@ -129,6 +142,12 @@ def _for_each(inputs: Sequence[Path], work: Callable[[Path], Iterator[Path]]) ->
             if len(inputs) == 1 and isinstance(error, SlideError) and error.remediable:
                 raise UsageError(str(error)) from error
             reason = str(error) if isinstance(error, StpredictError) else f"{path.name}: {error.strerror or error}."
+            failures.append((path, reason))
+            report(f"stpredict: {reason}")
+        except Exception as error:
+            if os.environ.get("STPREDICT_DEBUG"):
+                raise
+            reason = f"{path.name}: unexpected {type(error).__name__}: {error} (stpredict --debug says where)."
             failures.append((path, reason))
             report(f"stpredict: {reason}")
     return failures

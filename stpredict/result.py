@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ CHUNK_GENES = 16
 #: Larger numbers in a file are not a slide's.
 MAX_SIDE = 10_000_000
 MAX_THUMBNAIL = 10_000
+#: ln(1 + CPM) is at most 14; other models may have other units.
+MAX_EXPRESSION = 1e6
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class Result:
         with _opened(self.path) as file:
             values: Float32 = _dataset(file, "X")[:, index]
         return values
+
+    def digest(self) -> str:
+        """Differs between results that were not made alike; the same wherever the slide lies."""
+        slide = {key: value for key, value in self.provenance["slide"].items() if key != "path"}
+        return hashlib.sha256(json.dumps({**self.provenance, "slide": slide}, sort_keys=True).encode()).hexdigest()
 
     def blocks(self, genes: Sequence[int]) -> Iterator[Float32]:
         """The expression of some genes, by index, in blocks of spots x genes."""
@@ -158,6 +166,7 @@ def read_result(path: Path) -> Result:
             layout=lattice["layout"],
             pitch_um=float(lattice["pitch_um"]),
         )
+        _check_account(provenance)
         canvas = _check_canvas(provenance, spots)
         columns = [_read(file, f"var/{column}", (n_genes,)) for column in ("held_out_correlation", "training_mean")]
         names = [str(gene) for gene in _checked(file, "var/_index", (n_genes,)).asstr()[:]]
@@ -165,7 +174,7 @@ def read_result(path: Path) -> Result:
         ranges = provenance["display_range"]
         if ranges is not None:
             low, high = np.asarray(ranges, dtype=float)
-            if low.shape != (n_genes,) or not (low < high).all():
+            if low.shape != (n_genes,) or not ((low < high) & (np.abs(ranges) < MAX_EXPRESSION).all(axis=0)).all():
                 raise ValueError("colour ranges and genes do not fit together")
         images = _dataset(file, f"{library}/images/hires")
         if images.dtype != np.uint8 or images.ndim != 3 or images.shape[2] != 3 or max(images.shape) > MAX_THUMBNAIL:
@@ -175,11 +184,19 @@ def read_result(path: Path) -> Result:
             name=name,
             spots=spots,
             canvas=canvas,
-            tissue_fraction=_read(file, "obs/tissue_fraction", (n_spots,)),
+            tissue_fraction=_read(file, "obs/tissue_fraction", (n_spots,)).astype(np.float32),
             genes=[Gene(gene, float(r), float(mean)) for gene, r, mean in zip(names, *columns, strict=True)],
             provenance=provenance,
             thumbnail=images[:],
         )
+
+
+def _check_account(provenance: dict[str, Any]) -> None:
+    """That a result says what it is of. Raises KeyError, TypeError or ValueError."""
+    texts = [provenance["expression_unit"], *(provenance["model"][key] for key in ("name", "sha256"))]
+    texts += [provenance["slide"][key] for key in ("path", "fingerprint")]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("its account of model or slide is no text")
 
 
 def _check_canvas(provenance: dict[str, Any], spots: Spots) -> Canvas:
@@ -189,8 +206,12 @@ def _check_canvas(provenance: dict[str, Any], spots: Spots) -> Canvas:
     bounds, mpp = Bounds(*(int(side) for side in slide["bounds"])), Mpp(*(float(um) for um in slide["mpp"]))
     canvas = Canvas((width, height), bounds, mpp, float(lattice["spot_diameter_um"]))
     lengths = (*mpp, spots.pitch_um, canvas.spot_diameter_um)
-    if not (0 < width < MAX_SIDE and 0 < height < MAX_SIDE and all(0 < length < np.inf for length in lengths)):
+    if not (0 < width < MAX_SIDE and 0 < height < MAX_SIDE and all(1e-4 < length < 1e6 for length in lengths)):
         raise ValueError("implausible slide or lattice")
+    if not (max(map(abs, bounds)) < MAX_SIDE and bounds.width > 0 and bounds.height > 0):
+        raise ValueError("implausible bounds")
+    if not (np.abs(spots.centres) < MAX_SIDE).all():
+        raise ValueError("implausible spots")
     if spots.layout not in ("square", "hex", "given"):
         raise ValueError(f"unknown layout {spots.layout!r}")
     if spots.layout != "given":

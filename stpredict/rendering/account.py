@@ -10,7 +10,7 @@ import numpy as np
 
 from stpredict.cards import PREDICTED_FROM, ROWS, SCORES, better_baselines
 from stpredict.out_of_distribution import UNUSUAL_FROM
-from stpredict.result import Result
+from stpredict.result import Gene, Result
 
 #: Conventional words for a correlation (Cohen 1988), each up to its limit.
 WORDS = ((0.3, "weak"), (0.5, "moderate"), (inf, "strong"))
@@ -119,11 +119,37 @@ def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def reliability(held_out: float) -> str:
+    """A word for a held-out correlation."""
     if not isfinite(held_out):
         return "never tested"
     if held_out < PREDICTED_FROM:
         return "not predicted when tested"
     return next(word for limit, word in WORDS if held_out < limit)
+
+
+def tested(gene: Gene) -> dict[str, Any]:
+    """How well the model predicted a gene when it was tested, for a record; None where it was not."""
+    known = isfinite(gene.held_out_correlation)
+    return {
+        "held_out_correlation": round(gene.held_out_correlation, 4) if known else None,
+        "predicted_when_tested": gene.held_out_correlation >= PREDICTED_FROM if known else None,
+    }
+
+
+def in_words(gene: Gene) -> str:
+    """The same for a caption."""
+    word = reliability(gene.held_out_correlation)
+    if not isfinite(gene.held_out_correlation):
+        return f"{word} on held-out tissue"
+    poor = gene.held_out_correlation < PREDICTED_FROM
+    return f"{word.upper() if poor else word}: held-out correlation {gene.held_out_correlation:.2f}"
+
+
+def caveats(result: Result) -> str:
+    """What else whoever looks at a picture should know."""
+    share = float(result.provenance["unusual_patches"])
+    unusual = f"; {share:.0%} of patches look unlike the training data" if share > UNUSUAL_FROM else ""
+    return f"{result.provenance['model']['name']}; research use only{unusual}"
 
 
 def _plain(value: Any) -> str:

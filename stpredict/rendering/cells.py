@@ -18,7 +18,7 @@ Layer = Callable[[Float, Float], tuple[UInt8, Bool]]
 Colours = Callable[[Float32], UInt8]
 Axes = tuple[float, float, float, float]
 WHITE = 255
-#: A known spot weighs at least a quarter within its own area.
+#: Inside the lattice a known spot weighs at least a quarter within its own area.
 LEAST_WEIGHT = np.float32(0.2)
 
 
@@ -29,26 +29,19 @@ class Cells:
     spots: Spots
     canvas: Canvas
     grid: Int  # the spot at each lattice position, -1 for none; its last row and column stay empty
+    from_left: Int  # given spots in the order of their x
 
     def paint(self, table: np.ndarray, x: Float, y: Float) -> np.ndarray:
         """`table` holds a line of bands for each spot and a last one for no spot: rows x columns x bands."""
         if self.spots.layout != "square":
-            painted: np.ndarray = table.take(self.nearest(x, y), axis=0)
+            nearest = self._disks(x, y) if self.spots.layout == "given" else self._hexagons(x, y)
+            painted: np.ndarray = table.take(nearest, axis=0)
             return painted
         column, row = self._blocks(x, y)
         left, top = column.min(), row.min()
         block = table.take(self.grid[top : row.max() + 1, left : column.max() + 1], axis=0)
         tile: np.ndarray = block.take(column - left, axis=1).take(row - top, axis=0)
         return tile
-
-    def nearest(self, x: Float, y: Float) -> Int:
-        """The spot at each place of level 0, rows x columns; -1 for none."""
-        if self.spots.layout == "given":
-            return self._disks(x, y)
-        if self.spots.layout == "hex":
-            return self._hexagons(x, y)
-        column, row = self._blocks(x, y)
-        return self.grid[np.ix_(row, column)]
 
     def _blocks(self, x: Float, y: Float) -> tuple[Int, Int]:
         """Lattice column of each x and row of each y; the empty last one outside the bounds."""
@@ -92,22 +85,21 @@ class Cells:
 
     def _disks(self, x: Float, y: Float) -> Int:
         """Disks of the spot diameter; where they overlap, the nearer centre has the place."""
-        radius = self.canvas.spot_diameter_um / 2
-        x_um, y_um = x * self.canvas.mpp.x, y * self.canvas.mpp.y
-        centres = self.spots.centres * self.canvas.mpp
+        radius, mpp = self.canvas.spot_diameter_um / 2, self.canvas.mpp
         best, shortest = np.full((len(y), len(x)), -1), np.full((len(y), len(x)), radius * radius)
-        near = (np.abs(centres[:, 0] - (x_um[0] + x_um[-1]) / 2) <= (x_um[-1] - x_um[0]) / 2 + radius) & (
-            np.abs(centres[:, 1] - (y_um[0] + y_um[-1]) / 2) <= (y_um[-1] - y_um[0]) / 2 + radius
-        )
-        for spot in np.flatnonzero(near):
+        sorted_x = self.spots.centres[self.from_left, 0]
+        first, last = np.searchsorted(sorted_x, (x[0] - radius / mpp.x, x[-1] + radius / mpp.x))
+        near = self.from_left[first : last + 1]
+        centre_y = self.spots.centres[near, 1]
+        near = near[(centre_y >= y[0] - radius / mpp.y) & (centre_y <= y[-1] + radius / mpp.y)]
+        x_um, y_um = x * mpp.x, y * mpp.y
+        for spot, centre_um in zip(near, self.spots.centres[near] * mpp, strict=True):
             (left, right), (top, bottom) = (
                 np.searchsorted(axis, (centre - radius, centre + radius))
-                for axis, centre in zip((x_um, y_um), centres[spot], strict=True)
+                for axis, centre in zip((x_um, y_um), centre_um, strict=True)
             )
             box = np.s_[top:bottom, left:right]
-            distance = (x_um[left:right] - centres[spot, 0]) ** 2 + ((y_um[top:bottom] - centres[spot, 1]) ** 2)[
-                :, None
-            ]
+            distance = (x_um[left:right] - centre_um[0]) ** 2 + ((y_um[top:bottom] - centre_um[1]) ** 2)[:, None]
             nearer = distance <= shortest[box]
             best[box][nearer] = spot
             shortest[box][nearer] = distance[nearer]
@@ -117,11 +109,11 @@ class Cells:
 def make_cells(spots: Spots, canvas: Canvas) -> Cells:
     """The areas of all spots."""
     if spots.layout == "given":
-        return Cells(spots, canvas, np.empty((0, 0), np.int64))
+        return Cells(spots, canvas, np.empty((0, 0), np.int64), np.argsort(spots.centres[:, 0], kind="stable"))
     n_rows, n_columns = lattice_shape(canvas.bounds, canvas.mpp, spots.pitch_um, spots.layout)
     grid = np.full((n_rows + 1, n_columns + 1), -1, np.int64)
     grid[spots.row, spots.column] = np.arange(len(spots))
-    return Cells(spots, canvas, grid)
+    return Cells(spots, canvas, grid, np.empty(0, np.int64))
 
 
 def make_layer(cells: Cells, values: Float32, colours: Colours, smooth: bool = False) -> Layer:
@@ -132,8 +124,7 @@ def make_layer(cells: Cells, values: Float32, colours: Colours, smooth: bool = F
     known: Bool = np.asarray(np.isfinite(values).all(axis=1))
     if smooth:
         return _smooth_layer(cells, values, known, colours)
-    table = np.full((len(values) + 1, 3), WHITE, np.uint8)
-    table[:-1][known] = colours(values[known])
+    table = _colour_table(values, known, colours)
     mask = np.append(known, False)
 
     def layer(x: Float, y: Float) -> tuple[UInt8, Bool]:
@@ -142,18 +133,30 @@ def make_layer(cells: Cells, values: Float32, colours: Colours, smooth: bool = F
     return layer
 
 
+def _colour_table(values: Float32, known: Bool, colours: Colours) -> UInt8:
+    """The colour of each spot, white where it is not known, and last that of no spot."""
+    table = np.full((len(values) + 1, 3), WHITE, np.uint8)
+    table[:-1][known] = colours(values[known])
+    return table
+
+
 def _smooth_layer(cells: Cells, values: Float32, known: Bool, colours: Colours) -> Layer:
     """Bilinear between the centres of known spots, within the areas of known spots."""
     nodes, axes = _nodes(cells, values, known)
     mask = np.append(known, False)
+    blocks = _colour_table(values, known, colours)
 
     def layer(x: Float, y: Float) -> tuple[UInt8, Bool]:
         inside = cells.paint(mask, x, y)
         if not inside.any():
             return np.full((*inside.shape, 3), WHITE, np.uint8), inside
         sums = _interpolate(nodes, axes, x, y)
-        weight: Float32 = np.maximum(sums[..., -1:], LEAST_WEIGHT)
-        rgb = colours(sums[..., :-1] / weight)
+        weight = sums[..., -1]
+        between = sums[..., :-1] / np.maximum(sums[..., -1:], LEAST_WEIGHT)
+        rgb = colours(between.astype(np.float32, copy=False))
+        alone = inside & (weight < LEAST_WEIGHT)  # where a hexagon at the border reaches beyond its neighbours' centres
+        if alone.any():
+            rgb[alone] = cells.paint(blocks, x, y)[alone]
         if not inside.all():
             rgb[~inside] = WHITE
         return rgb, inside

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ SCALES: tuple[ScaleKind, ...] = ("card", "slide")
 PERCENTILES = (1, 99)
 #: Smallest range of percentiles that is stretched to full contrast.
 MIN_RANGE = 0.2
+#: Smallest range, relative to its limits, whose steps float32 tells apart.
+MIN_SPAN = 1e-5
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,27 @@ class ColourScale:
 
 
 @dataclass(frozen=True)
+class Cohort:
+    """Results that share a colour range, and the ranges that were worked out already."""
+
+    results: Sequence[Result]
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def range(self, gene: str, model_sha256: str) -> tuple[float, float]:
+        """Percentiles 1 and 99 of a gene over all spots. Raises ResultError for results that do not compare."""
+        if gene not in self.ranges:
+            self.ranges[gene] = _percentiles([_comparable(result, gene, model_sha256) for result in self.results])
+        return self.ranges[gene]
+
+
+@dataclass(frozen=True)
 class ScaleRequest:
-    """Where a gene's colour range comes from: the card, the slide or a `cohort` of results; `low`, `high` override."""
+    """Where a gene's colour range comes from: the card, the slide or a cohort; `low` and `high` override."""
 
     kind: ScaleKind = "card"
     low: float | None = None
     high: float | None = None
-    cohort: Sequence[Result] = ()
+    cohort: Cohort | None = None
     colour_map: str = COLOUR_MAPS[0]
 
 
@@ -66,8 +82,8 @@ def colour_scale(result: Result, index: int, request: ScaleRequest) -> ColourSca
     gene, unit = result.genes[index].name, result.provenance["expression_unit"]
     ranges = result.provenance["display_range"]
     if request.cohort:
-        low, high = _percentiles([*(_expression(other, gene, result) for other in request.cohort)])
-        range_from = f"percentiles 1 to 99 of {len(request.cohort)} slides"
+        low, high = request.cohort.range(gene, result.provenance["model"]["sha256"])
+        range_from = f"percentiles 1 to 99 of {len(request.cohort.results)} slides"
     elif request.kind == "card" and ranges:
         low, high, range_from = float(ranges[0][index]), float(ranges[1][index]), "the model's card"
     else:
@@ -78,8 +94,8 @@ def colour_scale(result: Result, index: int, request: ScaleRequest) -> ColourSca
         range_from = "the limits given" if given else f"a limit given, and {range_from}"
         low = low if request.low is None else request.low
         high = high if request.high is None else request.high
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise UsageError(f"{gene}: colours from {low:g} to {high:g} span no range; mend --vmin or --vmax.")
+    if not (MIN_SPAN * max(abs(low), abs(high), 1) < high - low < math.inf):
+        raise UsageError(f"{gene}: colours from {low:g} to {high:g} span no range; mend it with --vmin and --vmax.")
     return ColourScale(gene, low, high, unit, range_from, request.colour_map)
 
 
@@ -98,10 +114,10 @@ def _percentiles(parts: Sequence[Float32]) -> tuple[float, float]:
     return low, max(high, low + MIN_RANGE)
 
 
-def _expression(other: Result, gene: str, result: Result) -> Float32:
-    """A gene's expression in another result of the same model. Raises ResultError if it is not comparable."""
-    if other.provenance["model"]["sha256"] != result.provenance["model"]["sha256"]:
-        raise ResultError(f"{other.path.name} and {result.path.name} come from different models and share no scale.")
-    if gene not in (known.name for known in other.genes):
-        raise ResultError(f"{other.path.name}: holds no {gene}, so that it cannot take part in a common scale.")
-    return other.expression(gene)
+def _comparable(result: Result, gene: str, model_sha256: str) -> Float32:
+    """A gene's expression in a result of the same model. Raises ResultError if it is not comparable."""
+    if result.provenance["model"]["sha256"] != model_sha256:
+        raise ResultError(f"{result.path.name}: comes from another model, so that it cannot take part in the scale.")
+    if gene not in (known.name for known in result.genes):
+        raise ResultError(f"{result.path.name}: holds no {gene}, so that it cannot take part in the scale.")
+    return result.expression(gene)

@@ -39,7 +39,7 @@ def write_jpeg(path: Path, frame: Frame, make_block: MakeBlock) -> None:
     """A classic RGB pyramid; each level is the one before, four pixels averaged to one.
 
     TIFF wants level after level, so the tiles of reduced levels wait in a file without a name.
-    Raises ResultError if the picture cannot be written, and what `make_block` raises.
+    Raises what `make_block` raises, and OSError if the picture cannot be written.
     """
     levels = [Level() for _ in range(level_count(frame))]
     with (

@@ -16,17 +16,19 @@ from stpredict.rendering.jpeg import write_jpeg
 from stpredict.result import Result
 from stpredict.slides.slide import Slide, open_slide
 
-#: Levels of a slide are taken for the picture's own up to this factor.
-AS_IT_IS = 1.01
+#: A level of the slide may be this much coarser than the picture.
+COARSER = 1.01
+#: Pixels of the slide that are reduced at a time.
+MAX_SOURCE_PX = 4096**2
 
 
 def write_overlay(path: Path, frame: Frame, layer: Layer, opacity: float, slide: Slide) -> None:
     """The slide where the layer shows nothing; elsewhere `opacity` of the layer and the rest of the slide.
 
-    Raises SlideError where the slide cannot be decoded, ResultError if the picture cannot be written.
+    Raises SlideError where the slide cannot be decoded, OSError if the picture cannot be written.
     """
     fine_enough = [
-        i for i in range(len(slide.level_dimensions)) if max(slide.downsample(i)) <= frame.downsample * AS_IT_IS
+        i for i in range(len(slide.level_dimensions)) if max(slide.downsample(i)) <= frame.downsample * COARSER
     ]
     level = max(fine_enough)
 
@@ -41,9 +43,16 @@ def _reduced(slide: Slide, level: int, frame: Frame, block: tuple[int, int, int,
     """The slide under a block of the picture, made from a level that is as fine or finer."""
     (left, top, width, height), scale = block, slide.downsample(level)
     shrink = [frame.downsample / by for by in scale]
+    if width * height * shrink[0] * shrink[1] > MAX_SOURCE_PX and width * height > 1:
+        n_columns, n_rows = (width // 2, height) if width > height else (width, height // 2)
+        further = (left + n_columns, top, width - n_columns, height) if width > height else (
+            left, top + n_rows, width, height - n_rows)  # fmt: skip
+        parts = [_reduced(slide, level, frame, part) for part in ((left, top, n_columns, n_rows), further)]
+        return np.concatenate(parts, axis=1 if width > height else 0)
     x, y = ((origin + first * frame.downsample) / by for origin, first, by in (
         (frame.left, left, scale[0]), (frame.top, top, scale[1])))  # fmt: skip
-    if max(shrink) <= AS_IT_IS:
+    drift = (abs(by - 1) * side for by, side in zip(shrink, frame.size, strict=True))
+    if max(drift) < 0.5:  # the level is the picture, pixel by pixel
         return slide.read(level, round(x), round(y), width, height)
     right, bottom = x + width * shrink[0], y + height * shrink[1]
     source = slide.read(level, int(x), int(y), int(np.ceil(right)) - int(x), int(np.ceil(bottom)) - int(y))

@@ -8,6 +8,7 @@ import numpy as np
 
 from stpredict.arrays import Float, Float32, UInt8
 from stpredict.errors import ResultError
+from stpredict.rendering.colour import MIN_RANGE
 from stpredict.result import Result
 
 COMPONENTS = 3
@@ -30,7 +31,7 @@ class Components:
     def colours(self, scores: Float32) -> UInt8:
         """RGB of finite scores, ... x 3."""
         low, high = self.ranges
-        position = (scores - low) * (255 / np.maximum(high - low, 1e-9))
+        position = (scores - low) * (255 / (high - low))
         colours: UInt8 = np.clip(position, 0, 255).round().astype(np.uint8)
         return colours
 
@@ -56,4 +57,6 @@ def principal_components(result: Result, genes: list[int]) -> Components:
     loadings = loadings * np.sign(largest)
     scores = np.concatenate([(block - mean) @ loadings.T for block in result.blocks(genes)]).astype(np.float32)
     explained = np.maximum(variance[::-1][:COMPONENTS], 0) / max(float(variance.sum()), 1e-12)
-    return Components(scores, loadings, explained, np.nanpercentile(scores, PERCENTILES, axis=0).astype(np.float32))
+    low, high = np.nanpercentile(scores, PERCENTILES, axis=0)
+    ranges = np.stack([low, np.maximum(high, low + MIN_RANGE)]).astype(np.float32)
+    return Components(scores, loadings, explained, ranges)

@@ -33,13 +33,16 @@ def draw_preview(
     picture = rgb if opacity is None else blend(overview, rgb, inside, opacity)
 
     bar_height = max(height, MIN_BAR)
-    page = Image.new("RGB", (2 * width + 4 * MARGIN + BAR_WIDTH + LABEL_WIDTH, bar_height + HEADER + MARGIN), "white")
+    title_font, font = ImageFont.load_default(22), ImageFont.load_default(14)
+    text_width = max(title_font.getlength(title), *(font.getlength(note) for note in notes))
+    page_width = max(2 * width + 4 * MARGIN + BAR_WIDTH + LABEL_WIDTH, int(text_width) + 2 * MARGIN)
+    page = Image.new("RGB", (page_width, bar_height + HEADER + MARGIN), "white")
     page.paste(Image.fromarray(overview), (MARGIN, HEADER))
     page.paste(Image.fromarray(picture), (width + 2 * MARGIN, HEADER))
     draw = ImageDraw.Draw(page)
-    draw.text((MARGIN, 8), title, "black", ImageFont.load_default(22))
+    draw.text((MARGIN, 8), title, "black", title_font)
     for i, note in enumerate(notes):
-        draw.text((MARGIN, 36 + 17 * i), note, "#555555", ImageFont.load_default(14))
+        draw.text((MARGIN, 36 + 17 * i), note, "#555555", font)
     if scale:
         _draw_bar(page, draw, 2 * width + 3 * MARGIN, HEADER, bar_height, scale)
     with atomic_path(path) as temporary:

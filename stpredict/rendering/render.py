@@ -29,8 +29,10 @@ def render(result: Result, request: RenderRequest, out: Path) -> Iterator[Path]:
     """
     if not 0 < request.opacity <= 1:
         raise UsageError(f"--opacity {request.opacity:g}: must be above 0 and at most 1.")
+    if request.smooth and result.spots.layout == "given":
+        raise UsageError(f"--smooth: the spots of {result.path.name} lie on no lattice, they are drawn as disks.")
     names = [gene.name for gene in result.genes]
-    chosen = match_genes(request.genes, names, f"genes of {result.path.name}")
+    chosen = list(dict.fromkeys(match_genes(request.genes, names, f"genes of {result.path.name}")))
     many = [style for style in request.styles if style not in STYLES_OF_ALL_GENES]
     if not chosen and len(names) > MAX_GENES_BY_DEFAULT and many:
         raise UsageError(f"{result.path.name} holds {len(names)} genes; name those for {', '.join(many)} with --genes.")
@@ -38,25 +40,40 @@ def render(result: Result, request: RenderRequest, out: Path) -> Iterator[Path]:
     pictures = [picture for style in request.styles for picture in DRAWN_BY[style](drawing)]
     if not request.overwrite:
         for picture in pictures:
-            if picture.sidecar.exists() and not _same(picture):
-                raise ResultError(f"{picture.path.name}: exists with other settings; --overwrite replaces it.")
-    missing = [picture for picture in pictures if request.overwrite or not _is_whole(picture)]
-    if any(picture.needs_slide for picture in missing):
+            _refuse_what_is_another(picture)
+    missing = [request.overwrite or not _is_whole(picture) for picture in pictures]
+    if any(picture.needs_slide for picture, absent in zip(pictures, missing, strict=True) if absent):
         open_source_slide(drawing.slide_path, result).close()  # it is known before hours of work
-    for picture in pictures:
-        if picture in missing:
+    for picture, absent in zip(pictures, missing, strict=True):
+        if absent:
             _make(picture)
         yield from picture.files
 
 
+def _refuse_what_is_another(picture: Picture) -> None:
+    if picture.sidecar.exists():
+        if not _same(picture):
+            raise ResultError(f"{picture.path.name}: exists with other settings; --overwrite replaces it.")
+    elif picture.path.exists():
+        raise ResultError(f"{picture.path.name}: exists and {picture.sidecar.name} does not; --overwrite replaces it.")
+
+
 def _make(picture: Picture) -> None:
-    """Write a picture, then its preview, then the record that says they are whole."""
-    picture.sidecar.unlink(missing_ok=True)
-    picture.write(picture.path)
-    if picture.preview:
-        picture.preview(picture.preview_path)
-    with atomic_path(picture.sidecar) as temporary:
-        temporary.write_text(json.dumps(picture.record, indent=1))
+    """Write the record, then the picture and its preview: a picture never stands beside the record of another one."""
+    for file in picture.files:
+        file.unlink(missing_ok=True)
+    try:
+        with atomic_path(picture.sidecar) as temporary:
+            temporary.write_text(json.dumps(picture.record, indent=1))
+        picture.write(picture.path)
+        if picture.preview:
+            picture.preview(picture.preview_path)
+    except BaseException as error:
+        for file in (*picture.files, picture.sidecar):
+            file.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ResultError(f"{picture.path.name}: cannot be written ({error.strerror or error}).") from error
+        raise
 
 
 def _is_whole(picture: Picture) -> bool:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from stpredict.arrays import Float, Float32
+from stpredict.arrays import Float
 from stpredict.files import atomic_path
 from stpredict.rendering.frame import Frame
 from stpredict.result import Result, spot_names
@@ -25,28 +25,33 @@ CORNERS = 32
 DECIMALS = 4
 
 
-def write_spots(path: Path, frame: Frame, result: Result, genes: Sequence[str], values: Sequence[Float32]) -> None:
-    """A FeatureCollection of detections with a measurement per gene; `values` are per gene, per spot.
+def write_spots(path: Path, frame: Frame, result: Result, genes: Sequence[int]) -> None:
+    """A FeatureCollection of detections with a measurement for each gene, by index.
 
     Coordinates are pixels of the frame: squares of the pitch, hexagons, or circles around given positions.
     """
     outline, ellipse = _outline(result)
     centres = result.spots.centres - (frame.left, frame.top)
-    fingerprint = result.provenance["slide"]["fingerprint"]
+    key = f"{result.provenance['slide']['fingerprint']} {result.spots.layout} {result.spots.pitch_um!r}"
+    measured = [result.genes[index].name for index in genes]
+    rows = (row for block in result.blocks(genes) for row in block.tolist())
     with atomic_path(path) as temporary, _text(temporary) as file:
         file.write('{"type":"FeatureCollection","features":[')
-        for i, name in enumerate(spot_names(result.name, result.spots)):
-            measured = {gene: round(float(v[i]), DECIMALS) for gene, v in zip(genes, values, strict=True)}
+        for i, (name, row) in enumerate(zip(spot_names(result.name, result.spots), rows, strict=True)):
             feature = {
                 "type": "Feature",
-                "id": str(uuid.uuid5(NAMESPACE, f"{fingerprint} {name} {result.spots.pitch_um:g} {ellipse}")),
+                "id": str(uuid.uuid5(NAMESPACE, f"{key} {name} {result.spots.centres[i].tolist()}")),
                 "geometry": _polygon(centres[i] + outline, ellipse),
                 "properties": {
                     "objectType": "detection",
                     "name": name,
                     "isLocked": True,
                     # QuPath takes what is not there for missing; JSON has no NaN.
-                    "measurements": {gene: value for gene, value in measured.items() if math.isfinite(value)},
+                    "measurements": {
+                        gene: round(value, DECIMALS)
+                        for gene, value in zip(measured, row, strict=True)
+                        if math.isfinite(value)
+                    },
                 },
             }
             file.write(("," if i else "") + "\n" + json.dumps(feature, separators=(",", ":")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 import stpredict
-from stpredict.cards import PREDICTED_FROM
-from stpredict.out_of_distribution import UNUSUAL_FROM
+from stpredict.rendering.account import caveats, in_words, tested
 from stpredict.rendering.cells import Cells, Layer, make_cells, make_layer
 from stpredict.rendering.channels import GENES_PER_FILE, write_channels
 from stpredict.rendering.colour import ColourScale, ScaleRequest, colour_scale
@@ -93,9 +89,10 @@ class Drawing:
         """A picture called SLIDE.what, whose record also says what it was drawn from."""
         stem = f"{self.result.name}.{what}"
         source = {
+            "file": f"{stem}{suffix}",
             "slide": self.result.name,
             "model": self.result.provenance["model"],
-            "settings": sha256(json.dumps(self.result.provenance["settings"], sort_keys=True).encode()).hexdigest(),
+            "result": self.result.digest(),
             "stpredict": stpredict.__version__,
         }
         return Picture(self.out / f"{stem}{suffix}", stem, {**record, **source}, write, preview, needs_slide)
@@ -113,6 +110,7 @@ class Drawing:
 
 
 def _gene_pictures(drawing: Drawing, style: Literal["heatmap", "overlay"]) -> Iterator[Picture]:
+    names = [gene.name for gene in drawing.result.genes]
     for index, gene in zip(drawing.chosen, drawing.genes, strict=True):
         scale = drawing.scale(index)
         opacity = drawing.request.opacity if style == "overlay" else None
@@ -120,7 +118,7 @@ def _gene_pictures(drawing: Drawing, style: Literal["heatmap", "overlay"]) -> It
             **scale.as_dict(),
             "below_low": "first colour",
             "above_high": "last colour",
-            **reliability(gene),
+            **tested(gene),
             **drawing.place(),
             "smooth": drawing.request.smooth,
             **({"opacity": opacity} if opacity else {}),
@@ -139,7 +137,9 @@ def _gene_pictures(drawing: Drawing, style: Literal["heatmap", "overlay"]) -> It
             notes = (f"{in_words(gene)}; colours: {scale.range_from}", caveats(drawing.result))
             draw_preview(path, drawing.result, drawing.gene_layer(gene, scale), opacity, title, notes, scale)
 
-        yield drawing.picture(f"{file_name(gene.name)}.{style}", ".tif", record, write, preview, style == "overlay")
+        yield drawing.picture(
+            f"{file_name(gene.name, names)}.{style}", ".tif", record, write, preview, style == "overlay"
+        )
 
 
 def _channel_pictures(drawing: Drawing) -> Iterator[Picture]:
@@ -158,11 +158,14 @@ def _channel_pictures(drawing: Drawing) -> Iterator[Picture]:
 
 def _table_pictures(drawing: Drawing, style: Literal["spots", "csv"]) -> Iterator[Picture]:
     frame = make_frame(drawing.result.canvas, drawing.request.origin)
-    names = [gene.name for gene in drawing.genes]
 
     def write(path: Path) -> None:
-        values = [drawing.result.expression(name) for name in names]
-        (write_spots if style == "spots" else write_table)(path, frame, drawing.result, names, values)
+        if style == "csv":
+            write_table(path, frame, drawing.result, drawing.chosen)
+            return
+        for other in (".geojson", ".geojson.gz"):  # which the record would no longer describe
+            path.with_name(f"{drawing.result.name}.spots{other}").unlink(missing_ok=True)
+        write_spots(path, frame, drawing.result, drawing.chosen)
 
     record = {**_measured(drawing, drawing.genes), "origin": drawing.request.origin}
     if style == "csv":
@@ -199,41 +202,21 @@ def _report_pictures(drawing: Drawing) -> Iterator[Picture]:
     yield drawing.picture("report", ".html", record, write, needs_slide=True)
 
 
-def reliability(gene: Gene) -> dict[str, Any]:
-    """How well the model predicted a gene when it was tested, for a record; None where it was not."""
-    known = bool(np.isfinite(gene.held_out_correlation))
-    return {
-        "held_out_correlation": round(gene.held_out_correlation, 4) if known else None,
-        "predicted_when_tested": gene.held_out_correlation >= PREDICTED_FROM if known else None,
-    }
+def file_name(gene: str, others: Sequence[str] = ()) -> str:
+    """A gene's name as part of a file name; what could be part of a path is replaced, and a digest keeps it unique.
 
-
-def in_words(gene: Gene) -> str:
-    """The same for a caption."""
-    if not np.isfinite(gene.held_out_correlation):
-        return "never tested on held-out tissue"
-    poor = "" if gene.held_out_correlation >= PREDICTED_FROM else "NOT PREDICTED WHEN TESTED: "
-    return f"{poor}held-out correlation {gene.held_out_correlation:.2f}"
-
-
-def caveats(result: Result) -> str:
-    """What else whoever looks at a picture should know."""
-    share = float(result.provenance["unusual_patches"])
-    unusual = f"; {share:.0%} of patches look unlike the training data" if share > UNUSUAL_FROM else ""
-    return f"{result.provenance['model']['name']}; research use only{unusual}"
-
-
-def file_name(gene: str) -> str:
-    """A gene's name as part of a file name; what could be part of a path is replaced, and a digest keeps it unique."""
+    It is also added where another gene differs in case only: some file systems do not tell them apart.
+    """
     safe = re.sub(r"[^A-Za-z0-9_.-]", "_", gene)[:64]
-    return safe if safe == gene else f"{safe}-{sha256(gene.encode()).hexdigest()[:8]}"
+    alone = not any(other != gene and other.casefold() == gene.casefold() for other in others)
+    return safe if safe == gene and alone else f"{safe}-{sha256(gene.encode()).hexdigest()[:8]}"
 
 
 def _measured(drawing: Drawing, genes: Sequence[Gene]) -> dict[str, Any]:
     """Genes with their unit and reliability, for the record of a file of values."""
     return {
         "unit": drawing.result.provenance["expression_unit"],
-        "genes": [{"gene": gene.name, **reliability(gene)} for gene in genes],
+        "genes": [{"gene": gene.name, **tested(gene)} for gene in genes],
     }
 
 

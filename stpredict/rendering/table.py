@@ -6,37 +6,31 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from stpredict.arrays import Float32
 from stpredict.files import atomic_path
 from stpredict.rendering.frame import Frame
 from stpredict.result import Result, spot_names
 
-#: A spreadsheet takes a cell that begins with one of these for a formula.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+#: A spreadsheet takes a cell that begins with one of these, or its full-width form, for a formula.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
-def write_table(path: Path, frame: Frame, result: Result, genes: Sequence[str], values: Sequence[Float32]) -> None:
-    """One line per spot: its name, place in the lattice, centre in px of level 0 and um, tissue fraction, and genes."""
+def write_table(path: Path, frame: Frame, result: Result, genes: Sequence[int]) -> None:
+    """One line per spot: name, place in the lattice, centre in the frame's px and um, tissue fraction, some genes."""
     spots, mpp = result.spots, result.canvas.mpp
     centres = spots.centres - (frame.left, frame.top)
-    header = ("spot", "row", "col", "x_px", "y_px", "x_um", "y_um", "tissue_fraction", *genes)
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([plain_cell(cell) for cell in header])
-        for i, name in enumerate(spot_names(result.name, spots)):
-            x, y = centres[i]
-            place = (f"{x:.2f}", f"{y:.2f}", f"{x * mpp.x:.2f}", f"{y * mpp.y:.2f}")
-            expression = (f"{gene[i]:.4f}" for gene in values)
-            writer.writerow(
-                (
-                    plain_cell(name),
-                    spots.row[i],
-                    spots.column[i],
-                    *place,
-                    f"{result.tissue_fraction[i]:.3f}",
-                    *expression,
-                )
-            )
+    header = ("spot", "row", "col", "x_px", "y_px", "x_um", "y_um", "tissue_fraction")
+    names = [result.genes[index].name for index in genes]
+    rows = (row for block in result.blocks(genes) for row in block.tolist())
+    # Spreadsheets take a file without a byte order mark for another encoding, and may split text without quotes.
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow([plain_cell(cell) for cell in (*header, *names)])
+        for i, (name, row) in enumerate(zip(spot_names(result.name, spots), rows, strict=True)):
+            x, y = centres[i].tolist()
+            place = (round(side, 2) for side in (x, y, x * mpp.x, y * mpp.y))
+            fraction = round(float(result.tissue_fraction[i]), 3)
+            expression = (round(value, 4) for value in row)
+            writer.writerow((plain_cell(name), int(spots.row[i]), int(spots.column[i]), *place, fraction, *expression))
 
 
 def plain_cell(text: str) -> str:

@@ -17,7 +17,6 @@ import numpy as np
 import tifffile
 
 from stpredict.arrays import Float
-from stpredict.errors import ResultError
 from stpredict.files import atomic_path
 from stpredict.machine import usable_cores
 from stpredict.rendering.cells import Layer
@@ -26,6 +25,8 @@ from stpredict.rendering.frame import Frame
 TILE_PX = 256
 DEFLATE = {"compression": "adobe_deflate", "predictor": False}
 DEFLATE_LEVEL = 1
+#: Encoded tiles of one colour that are kept for the next.
+MAX_BLANK = 16
 #: Tiles in flight per thread.
 AHEAD = 16
 
@@ -73,12 +74,9 @@ def level_size(frame: Frame, level: int) -> tuple[int, int]:
 
 @contextmanager
 def open_writer(path: Path, **options: Any) -> Iterator[tifffile.TiffWriter]:
-    """A BigTIFF under a temporary name, renamed when it is whole. Raises ResultError if it cannot be written."""
-    try:
-        with atomic_path(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True, **options) as writer:
-            yield writer
-    except OSError as error:
-        raise ResultError(f"{path.name}: cannot be written ({error.strerror or error}).") from error
+    """A BigTIFF under a temporary name, renamed when it is whole."""
+    with atomic_path(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True, **options) as writer:
+        yield writer
 
 
 def write_level(
@@ -105,6 +103,8 @@ def _encoded_tiles(frame: Frame, level: int, planes: Sequence[Paint], dtype: typ
         if (data[0] == data[0, 0]).all() and (data == data[0, 0]).all():  # most of a slide is glass
             key = data[0, 0].tobytes()
             if key not in blank:
+                if len(blank) > MAX_BLANK:  # a large spot fills tiles of its own
+                    blank.clear()
                 blank[key] = zlib.compress(data.data, DEFLATE_LEVEL)
             return blank[key]
         return zlib.compress(data.data, DEFLATE_LEVEL)

@@ -5,7 +5,7 @@ import pytest
 from results_to_draw import made_up
 
 from stpredict.errors import ResultError, UsageError
-from stpredict.rendering.colour import COLOUR_MAPS, ColourScale, ScaleRequest, colour_scale, lookup_table
+from stpredict.rendering.colour import COLOUR_MAPS, Cohort, ColourScale, ScaleRequest, colour_scale, lookup_table
 from stpredict.slides.lattice import lattice
 from stpredict.slides.slide import Bounds, Mpp
 
@@ -45,7 +45,7 @@ def test_the_slides_own_range_leaves_out_the_outermost_percent(results):
 
 
 def test_one_scale_for_a_cohort_spans_all_its_slides(results):
-    scales = [colour_scale(result, 0, ScaleRequest(cohort=results)) for result in results]
+    scales = [colour_scale(result, 0, ScaleRequest(cohort=Cohort(results))) for result in results]
     assert scales[0] == scales[1]
     assert scales[0].low < 1
     assert scales[0].high > 29
@@ -55,11 +55,11 @@ def test_one_scale_for_a_cohort_spans_all_its_slides(results):
 def test_results_that_do_not_compare_share_no_scale(results, tmp_path):
     values = np.zeros((len(SPOTS), 1))
     other = made_up(tmp_path / "c.h5ad", SPOTS, values, model="another")
-    with pytest.raises(ResultError, match="different models"):
-        colour_scale(results[0], 0, ScaleRequest(cohort=[other]))
+    with pytest.raises(ResultError, match="comes from another model"):
+        colour_scale(results[0], 0, ScaleRequest(cohort=Cohort([other])))
     other = made_up(tmp_path / "d.h5ad", SPOTS, values, genes=["H"])
     with pytest.raises(ResultError, match="holds no G0"):
-        colour_scale(results[0], 0, ScaleRequest(cohort=[other]))
+        colour_scale(results[0], 0, ScaleRequest(cohort=Cohort([other])))
 
 
 def test_limits_override_and_must_span_something(results):
@@ -68,8 +68,8 @@ def test_limits_override_and_must_span_something(results):
     assert scale.low == -1.0
     assert scale.high == colour_scale(a, 0, ScaleRequest("slide")).high
     assert colour_scale(a, 0, ScaleRequest(low=2, high=3)).range_from == "the limits given"
-    for limits in ((3, 2), (2, 2), (float("nan"), 2), (None, -5)):
-        with pytest.raises(UsageError, match="--vmin or --vmax"):
+    for limits in ((3, 2), (2, 2), (float("nan"), 2), (None, -5), (-1e308, 1e308), (1e9, 1e9 + 1)):
+        with pytest.raises(UsageError, match="--vmin and --vmax"):
             colour_scale(a, 0, ScaleRequest("slide", *limits))
 
 

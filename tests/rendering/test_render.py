@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
+import resource
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +19,7 @@ from stpredict.errors import ResultError, SlideError, UsageError
 from stpredict.rendering.colour import ColourScale, ScaleRequest
 from stpredict.rendering.frame import Frame
 from stpredict.rendering.jpeg import write_jpeg
-from stpredict.rendering.styles import file_name
+from stpredict.rendering.styles import STYLES, file_name
 from stpredict.rendering.tiff import level_count
 from stpredict.result import read_result
 from stpredict.slides.lattice import lattice
@@ -138,6 +139,7 @@ def test_names_from_files_never_become_paths(result, tmp_path):
     assert "/" not in file_name("../../etc/passwd")
     assert file_name("a/b") != file_name("a_b")
     assert len(file_name("G" * 10_000)) < 100
+    assert file_name("Gnas", ["Gnas", "GNAS"]).casefold() != file_name("GNAS", ["Gnas", "GNAS"]).casefold()
 
 
 def test_pictures_that_are_there_stay_and_others_are_refused(tiny_model, result, tmp_path):
@@ -157,15 +159,37 @@ def test_pictures_that_are_there_stay_and_others_are_refused(tiny_model, result,
     assert draw(other, tmp_path, "heatmap")[0].stat().st_mtime_ns > max(stamps.values())
 
 
-def test_a_picture_without_its_record_is_made_anew(result, tmp_path):
+def test_what_a_kill_leaves_is_made_anew_and_what_is_anothers_is_left(result, tmp_path):
     heatmap, preview = draw(result, tmp_path, "heatmap")
     whole = heatmap.read_bytes()
-    heatmap.write_bytes(whole[:100])
-    heatmap.with_suffix(".json").unlink()  # as a kill between the two leaves it
+    heatmap.unlink()  # the record is written first
     draw(result, tmp_path, "heatmap")
     assert heatmap.read_bytes() == whole
     preview.unlink()
     assert draw(result, tmp_path, "heatmap")[1].exists()
+    mine = tmp_path / "CMU-1-Small-Region.expression.csv"
+    mine.write_text("my own")
+    with pytest.raises(ResultError, match=r"CMU-1-Small-Region\.expression\.csv: exists and .* does not; --overwrite"):
+        draw(result, tmp_path, "csv")
+    assert mine.read_text() == "my own"
+
+
+def test_a_result_that_was_predicted_anew_is_drawn_anew(result, tmp_path):
+    draw(result, tmp_path, "heatmap")
+    anew = replace(result, provenance={**result.provenance, "precision": "bf16"})
+    with pytest.raises(ResultError, match="other settings"):
+        draw(anew, tmp_path, "heatmap")
+    moved = {**result.provenance, "slide": {**result.provenance["slide"], "path": "elsewhere.svs"}}
+    draw(replace(result, provenance=moved), tmp_path, "heatmap")
+
+
+def test_plain_and_compressed_spots_are_not_taken_for_one_another(result, tmp_path):
+    (plain,) = draw(result, tmp_path, "spots")
+    with pytest.raises(ResultError, match="other settings"):
+        draw(result, tmp_path, "spots", compress=True)
+    (packed,) = draw(result, tmp_path, "spots", compress=True, overwrite=True)
+    assert packed.exists()
+    assert not plain.exists()  # its record is gone
 
 
 def test_the_same_result_gives_the_same_bytes(result, tmp_path):
@@ -215,8 +239,8 @@ def test_a_slide_that_cannot_be_read_in_the_middle_leaves_nothing(result, tmp_pa
 @pytest.mark.parametrize("size", [(1, 700), (700, 1), (257, 255), (513, 1025), (2049, 300)])
 def test_every_level_of_an_overlay_is_the_mean_of_the_one_before(tmp_path, size):
     width, height = size
-    pixels = np.random.default_rng(0).integers(0, 255, (height // 32 + 1, width // 32 + 1, 3), dtype=np.uint8)
-    pixels = pixels.repeat(32, axis=0).repeat(32, axis=1)[:height, :width]
+    pixels = np.random.default_rng(0).integers(0, 255, (height // 64 + 1, width // 64 + 1, 3), dtype=np.uint8)
+    pixels = pixels.repeat(64, axis=0).repeat(64, axis=1)[:height, :width]
     frame = Frame(0, 0, width, height, Mpp(0.5, 0.25))
     write_jpeg(tmp_path / "p.tif", frame, lambda x, y, w, h: pixels[y : y + h, x : x + w])
     with tifffile.TiffFile(tmp_path / "p.tif") as tiff:
@@ -234,15 +258,40 @@ def test_every_level_of_an_overlay_is_the_mean_of_the_one_before(tmp_path, size)
             assert slide.level_count == len(levels)
 
 
-def test_a_full_disk_is_one_error_and_leaves_nothing(result, tmp_path, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    for style in ("heatmap", "channels", "overlay", "spots", "csv"):
-        with pytest.raises((ResultError, OSError), match="No space left"):
-            draw(result, tmp_path, style)
+@pytest.mark.parametrize("style", STYLES)
+def test_a_full_disk_is_one_error_and_leaves_nothing(result, tmp_path, style):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # no file may grow beyond: writing fails as on a full disk
+    try:
+        with pytest.raises(ResultError, match="cannot be written"):
+            draw(result, tmp_path, style, genes=())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_of_nearly_the_slides_size_does_not_drift(tiny_model, tmp_path):
+    """At a factor of 1.005 a line near the end of a wide slide lies where it should, without seams."""
+    pixels = np.full((400, 6000, 3), 255, np.uint8)
+    pixels[:, 100:6000:500] = 0
+    pixels[100:300, 1000:1300] = (150, 60, 120)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    result = predict(tiny_model, tmp_path, tmp_path / "wide.png", genes=("GNAS",), mpp=0.5, min_tissue=0.0)
+    overlay, _ = draw(result, tmp_path, "overlay", downsample=1.005, opacity=0.01)
+    dark = 255 - tifffile.imread(overlay)[20, :, 1].astype(float)
+    for at in range(100, 6000, 500):
+        around = np.arange(int(at / 1.005) - 8, int(at / 1.005) + 9)
+        assert (dark[around] @ (around + 0.5)) / dark[around].sum() == pytest.approx((at + 0.5) / 1.005, abs=0.6)
+
+
+def test_reducing_a_slide_without_a_pyramid_reads_it_piece_by_piece(tiny_model, tmp_path, region, monkeypatch):
+    Image.fromarray(region).save(tmp_path / "flat.png")
+    result = predict(tiny_model, tmp_path, tmp_path / "flat.png", genes=("GNAS",), mpp=0.5)
+    whole = tifffile.imread(draw(result, tmp_path, "overlay", downsample=5.3)[0]).astype(float)
+    monkeypatch.setattr("stpredict.rendering.overlay.MAX_SOURCE_PX", 300**2)
+    pieces = tifffile.imread(draw(result, tmp_path, "overlay", downsample=5.3, overwrite=True)[0])
+    assert abs(whole - pieces).mean() < 1
+    assert abs(whole[:, 1:] - pieces[:, :-1]).mean() > 3
 
 
 @pytest.mark.parametrize("name", ['a b\'s "c" & <d>', "Präparat 12 — 切片", "-rf", "=1+1"])
@@ -253,6 +302,11 @@ def test_slides_of_any_name(tiny_model, tmp_path, name):
     for path in draw(result, tmp_path, *styles, genes=()):
         assert path.stat().st_size > 0
         assert path.name.startswith(name)
+
+
+def test_a_gene_that_is_named_twice_is_drawn_once(result, tmp_path):
+    (table,) = draw(result, tmp_path, "csv", genes=["GNAS", "CD74", "GNAS"])
+    assert table.read_text("utf-8-sig").splitlines()[0].endswith('"tissue_fraction","GNAS","CD74"')
 
 
 def test_unknown_genes_are_named(result, tmp_path):
@@ -292,7 +346,7 @@ def test_many_genes_must_be_named_except_for_tables(tmp_path):
         with pytest.raises(UsageError, match=f"20 genes; name those for {style}"):
             draw(result, tmp_path, style, genes=())
     table, pca, _ = draw(result, tmp_path, "csv", "pca", genes=())
-    assert table.read_text().splitlines()[0].endswith(",G18,G19")
+    assert table.read_text().splitlines()[0].endswith(',"G18","G19"')
     assert pca.exists()
     channels = draw(result, tmp_path, "channels", genes=[f"G{i}" for i in range(17)])
     assert [path.name for path in channels] == [

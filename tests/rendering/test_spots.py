@@ -58,5 +58,8 @@ def test_identifiers_are_stable_and_compression_changes_nothing_else(tmp_path):
     assert gzip.decompress(packed.read_bytes()) == plain
     (tmp_path / "other").mkdir()
     other = made_up(tmp_path / "other" / "s.h5ad", spots_of("hex"), np.zeros((len(spots_of("hex")), 1)))
+    square = made_up(tmp_path / "other" / "q.h5ad", spots_of("square"), np.zeros((len(spots_of("square")), 1)))
+    ids = {feature["id"] for feature in features(draw(square, tmp_path / "other", "spots", genes=())[0])}
+    assert not ids & {feature["id"] for feature in json.loads(plain)["features"]}
     again = features(draw(other, tmp_path / "other", "spots", genes=())[0])
     assert [feature["id"] for feature in again] == [feature["id"] for feature in json.loads(plain)["features"]]

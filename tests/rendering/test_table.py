@@ -13,7 +13,7 @@ SPOTS = lattice(Bounds(0, 0, 600, 400), Mpp(0.5, 0.49), 40.0, "hex")
 
 
 def rows(path):
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
