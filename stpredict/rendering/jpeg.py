@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import imagecodecs
 import numpy as np
-import pyvips
 
 from stpredict.arrays import UInt8
 from stpredict.machine import usable_cores
@@ -52,7 +52,7 @@ def write_jpeg(path: Path, frame: Frame, make_block: MakeBlock) -> None:
             width, height = level_size(frame, number)
             write_level(
                 writer, frame, number, tiles, (height, width, 3), np.uint8,
-                compression="jpeg", photometric="ycbcr", subsampling=(1, 1), metadata=None,
+                compression="jpeg", compressionargs={"outcolorspace": "rgb"}, photometric="rgb", metadata=None,
             )  # fmt: skip
 
 
@@ -118,11 +118,10 @@ def _encode(block: UInt8) -> list[bytes]:
     padded = np.full((TILE_PX, -(-width // TILE_PX) * TILE_PX, 3), WHITE, np.uint8)
     padded[:height, :width] = block
     tiles = (padded[:, left : left + TILE_PX] for left in range(0, padded.shape[1], TILE_PX))
-    # At a quality of 90 libvips stores every pixel's colour; below, colours bleed over the edges of the map's blocks.
+    # Stored as RGB: colours do not bleed over the edges of the map's blocks, and readers need not guess (Bio-Formats
+    # converts a JFIF tile from YCbCr twice).
     return [
-        pyvips.Image.new_from_array(np.ascontiguousarray(tile), interpretation="srgb").jpegsave_buffer(
-            Q=QUALITY, keep="none"
-        )
+        bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(tile), QUALITY, colorspace="RGB", outcolorspace="RGB"))
         for tile in tiles
     ]
 

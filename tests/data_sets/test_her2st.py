@@ -35,6 +35,33 @@ def test_layout_of_the_published_repository(dataset: Path, tmp_path: Path):
     assert (section.counts != read_dataset(dataset)[0].counts).nnz == 0
 
 
+def test_layout_of_the_archive(dataset: Path, tmp_path: Path):
+    for folder in ("images/HE", "images/annotation", "count-matrices", "spot-selections"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("A1", "B1"):
+        shutil.copy(dataset / f"{name}.jpg", tmp_path / "images/HE")
+        shutil.copy(dataset / f"{name}.jpg", tmp_path / "images/annotation")  # with the pathologist's drawings
+        shutil.copy(dataset / f"{name}_selection.tsv", tmp_path / "spot-selections")
+        text = gzip.decompress((dataset / f"{name}.tsv.gz").read_bytes())
+        (tmp_path / "count-matrices" / f"{name}.tsv").write_bytes(text)
+    sections = read_dataset(tmp_path)
+    assert [(s.name, s.image.relative_to(tmp_path).as_posix()) for s in sections] == [
+        ("A1", "images/HE/A1.jpg"),
+        ("B1", "images/HE/B1.jpg"),
+    ]
+    assert sections[0].mpp == read_dataset(dataset)[0].mpp
+
+
+def test_a_csv_overrides_what_the_layout_says(dataset: Path, tmp_path: Path):
+    for path in [*dataset.glob("A1*"), *dataset.glob("B1*")]:
+        shutil.copy(path, tmp_path)
+    (tmp_path / "A1.jpg").rename(tmp_path / "other.jpg")
+    (tmp_path / "sections.csv").write_text("section,patient,image,mpp\nA1,someone,other.jpg,\n")
+    (section,) = read_dataset(tmp_path)
+    assert (section.name, section.patient, section.image.name) == ("A1", "someone", "other.jpg")
+    assert section.mpp == pytest.approx((0.5, 0.5), rel=1e-3)
+
+
 @pytest.mark.parametrize("missing", ["A1.jpg", "A1.tsv.gz"])
 def test_missing_parts_are_named(dataset: Path, tmp_path: Path, missing: str):
     for path in dataset.glob("A1*"):
@@ -49,6 +76,8 @@ def test_missing_parts_are_named(dataset: Path, tmp_path: Path, missing: str):
     [
         (lambda text: text.replace("1x1\t", "1x1\tx"), "must be numbers"),
         (lambda text: text.replace("1x1\t", "1x1\t-"), "not negative"),
+        (lambda text: text.replace("1x1\t", "1x1\t0."), "raw counts are needed"),
+        (lambda text: text.replace("2x1\t", "1x1\t"), "names spot 1x1 more than once"),
         (lambda text: text.replace("x1\t", "x77\t").replace("x2\t", "x78\t").replace("x3\t", "x79\t")
          .replace("x4\t", "x80\t").replace("x5\t", "x81\t").replace("x6\t", "x82\t"), "no spot in common"),
     ],

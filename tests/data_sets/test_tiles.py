@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,15 @@ def test_unlabelled_patches_are_of_tissue(tiles):
     patches = tiles.read_patches(range(len(tiles.unlabelled_section)), unlabelled=True)
     assert 25 <= len(patches) <= 30
     assert (patches[:, 80:144, 80:144].mean(axis=(1, 2, 3)) < 235).mean() > 0.8
+
+
+def test_notes_are_reported(dataset: Path, tmp_path: Path):
+    sections = read_dataset(dataset)[:2]
+    sections[1] = replace(sections[1], notes=("something to know",), pitch_um=150.0)
+    lines: list[str] = []
+    write_tiles(sections, tmp_path / "x.tiles.h5", patch_px=16, report=lines.append)
+    assert lines[0].startswith("sections differ in spot diameter and pitch (100/200, 100/150 um)")
+    assert lines[-1] == "A2: something to know"
 
 
 def test_other_files_are_refused(tmp_path: Path):

@@ -339,7 +339,7 @@ def test_the_map_lies_where_the_spots_lie(opened, tmp_path, layout, bounds, mpp,
     has_spot = {tuple(centre): i for i, centre in enumerate(spots.centres)}
     spot = np.array([has_spot.get(tuple(whole.centres[i]), -1) for i in distance.argmin(axis=1)])
     drawn = inside & (spot >= 0)
-    expected = np.where(drawn[:, None], scale("G").colours(values.astype(np.float32))[spot], bare[y, x])
+    expected = np.where(drawn[:, None], scale("G").colours(values.astype(np.float32)[:, None])[spot], bare[y, x])
     wrong = (abs(mapped[y, x] - expected).max(axis=-1) > 6) & sure  # a step of the colour table
     assert (drawn & sure).sum() > 300
     assert (~drawn & sure).sum() > 300

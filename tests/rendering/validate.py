@@ -138,7 +138,7 @@ def check_csv(picture: Picture) -> Iterator[Check]:
     """That each line tells its spot's place and values."""
     result = picture.result
     spots, mpp = result.spots, np.array(result.canvas.mpp)
-    with picture.path.open(newline="", encoding="utf-8") as file:
+    with picture.path.open(newline="", encoding="utf-8-sig") as file:
         header, *lines = list(csv.reader(file))
 
     def check(what: str, passed: bool, detail: object = "") -> Check:

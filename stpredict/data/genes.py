@@ -1,0 +1,85 @@
+"""Counts as they must be, and names of genes that mean one gene each."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array, issparse
+
+from stpredict.data.tables import some
+from stpredict.errors import DatasetError
+
+ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?(_PAR_Y)?")
+#: Up to here float32 holds whole numbers exactly.
+MAX_COUNT = 2**24
+
+
+def whole_counts(matrix: Any, file: str) -> csr_array:
+    """Spots x genes as sparse float32. Raises DatasetError, naming the file, for anything but raw counts."""
+    try:
+        if issparse(matrix) and matrix.format in ("csr", "csc"):
+            matrix.check_format(full_check=True)  # before it is converted, which trusts its indices
+        counts = csr_array(matrix)
+    except (ValueError, TypeError) as error:
+        raise DatasetError(f"{file}: the matrix of counts is damaged ({error}).") from error
+    if 0 in counts.shape:
+        raise DatasetError(f"{file}: holds no spots or no genes.")
+    values = counts.data
+    if values.dtype.kind not in "iufb" or not np.isfinite(values).all() or (values < 0).any():
+        raise DatasetError(f"{file}: counts must be finite and not negative.")
+    if (values != np.floor(values)).any():
+        raise DatasetError(
+            f"{file}: holds values that are not whole numbers, so they were normalised; raw counts are needed."
+        )
+    if (values > MAX_COUNT).any():
+        raise DatasetError(f"{file}: counts must be below {MAX_COUNT}.")
+    counts = csr_array(counts, dtype=np.float32)
+    counts.sum_duplicates()
+    counts.eliminate_zeros()
+    return counts
+
+
+def unversioned(gene: str) -> str:
+    """An Ensembl gene id without its version; other names as they are."""
+    match = ENSEMBL.fullmatch(gene)
+    return match[1] + (match[2] or "") if match else gene
+
+
+def are_ensembl(names: Sequence[str]) -> bool:
+    """Whether most of the names are Ensembl gene ids."""
+    return sum(ENSEMBL.fullmatch(name) is not None for name in names) > len(names) / 2
+
+
+def name_genes(
+    names: Sequence[str], ids: Sequence[str] | None, counts: csr_array
+) -> tuple[list[str], csr_array, tuple[str, ...]]:
+    """The genes' names, each once, the counts of those genes, and notes on those that could not keep theirs.
+
+    `names` are symbols, or ids where there are no symbols; `ids` are the same genes' Ensembl ids where the data say.
+    A symbol of several ids becomes "SYMBOL (ID)" for each; nothing is added up. What then still bears the name
+    of another gene is left out, for which of them it is would be a guess.
+    """
+    plain = [unversioned(name) for name in names]
+    known = [unversioned(gene) for gene in ids] if ids is not None else [""] * len(plain)
+    plain = [name or gene for name, gene in zip(plain, known, strict=True)]
+    times = Counter(plain)
+    full = [
+        f"{name} ({gene})" if times[name] > 1 and gene not in ("", name) else name
+        for name, gene in zip(plain, known, strict=True)
+    ]
+    again = Counter(full)
+    keep = [i for i, name in enumerate(full) if name and again[name] == 1]
+    notes = []
+    shared = sorted({plain[i] for i in keep if full[i] != plain[i]})
+    if shared:
+        notes.append(f"{len(shared)} symbols stand for several Ensembl ids and keep them in brackets: {some(shared)}")
+    if len(keep) < len(full):
+        lost = sorted({name for name in full if again[name] > 1 or not name})
+        notes.append(
+            f"{len(full) - len(keep)} genes are left out, since their names are not theirs alone: {some(lost)}"
+        )
+    return [full[i] for i in keep], counts if len(keep) == len(full) else counts[:, keep], tuple(notes)

@@ -1,0 +1,114 @@
+"""sections.csv: what a layout does not say of its sections, written by whoever has them."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stpredict.data.tables import some
+from stpredict.errors import DatasetError
+from stpredict.slides.slide import Mpp
+
+SECTIONS_CSV = "sections.csv"
+LENGTHS = ("mpp", "spot_diameter_um", "pitch_um")
+
+
+@dataclass(frozen=True)
+class SectionRow:
+    """One line of sections.csv; what it leaves out is None."""
+
+    section: str
+    patient: str
+    image: Path | None = None
+    counts: Path | None = None
+    mpp: Mpp | None = None
+    spot_diameter_um: float | None = None
+    pitch_um: float | None = None
+
+
+def read_rows(folder: Path) -> dict[str, SectionRow]:
+    """The lines of the folder's sections.csv by section; none if there is no such file.
+
+    Paths in it are relative to the folder. Raises DatasetError for one that cannot be read or names no existing file.
+    """
+    path = folder / SECTIONS_CSV
+    if not path.exists():
+        return {}
+    rows: dict[str, SectionRow] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            if not {"section", "patient"} <= set(reader.fieldnames or ()):
+                raise DatasetError(f"{path}: needs a header line with the columns section and patient.")
+            for line in reader:
+                where = f"{path}, line {reader.line_num}"
+                cells = {key: (value or "").strip() for key, value in line.items() if isinstance(key, str)}
+                row = _read_row(folder, cells, where)
+                if row.section in rows:
+                    raise DatasetError(f"{where}: names section {row.section} a second time.")
+                rows[row.section] = row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path}: cannot be read as CSV ({error}).") from error
+    if not rows:
+        raise DatasetError(f"{path}: names no sections.")
+    return rows
+
+
+def _read_row(folder: Path, cells: dict[str, str], where: str) -> SectionRow:
+    if not (cells["section"] and cells["patient"]):
+        raise DatasetError(f"{where}: needs a section and a patient.")
+    paths = {key: folder / cells[key] if cells.get(key) else None for key in ("image", "counts")}
+    for key, path in paths.items():
+        if path is not None and not path.is_file():
+            raise DatasetError(f"{where}: there is no {key} file {path}.")
+    lengths: dict[str, float | None] = {}
+    for key in LENGTHS:
+        try:
+            lengths[key] = float(cells[key]) if cells.get(key) else None
+        except ValueError:
+            lengths[key] = math.nan
+        value = lengths[key]
+        if value is not None and not 0 < value < math.inf:
+            raise DatasetError(f"{where}: {key} must be a positive number of micrometres, not {cells[key]!r}.")
+    mpp, diameter, pitch = (lengths[key] for key in LENGTHS)
+    both = Mpp(mpp, mpp) if mpp else None
+    return SectionRow(cells["section"], cells["patient"], paths["image"], paths["counts"], both, diameter, pitch)
+
+
+def chosen(found: Collection[str], rows: Collection[str], folder: Path) -> list[str]:
+    """The sections to read, sorted: those that sections.csv names, or all where there is none.
+
+    Raises DatasetError if it names one that was not found.
+    """
+    unknown = sorted(set(rows) - set(found))
+    if unknown:
+        raise DatasetError(
+            f"{folder / SECTIONS_CSV}: names section {unknown[0]}, of which there are no data; "
+            f"the folder has {some(sorted(found))}."
+        )
+    return sorted(rows or found)
+
+
+def unstated(folder: Path, what: str, columns: str, sections: Sequence[str]) -> DatasetError:
+    """The error for what a layout does not say; it tells which file to write."""
+    return DatasetError(
+        f"{folder}: nothing here says {what}; write {folder / SECTIONS_CSV} with the header line {columns} "
+        f"and a line for each section ({some(sections)})."
+    )
+
+
+def the_image(images: Sequence[Path], section: str, folder: Path) -> Path:
+    """The only one of `images`. Raises DatasetError if there are none, or several to choose from."""
+    if not images:
+        raise DatasetError(
+            f"{folder}: section {section} has no image; name one in the column image of {folder / SECTIONS_CSV}."
+        )
+    if len(images) > 1:
+        raise DatasetError(
+            f"{folder}: section {section} has several images ({some(p.name for p in images)}); "
+            f"name one in the column image of {folder / SECTIONS_CSV}."
+        )
+    return images[0]

@@ -1,0 +1,57 @@
+"""What the readers of measured data share: finding files, reading tables, joining them by spot."""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stpredict.errors import DatasetError
+from stpredict.slides.slide import PLAIN_IMAGES
+
+IMAGES = PLAIN_IMAGES | {".bif", ".btf", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"}
+
+
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """The first few of `names`, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All files below `folder`, sorted, but those that are hidden or that macOS leaves in archives."""
+    return sorted(path for path in folder.rglob("[!.]*") if path.is_file())
+
+
+def read_table(path: Path, **options: Any) -> pd.DataFrame:
+    """A CSV or TSV table, gzipped or not. Raises DatasetError if it cannot be read."""
+    try:
+        return pd.read_csv(path, **options)
+    except (OSError, EOFError, ValueError, LookupError, OverflowError, csv.Error, zlib.error) as error:
+        raise DatasetError(f"{path.name}: cannot be read as a table ({first_line(error)}).") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def joined(spots: Sequence[str], others: Sequence[str], file: str, other_file: str) -> tuple[list[int], list[int]]:
+    """Positions in both of the spots that both have, in the order of `spots`.
+
+    Raises DatasetError if one of them names a spot twice, or they have none in common.
+    """
+    for names, name in ((spots, file), (others, other_file)):
+        spot, times = Counter(names).most_common(1)[0] if names else ("", 0)
+        if times > 1:
+            raise DatasetError(f"{name}: names spot {spot} more than once.")
+    position = {spot: i for i, spot in enumerate(others)}
+    left = [i for i, spot in enumerate(spots) if spot in position]
+    if not left:
+        raise DatasetError(f"{file}: no spot in common with {other_file}.")
+    return left, [position[spots[i]] for i in left]
