@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -8,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -304,11 +306,22 @@ def test_an_overlay_of_a_slide_that_was_damaged_since_names_the_slide(tiny_model
 def test_results_reach_a_pipe_while_progress_is_drawn_on_a_terminal(tiny_model_path, tmp_path):
     controller, terminal = pty.openpty()
     call = [*PROGRAM, "predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS", "--engine", "eager"]
+    drawn: list[bytes] = []
+
+    def read_terminal() -> None:  # a terminal that nobody reads blocks the program once it is full
+        with contextlib.suppress(OSError):
+            while part := os.read(controller, 4096):
+                drawn.append(part)
+
+    reader = threading.Thread(target=read_terminal, daemon=True)
     with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=terminal, cwd=tmp_path) as process:
         os.close(terminal)
+        reader.start()
         output, _ = process.communicate(timeout=120)
+    reader.join(timeout=10)
     os.close(controller)
     assert process.returncode == 0
+    assert b"spots" in b"".join(drawn)
     assert output == b"CMU-1-Small-Region.h5ad\n"
 
 

@@ -30,6 +30,7 @@ STYLES_BY_DEFAULT: tuple[Style, ...] = ("heatmap", "overlay")
 #: These take all genes of a result, however many, if none is named.
 STYLES_OF_ALL_GENES = {"pca", "csv"}
 MAX_GENES_BY_DEFAULT = 16
+GEOJSON = (".geojson", ".geojson.gz")
 
 
 @dataclass(frozen=True)
@@ -163,15 +164,16 @@ def _table_pictures(drawing: Drawing, style: Literal["spots", "csv"]) -> Iterato
         if style == "csv":
             write_table(path, frame, drawing.result, drawing.chosen)
             return
-        for other in (".geojson", ".geojson.gz"):  # which the record would no longer describe
-            path.with_name(f"{drawing.result.name}.spots{other}").unlink(missing_ok=True)
+        if drawing.request.overwrite:  # the record would no longer describe the other form
+            for suffix in GEOJSON:
+                path.with_name(f"{drawing.result.name}.spots{suffix}").unlink(missing_ok=True)
         write_spots(path, frame, drawing.result, drawing.chosen)
 
     record = {**_measured(drawing, drawing.genes), "origin": drawing.request.origin}
     if style == "csv":
         yield drawing.picture("expression", ".csv", record, write)
     else:
-        yield drawing.picture("spots", ".geojson.gz" if drawing.request.compress else ".geojson", record, write)
+        yield drawing.picture("spots", GEOJSON[drawing.request.compress], record, write)
 
 
 def _pca_pictures(drawing: Drawing) -> Iterator[Picture]:

@@ -64,6 +64,7 @@ def measured(function, *arguments, **keywords) -> tuple[float, float]:
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(send, function, arguments, keywords))
     process.start()
+    send.close()  # or a child that dies would be waited for
     seconds, peak = receive.recv()
     process.join()
     return seconds, peak
