@@ -70,13 +70,14 @@ def assess(
     name = what.name
     with tempfile.TemporaryDirectory() as folder:
         tiles = open_tiles(dataset, card, Path(folder), report)
-        leak = sorted(set(card.get("training", {}).get("patients", [])) & set(tiles.patient.tolist()))
+        scored = np.arange(len(tiles.spot)) if isinstance(what, Model) else own_section(what, tiles)
+        leak = sorted(set(card.get("training", {}).get("patients", [])) & set(tiles.patient[scored].tolist()))
         if leak and not allow_patient_leak:
             raise UsageError(
-                f"{name} was trained on patients of these names ({', '.join(leak)}): if they are the same people, this "
-                "says nothing of new patients. --allow-patient-leak scores them all the same."
+                f"{name}: the model was trained on patients of these names ({', '.join(leak)}); if they are the same "
+                "people, this says nothing of new patients. --allow-patient-leak scores them all the same."
             )
-        deep = np.flatnonzero(tiles.depth >= min_depth)
+        deep = scored[tiles.depth[scored] >= min_depth]
         if isinstance(what, Model):
             predicted = predict_spots(what, tiles, deep, engine, report)
         else:
@@ -84,8 +85,12 @@ def assess(
         report(f"colour and texture of {len(predicted.index)} patches, for the baselines")
         features = colour_texture_features((tiles.read_patches([i])[0] for i in predicted.index), engine.threads)
     notes = [f"LEAK: the model was trained on patients of these names: {', '.join(leak)}"] if leak else []
-    shallow = len(tiles.spot) - len(deep)
-    notes.append(f"{shallow} of {len(tiles.spot)} spots have fewer than {min_depth} counts and are left out")
+    shallow = len(scored) - len(deep)
+    notes.append(f"{shallow} of {len(scored)} spots have fewer than {min_depth} counts and are left out")
+    unmatched = len(deep) - len(predicted.index)
+    if unmatched:
+        within = f"{MATCHED_WITHIN * tiles.spot_diameter_um:g} um"
+        notes.append(f"{unmatched} further spots have no predicted one within {within} and are left out")
     trained_um = card.get("spot_diameter_um", tiles.spot_diameter_um)
     if abs(tiles.spot_diameter_um / trained_um - 1) > 0.05:
         notes.append(f"spots are {tiles.spot_diameter_um:g} um wide; the model learnt from spots of {trained_um:g} um")
@@ -103,7 +108,8 @@ def open_tiles(dataset: Path, card: dict[str, Any], folder: Path, report: Report
     if tiles.patch_px != patch_px or (mpp and abs(tiles.mpp / mpp - 1) > 0.01):
         raise DatasetError(
             f"{dataset}: holds patches of {tiles.patch_px} px at {tiles.mpp:g} um/px, "
-            f"the model wants {patch_px} px at {mpp:g} um/px; name the folder they were cut from."
+            f"the model wants {patch_px} px at {mpp:g} um/px; name the folder they were cut from, "
+            f"or cut them again with --mpp {mpp:g}."
         )
     return tiles
 
@@ -122,20 +128,26 @@ def predict_spots(model: Model, tiles: Tiles, index: Int, request: EngineRequest
     return Predicted(index, panel, expression, held_out_correlation(model.card)[columns])
 
 
-def match_spots(result: Result, tiles: Tiles, index: Int) -> Predicted:
-    """A result's expression at the measured spots of the section that has its name, or the only one."""
+def own_section(result: Result, tiles: Tiles) -> Int:
+    """The measured spots of the section that has the result's name, or the only one."""
     sections = sorted(set(tiles.section.tolist()))
-    section = result.name if result.name in sections else sections[0]
-    if len(sections) > 1 and section != result.name:
+    if len(sections) > 1 and result.name not in sections:
         raise DatasetError(f"{result.path.name}: no section is called {result.name} ({', '.join(sections)}).")
-    own = index[tiles.section[index] == section]
+    section = result.name if result.name in sections else sections[0]
+    return np.flatnonzero(tiles.section == section)
+
+
+def match_spots(result: Result, tiles: Tiles, own: Int) -> Predicted:
+    """A result's expression at those measured spots that it has a predicted one near to."""
     mpp = np.array(result.canvas.mpp)
     far, nearest = cKDTree(result.spots.centres * mpp).query(tiles.centres[own] * mpp)
     matched = far <= MATCHED_WITHIN * result.canvas.spot_diameter_um
     genes = [gene for gene in result.genes if gene.name in set(tiles.genes)]
-    if matched.sum() < 3 or not genes:
+    if not genes:
+        raise DatasetError(f"{result.path.name}: none of its genes was measured there.")
+    if matched.sum() < 3:
         raise DatasetError(
-            f"{result.path.name}: {matched.sum()} of {len(own)} measured spots of {section} lie within "
+            f"{result.path.name}: {matched.sum()} of {len(own)} measured spots lie within "
             f"{MATCHED_WITHIN * result.canvas.spot_diameter_um:g} um of a predicted one; predict at their positions "
             "with --spots."
         )
@@ -168,7 +180,7 @@ def score_all(title: str, notes: Sequence[str], tiles: Tiles, predicted: Predict
     correlation = {name: _depth_controlled(values, counts, depth, section) for name, values in rows.items()}
     unknown = int(np.isnan(correlation[MODEL]).sum())
     sentences = [
-        f"{len(index)} spots of {n_sections} sections of {n_patients} patients, {len(predicted.panel)} genes"
+        f"spots: {len(index)}, sections: {n_sections}, patients: {n_patients}, genes: {len(predicted.panel)}"
         f"{f', of which {unknown} were never counted and have no score' if unknown else ''}",
         *notes,
         how,

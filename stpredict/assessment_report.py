@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from stpredict.assessment import Assessment
 from stpredict.files import atomic_path
 from stpredict.rendering.table import plain_cell
 
+JSON_SUFFIX = ".evaluation.json"
 COLUMNS = {
     "depth_controlled": "depth-controlled",
     "of_the_ceiling": "of the ceiling",
@@ -38,12 +40,12 @@ def show(assessment: Assessment) -> Iterator[str]:
         yield f"- {note}"
 
 
-def write(assessment: Assessment, stem: Path) -> Iterator[Path]:
-    """Write STEM.evaluation.json and STEM.genes.csv; yield both."""
-    path = stem.with_name(f"{stem.name}.evaluation.json")
+def write(assessment: Assessment, stem: Path, what: dict[str, Any]) -> Iterator[Path]:
+    """Write STEM.evaluation.json, which also says `what` was scored, and STEM.genes.csv; yield both."""
+    path = stem.with_name(f"{stem.name}{JSON_SUFFIX}")
     content = {key: value for key, value in asdict(assessment).items() if key not in ("per_gene", "genes")}
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({**content, "stpredict": stpredict.__version__}, indent=1))
+        temporary.write_text(json.dumps({**what, **content, "stpredict": stpredict.__version__}, indent=1))
     yield path
     path = stem.with_name(f"{stem.name}.genes.csv")
     order = np.argsort(-np.nan_to_num(assessment.per_gene["depth_controlled"], nan=-2), kind="stable")

@@ -310,6 +310,7 @@ def evaluate(
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Threads = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Score a model or a result on measured sections, always beside baselines that never look at the image.
 
@@ -319,7 +320,7 @@ def evaluate(
     from stpredict.engines import EngineRequest
 
     request = EngineRequest(engine, precision, device, threads=threads or usable_cores())
-    evaluate_command(what, dataset, out, request, min_depth, allow_patient_leak)
+    evaluate_command(what, dataset, out, request, min_depth, allow_patient_leak, overwrite)
 
 
 @command(models_app, "list")

@@ -51,14 +51,27 @@ def predict_command(slides: Sequence[Path], model_name: str, request: Request, o
 
 def render_command(results: Sequence[Path], request: RenderRequest, scale_from: Sequence[Path], out: Path) -> int:
     """Draw results, all on the scale of those in `scale_from`; print the pictures' paths. Returns the exit code."""
+    from stpredict.result import read_provenance
+
     if request.slide and len(results) > 1:
         raise UsageError("--slide names one slide; render its result alone.")
+    for path in results:
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; name the results in it ({path / '*.h5ad'}).")
     if len(results) == 1 and not results[0].exists():
         raise UsageError(f"{results[0]}: no such file.")
     if scale_from:
         request = replace(request, scale=replace(request.scale, cohort=_read_cohort(scale_from)))
     _make_folder(out)
-    return _sum_up(_for_each(results, partial(_render, request, out)), len(results), "results")
+    drawn: dict[str, Path] = {}
+
+    def draw(path: Path) -> Iterator[Path]:
+        name = read_provenance(path)["slide"]["name"]
+        if drawn.setdefault(name, path) != path:
+            raise ResultError(f"{path}: of the same slide as {drawn[name]}; draw it into a folder (-o) of its own.")
+        yield from _render(request, out, path)
+
+    return _sum_up(_for_each(results, draw), len(results), "results")
 
 
 def _render(request: RenderRequest, out: Path, path: Path) -> Iterator[Path]:
@@ -185,24 +198,32 @@ def train_command(
 
 
 def evaluate_command(
-    what: str, dataset: Path, out: Path, engine: EngineRequest, min_depth: int, allow_patient_leak: bool
-) -> None:
-    """Score a model or a result on measured sections, print the table, and print the paths of what was written."""
+    what: str, dataset: Path, out: Path, engine: EngineRequest, min_depth: int, allow_patient_leak: bool,
+    overwrite: bool,
+) -> None:  # fmt: skip
+    """Score a model or a result on measured sections, print the table, and print the paths of what was written.
+
+    Raises ResultError if an evaluation of these names exists, unless `overwrite`.
+    """
     try:
         from stpredict.assessment import assess
-        from stpredict.assessment_report import show, write
+        from stpredict.assessment_report import JSON_SUFFIX, show, write
         from stpredict.result import read_result
     except ModuleNotFoundError as error:
         raise _needs_training_extra(error) from error
 
     source = read_result(Path(what)) if what.endswith(".h5ad") else load_model(find_model(what))
     _make_folder(out)
+    stem = out / f"{source.name}-{dataset.name.split('.')[0]}"
+    if (earlier := stem.with_name(stem.name + JSON_SUFFIX)).exists() and not overwrite:
+        raise ResultError(f"{earlier}: exists; --overwrite replaces it.")
     found = assess(
         source, dataset, min_depth=min_depth, allow_patient_leak=allow_patient_leak, engine=engine, report=report
     )
     for line in show(found):
         print(line)
-    for path in write(found, out / f"{source.name}-{dataset.name.split('.')[0]}"):
+    scored = {"model": source.sha256} if isinstance(source, Model) else {"result": source.digest()}
+    for path in write(found, stem, {**scored, "data_set": dataset.name, "min_depth": min_depth}):
         print(path)
 
 
@@ -222,6 +243,8 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"-o {out}: cannot be made ({error.strerror}).") from error
+    if not os.access(out, os.W_OK):
+        raise UsageError(f"-o {out}: cannot be written to.")
 
 
 def _sum_up(failures: Sequence[Failure], total: int, what: str) -> int:

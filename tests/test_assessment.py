@@ -126,6 +126,12 @@ def test_the_command_prints_the_table_and_writes_both_files(tiny_model_path, dat
     assert sorted(row["gene"] for row in rows) == sorted(GENES)
     scores = [float(row["depth_controlled"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
+    assert found["data_set"] == "her2st0"
+    assert found["min_depth"] == 1
+    assert len(found["model"]) == 64
+    again = run("evaluate", tiny_model_path, dataset, "--min-depth", "2", "-o", "out", "--engine", "eager")
+    assert again.exit_code == 1
+    assert "tiny-her2st0.evaluation.json: exists; --overwrite" in again.stderr
 
 
 def test_ranks_within_sections_agree_with_scipy():

@@ -241,6 +241,20 @@ def test_one_colour_scale_for_a_folder_of_results(tiny_model_path, tmp_path):
     assert "a.GNAS.heatmap.tif: exists with other settings; --overwrite replaces it." in limits.stderr
 
 
+def test_two_results_of_one_slide_do_not_overwrite_one_another(tiny_model_path):
+    for out, pitch in (("one", "200"), ("two", "300")):
+        asked = ("--genes", "GNAS", "--pitch", pitch, "-o", out)
+        assert run("predict", SLIDE, "-m", tiny_model_path, *asked).exit_code == 0
+    results = [f"{out}/CMU-1-Small-Region.h5ad" for out in ("one", "two")]
+    done = run("render", *results, "--style", "csv", "--overwrite", "-o", "both")
+    assert done.exit_code == 1
+    assert "of the same slide as one/CMU-1-Small-Region.h5ad" in done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    folder = run("render", "one")
+    assert folder.exit_code == 2
+    assert "is a folder; name the results in it" in folder.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

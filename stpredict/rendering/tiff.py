@@ -5,7 +5,6 @@ Deflate without predictor is what OpenSlide, Bio-Formats, tifffile and the web v
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import tifffile
 
@@ -24,11 +24,12 @@ from stpredict.rendering.frame import Frame
 
 TILE_PX = 256
 DEFLATE = {"compression": "adobe_deflate", "predictor": False}
-DEFLATE_LEVEL = 1
+#: zlib-ng's level 2: on blocks of one colour four times as fast as zlib's level 1, and smaller.
+DEFLATE_LEVEL = 2
 #: Encoded tiles of one colour that are kept for the next.
 MAX_BLANK = 16
-#: Tiles in flight per thread.
-AHEAD = 16
+#: Columns that a thread encodes at a time: 16 tiles.
+RUN_PX = 16 * TILE_PX
 
 #: Level-0 x and y of a tile's columns and rows -> its pixels.
 Paint = Callable[[Float, Float], np.ndarray]
@@ -91,6 +92,10 @@ def write_level(
     )  # fmt: skip
 
 
+def _deflate(data: np.ndarray) -> bytes:
+    return bytes(imagecodecs.zlibng_encode(data.tobytes(), DEFLATE_LEVEL))
+
+
 def _encoded_tiles(frame: Frame, level: int, planes: Sequence[Paint], dtype: type[np.generic]) -> Iterator[bytes]:
     """The tiles of a level, plane after plane and row by row, painted and compressed in threads."""
     width, height = level_size(frame, level)
@@ -105,18 +110,21 @@ def _encoded_tiles(frame: Frame, level: int, planes: Sequence[Paint], dtype: typ
             if key not in blank:
                 if len(blank) > MAX_BLANK:  # a large spot fills tiles of its own
                     blank.clear()
-                blank[key] = zlib.compress(data.data, DEFLATE_LEVEL)
+                blank[key] = _deflate(data)
             return blank[key]
-        return zlib.compress(data.data, DEFLATE_LEVEL)
+        return _deflate(data)
+
+    def encode_run(paint: Paint, first: int, top: int) -> list[bytes]:
+        return [encode(paint, left, top) for left in range(first, min(first + RUN_PX, width), TILE_PX)]
 
     threads = usable_cores()
-    waiting: deque[Future[bytes]] = deque()
+    waiting: deque[Future[list[bytes]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for paint in planes:
             for top in range(0, height, TILE_PX):
-                for left in range(0, width, TILE_PX):
-                    waiting.append(pool.submit(encode, paint, left, top))
-                    if len(waiting) > AHEAD * threads:
-                        yield waiting.popleft().result()
+                for first in range(0, width, RUN_PX):
+                    waiting.append(pool.submit(encode_run, paint, first, top))
+                    if len(waiting) > 2 * threads:
+                        yield from waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            yield from waiting.popleft().result()
