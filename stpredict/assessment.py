@@ -89,8 +89,7 @@ def assess(
     notes.append(f"{shallow} of {len(scored)} spots have fewer than {min_depth} counts and are left out")
     unmatched = len(deep) - len(predicted.index)
     if unmatched:
-        within = f"{MATCHED_WITHIN * tiles.spot_diameter_um:g} um"
-        notes.append(f"{unmatched} further spots have no predicted one within {within} and are left out")
+        notes.append(f"{unmatched} further spots have no predicted one within half a spot's width and are left out")
     trained_um = card.get("spot_diameter_um", tiles.spot_diameter_um)
     if abs(tiles.spot_diameter_um / trained_um - 1) > 0.05:
         notes.append(f"spots are {tiles.spot_diameter_um:g} um wide; the model learnt from spots of {trained_um:g} um")
@@ -116,7 +115,8 @@ def open_tiles(dataset: Path, card: dict[str, Any], folder: Path, report: Report
 
 def predict_spots(model: Model, tiles: Tiles, index: Int, request: EngineRequest, report: Report) -> Predicted:
     """The model's prediction of some spots, for those of its genes that were measured."""
-    panel = [gene for gene in model.panel if gene in set(tiles.genes)]
+    measured = set(tiles.genes)
+    panel = [gene for gene in model.panel if gene in measured]
     if not panel or not len(index):
         raise DatasetError(f"{model.name}: none of its genes was measured there, or no spot has counts enough.")
     sample = tiles.read_patches(index[np.unique(np.linspace(0, len(index) - 1, N_SAMPLE).astype(int))])
@@ -142,7 +142,8 @@ def match_spots(result: Result, tiles: Tiles, own: Int) -> Predicted:
     mpp = np.array(result.canvas.mpp)
     far, nearest = cKDTree(result.spots.centres * mpp).query(tiles.centres[own] * mpp)
     matched = far <= MATCHED_WITHIN * result.canvas.spot_diameter_um
-    genes = [gene for gene in result.genes if gene.name in set(tiles.genes)]
+    measured = set(tiles.genes)
+    genes = [gene for gene in result.genes if gene.name in measured]
     if not genes:
         raise DatasetError(f"{result.path.name}: none of its genes was measured there.")
     if matched.sum() < 3:

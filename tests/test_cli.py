@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -191,7 +192,9 @@ def test_a_full_disk_leaves_no_result(tiny_model_path, monkeypatch):
 def test_ctrl_c_leaves_no_half_result_and_the_same_command_goes_on(tmp_path: Path):
     model = make_model(tmp_path / "slow.safetensors")
     call = [*PROGRAM, "predict", SLIDE, "-m", model, "--pitch", "8", "--engine", "eager", "--threads", "1"]
-    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+    # A shell's background job ignores SIGINT, and so would this program if the tests are one.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=heed) as process:
         parts = tmp_path / "CMU-1-Small-Region.h5ad.parts"
         deadline = time.monotonic() + 120
         while not list(parts.glob("0*.npy")) and process.poll() is None and time.monotonic() < deadline:

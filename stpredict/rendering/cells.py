@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from stpredict.arrays import Bool, Float, Float32, Int, UInt8
-from stpredict.errors import UsageError
 from stpredict.result import Canvas
 from stpredict.slides.lattice import Spots, lattice_shape, steps
 
@@ -119,7 +118,7 @@ def make_cells(spots: Spots, canvas: Canvas) -> Cells:
 def make_layer(cells: Cells, values: Float32, colours: Colours, smooth: bool = False) -> Layer:
     """Colour the `values` (spots x bands) of each place's spot, or with `smooth` values interpolated between spots.
 
-    NaN is drawn as no spot. Raises UsageError where there is no lattice to interpolate on.
+    NaN is drawn as no spot. Only spots of a lattice can be interpolated.
     """
     known: Bool = np.asarray(np.isfinite(values).all(axis=1))
     if smooth:
@@ -170,10 +169,6 @@ def _nodes(cells: Cells, values: Float32, known: Bool) -> tuple[Float32, Axes]:
     The nodes of a hexagonal lattice are half a pitch apart: its centres, and their means between them along each row.
     """
     spots, canvas = cells.spots, cells.canvas
-    if spots.layout == "given":
-        raise UsageError(
-            f"--smooth needs a lattice of spots; those of {len(spots)} given positions are drawn as disks."
-        )
     (step_x, step_y), first_y = steps(canvas.mpp, spots.pitch_um, spots.layout)
     n_rows, n_columns = (side - 1 for side in cells.grid.shape)
     first_x, first_y = canvas.bounds.x + step_x / 2, canvas.bounds.y + first_y

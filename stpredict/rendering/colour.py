@@ -53,13 +53,14 @@ class Cohort:
     """Results that share a colour range, and the ranges that were worked out already."""
 
     results: Sequence[Result]
-    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    ranges: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
 
     def range(self, gene: str, model_sha256: str) -> tuple[float, float]:
         """Percentiles 1 and 99 of a gene over all spots. Raises ResultError for results that do not compare."""
-        if gene not in self.ranges:
-            self.ranges[gene] = _percentiles([_comparable(result, gene, model_sha256) for result in self.results])
-        return self.ranges[gene]
+        key = (gene, model_sha256)
+        if key not in self.ranges:
+            self.ranges[key] = _percentiles([_comparable(result, gene, model_sha256) for result in self.results])
+        return self.ranges[key]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def colour_scale(result: Result, index: int, request: ScaleRequest) -> ColourSca
     ranges = result.provenance["display_range"]
     if request.cohort:
         low, high = request.cohort.range(gene, result.provenance["model"]["sha256"])
-        range_from = f"percentiles 1 to 99 of {len(request.cohort.results)} slides"
+        count = len(request.cohort.results)
+        range_from = f"percentiles 1 to 99 of {count} slide{'s' if count > 1 else ''}"
     elif request.kind == "card" and ranges:
         low, high, range_from = float(ranges[0][index]), float(ranges[1][index]), "the model's card"
     else:

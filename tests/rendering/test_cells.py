@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from stpredict.errors import UsageError
 from stpredict.rendering.cells import Cells, make_cells, make_layer
 from stpredict.result import Canvas
 from stpredict.slides.lattice import Spots, lattice
@@ -131,10 +129,3 @@ def test_smooth_maps_end_with_the_tissue():
     assert (rgb[30:60, 30:60] == 70).all()
     assert inside[30:60, 30:60].all()
     assert inside.sum() == 900
-
-
-def test_smooth_maps_need_a_lattice():
-    spots = Spots(np.array([[5.0, 5.0]]), np.zeros(1, int), np.arange(1), "given", 50.0)
-    cells = make_cells(spots, Canvas((30, 30), Bounds(0, 0, 30, 30), Mpp(1.0, 1.0), 10.0))
-    with pytest.raises(UsageError, match="--smooth needs a lattice"):
-        make_layer(cells, np.array([[1.0]]), grey, smooth=True)

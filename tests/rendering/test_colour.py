@@ -57,6 +57,10 @@ def test_results_that_do_not_compare_share_no_scale(results, tmp_path):
     other = made_up(tmp_path / "c.h5ad", SPOTS, values, model="another")
     with pytest.raises(ResultError, match="comes from another model"):
         colour_scale(results[0], 0, ScaleRequest(cohort=Cohort([other])))
+    cohort = Cohort(results)
+    colour_scale(results[0], 0, ScaleRequest(cohort=cohort))
+    with pytest.raises(ResultError, match="comes from another model"):
+        colour_scale(other, 0, ScaleRequest(cohort=cohort))  # though the range of its gene is known by now
     other = made_up(tmp_path / "d.h5ad", SPOTS, values, genes=["H"])
     with pytest.raises(ResultError, match="holds no G0"):
         colour_scale(results[0], 0, ScaleRequest(cohort=Cohort([other])))

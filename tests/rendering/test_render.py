@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from conftest import SLIDE, make_model
 from PIL import Image
-from results_to_draw import draw, predict
+from results_to_draw import draw, made_up, predict
 from slides_to_try import leica_with_bounds
 
 from stpredict.errors import ResultError, SlideError, UsageError
@@ -22,7 +22,7 @@ from stpredict.rendering.jpeg import write_jpeg
 from stpredict.rendering.styles import STYLES, file_name
 from stpredict.rendering.tiff import level_count
 from stpredict.result import read_result
-from stpredict.slides.lattice import lattice
+from stpredict.slides.lattice import Spots, lattice
 from stpredict.slides.slide import Bounds, Mpp, OpenSlideSlide
 from stpredict.weights import load_model
 
@@ -128,6 +128,14 @@ def test_smooth_pictures_pass_through_the_spots_values(result, tmp_path):
     assert abs(heatmap[y, x].astype(int) - colours).max() <= 3
     assert (heatmap[:100, :300] == 255).all()  # no tissue there
     assert len(np.unique(heatmap.reshape(-1, 3), axis=0)) > len(np.unique(colours, axis=0))
+
+
+def test_given_spots_are_not_smoothed_and_that_is_known_before_anything_is_drawn(tmp_path):
+    spots = Spots(np.array([[5.0, 5.0]]), np.zeros(1, int), np.arange(1), "given", 50.0)
+    given = made_up(tmp_path / "given.h5ad", spots, np.ones((1, 1)))
+    with pytest.raises(UsageError, match="--smooth"):
+        draw(given, tmp_path, "csv", "heatmap", genes=(), smooth=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["given.h5ad"]
 
 
 def test_names_from_files_never_become_paths(result, tmp_path):
