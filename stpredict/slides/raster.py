@@ -8,7 +8,7 @@ the patch alone, so a spot has the same pixels whether it is read alone or among
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +26,8 @@ SAME_MPP = 0.01
 MAX_UPSAMPLING = 1.25
 #: Side of the square of level pixels that one block is read from.
 BLOCK_LEVEL_PX = 2048
+#: Blocks that a strip is wide.
+STRIP_BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,20 @@ def make_raster(slide: Slide, slide_mpp: Mpp, model_mpp: float, allow_upsampling
 
 
 def block_order(raster: Raster, origins: Int) -> Int:
-    """Indices that sort patches by the block they belong to, rows of blocks first."""
+    """Indices that sort patches by the block they belong to: strips of a few blocks' width, row by row.
+
+    In narrow strips the tiles below a row of blocks are still decoded when the next row is read.
+    """
     blocks = origins // raster.block_px
-    return np.lexsort((blocks[:, 0], blocks[:, 1]))
+    return np.lexsort((blocks[:, 0], blocks[:, 1], blocks[:, 0] // STRIP_BLOCKS))
 
 
-def read_patches(raster: Raster, centres: Float, patch_px: int, threads: int = 2) -> Iterator[tuple[Int, UInt8]]:
-    """Yield (indices into `centres`, patches n x P x P x 3) block by block, read in threads and delivered in order.
+def read_patches(
+    raster: Raster, centres: Float, patch_px: int, threads: int = 2
+) -> Generator[tuple[Int, list[UInt8]], None, None]:
+    """Yield (indices into `centres`, a view P x P x 3 each) block by block, read in threads and delivered in order.
 
+    Close it before the slide where it may not come to its end: its threads read ahead.
     Raises SlideError where the slide cannot be decoded.
     """
     origins = raster.origins(centres, patch_px)
@@ -97,19 +105,18 @@ def read_patches(raster: Raster, centres: Float, patch_px: int, threads: int = 2
     changes = np.flatnonzero(np.any(np.diff(origins[order] // raster.block_px, axis=0) != 0, axis=1)) + 1
     groups = iter(np.split(order, changes))
 
-    def cut(group: Int) -> UInt8:
+    def cut(group: Int) -> list[UInt8]:
         first, last = origins[group].min(axis=0), origins[group].max(axis=0) + patch_px
-        if raster.level > 0 or raster.scale != (1.0, 1.0):
-            # Read and resample the whole block, so that a pixel does not depend on which other spots are asked for:
-            # on coarser levels a reader may interpolate, from wherever the region begins.
+        if raster.scale != (1.0, 1.0) or (raster.level > 0 and raster.slide.interpolates):
+            # Read and resample the whole block, so that a pixel does not depend on which other spots are asked for.
             first = first // raster.block_px * raster.block_px
             last = first + raster.block_px + patch_px
         (x0, y0), (x1, y1) = first.tolist(), last.tolist()
         region = raster.read(x0, y0, x1 - x0, y1 - y0)
-        return np.stack([region[y - y0 : y - y0 + patch_px, x - x0 : x - x0 + patch_px] for x, y in origins[group]])
+        return [region[y - y0 : y - y0 + patch_px, x - x0 : x - x0 + patch_px] for x, y in origins[group].tolist()]
 
     with ThreadPoolExecutor(threads) as pool:
-        pending: deque[tuple[Int, Future[UInt8]]] = deque(
+        pending: deque[tuple[Int, Future[list[UInt8]]]] = deque(
             (group, pool.submit(cut, group)) for group in islice(groups, threads + 1)
         )
         try:

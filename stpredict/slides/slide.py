@@ -13,14 +13,24 @@ import numpy as np
 import openslide
 import pyvips
 
-from stpredict.arrays import UInt8
+from stpredict.arrays import Float32, UInt8
 from stpredict.errors import MissingMppError, SlideError, SlideNotFoundError, UsageError
+from stpredict.slides.stored_tiles import StoredTiles, TileError, check_jpeg_segments, open_stored_tiles
 
 #: Native values outside this range are resolution tags of a camera or a printer, not of a microscope.
 PLAUSIBLE_MPP = (0.05, 5.0)
 MAX_ANISOTROPY = 0.02
 PLAIN_IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 FINGERPRINT_BYTES = 1 << 20
+#: OpenSlide ends the process if there is no memory for a tile.
+MAX_TILE_PIXELS = 1 << 26
+#: An image without tiles is decoded as a whole, to a temporary file.
+MAX_PLAIN_PIXELS = 3_000_000_000
+#: Vendors, as OpenSlide names them, whose levels are plain tiled TIFF pages.
+TILED_TIFF = {"aperio", "generic-tiff"}
+#: Grey levels by which blurred pixels of two readers may differ where one of them interpolates.
+MAX_DIFFERENCE = 8.0
+BLUR_PX = 16
 
 
 class Mpp(NamedTuple):
@@ -43,6 +53,8 @@ class Slide(ABC):
     """One slide file. Coordinates are level-0 pixels unless a level is named. Use as a context manager."""
 
     reader: str
+    #: Whether pixels of a coarser level depend on the region they are read with.
+    interpolates = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,10 +80,12 @@ class Slide(ABC):
 
         Raises SlideError where the file cannot be decoded.
         """
-        out = np.full((height, width, 3), 255, np.uint8)
         level_width, level_height = self.level_dimensions[level]
         left, top = max(x, 0), max(y, 0)
         right, bottom = min(x + width, level_width), min(y + height, level_height)
+        if (left, top, right, bottom) == (x, y, x + width, y + height):
+            return self._read_inside(level, x, y, width, height)
+        out = np.full((height, width, 3), 255, np.uint8)
         if left < right and top < bottom:
             out[top - y : bottom - y, left - x : right - x] = self._read_inside(
                 level, left, top, right - left, bottom - top
@@ -104,15 +118,17 @@ class Slide(ABC):
 
 
 class OpenSlideSlide(Slide):
-    """Any format that OpenSlide reads."""
-
-    reader = "openslide"
+    """Any format that OpenSlide reads; where it stores JPEG tiles that decode to the same pixels, those are read."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._slide = openslide.OpenSlide(path)
         self.level_dimensions = list(self._slide.level_dimensions)
         properties = self._slide.properties
+        for level in range(len(self.level_dimensions)):
+            sides = (_number(properties.get(f"openslide.level[{level}].tile-{side}")) for side in ("width", "height"))
+            if math.prod(side or 1 for side in sides) > MAX_TILE_PIXELS:
+                raise SlideError(f"{path.name}: its tiles are too large to be a slide's.")
         mpp_x, mpp_y = (_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
         if mpp_x is not None and mpp_y is not None:
             self.native_mpp = Mpp(mpp_x, mpp_y)
@@ -120,22 +136,67 @@ class OpenSlideSlide(Slide):
         self.bounds = Bounds(0, 0, *self.dimensions)
         if None not in bounds:
             self.bounds = Bounds(*(int(side) for side in bounds if side is not None))
+        self._tiles = self._stored_tiles() if properties.get("openslide.vendor") in TILED_TIFF else None
+        self.reader = "stored tiles" if self._tiles else "openslide"
+        self.interpolates = self._tiles is None
+
+    def _stored_tiles(self) -> StoredTiles | None:
+        """The slide's tiles, if OpenSlide sees the same in the three of each level that hold most."""
+        tiles = open_stored_tiles(self.path, self.level_dimensions)
+        if tiles is None:
+            return None
+        try:
+            same = all(self._agrees(tiles, level) for level in range(len(tiles.levels)))
+        except (TileError, SlideError):
+            same = False
+        if not same:
+            tiles.close()
+        return tiles if same else None
+
+    def _agrees(self, tiles: StoredTiles, level: int) -> bool:
+        stored, (width, height) = tiles.levels[level], self.level_dimensions[level]
+        for index in np.argsort(stored.sizes)[-3:].tolist():
+            x, y = index % stored.columns * stored.tile_width, index // stored.columns * stored.tile_height
+            region = (level, x, y, min(stored.tile_width, width - x), min(stored.tile_height, height - y))
+            if min(region[3:]) < BLUR_PX:
+                continue
+            ours, theirs = tiles.read(*region), self._compose(*region)
+            mean_step = self._slide.level_downsamples[level]  # OpenSlide's, for x and y alike
+            steps = self.downsample(level)
+            if all(round(at * step) / mean_step == at for at, step in zip((x, y), steps, strict=True)):
+                same = bool((ours == theirs).all())
+            else:  # OpenSlide interpolates between pixels there
+                same = float(np.abs(_blurred(ours) - _blurred(theirs)).max()) <= MAX_DIFFERENCE
+            if not same:
+                return False
+        return True
 
     def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> UInt8:
+        if self._tiles is None:
+            return self._compose(level, x, y, width, height)
+        try:
+            return self._tiles.read(level, x, y, width, height)
+        except TileError as error:
+            raise SlideError(f"{self.path.name}: damaged slide, a region cannot be decoded ({error}).") from error
+
+    def _compose(self, level: int, x: int, y: int, width: int, height: int) -> UInt8:
+        """A region as OpenSlide composes it, on white."""
         scale_x, scale_y = self.downsample(level)
         try:
             image = self._slide.read_region((round(x * scale_x), round(y * scale_y)), level, (width, height))
         except openslide.OpenSlideError as error:
-            raise SlideError(f"{self.path.name}: damaged slide, a region cannot be decoded ({error}).") from error
+            reason = f"{self.path.name}: damaged slide, a region cannot be decoded ({_one_line(error)})."
+            raise SlideError(reason) from error
         rgba = np.asarray(image)
         rgb, alpha = rgba[..., :3], rgba[..., 3:]
         if alpha.min() < 255:
-            rgb = ((rgb.astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16)) + 127) // 255).astype(
-                np.uint8
-            )
+            white = 255 * (255 - alpha.astype(np.uint16))
+            rgb = ((rgb.astype(np.uint16) * alpha + white + 127) // 255).astype(np.uint8)
         return rgb
 
     def close(self) -> None:
+        if self._tiles:
+            self._tiles.close()
         self._slide.close()
 
 
@@ -146,7 +207,12 @@ class PlainImageSlide(Slide):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        image = pyvips.Image.new_from_file(str(path), access="random", fail_on="truncated")
+        # As strict as OpenSlide, and never the pixels that an earlier file of this name had.
+        image = pyvips.Image.new_from_file(str(path), access="random", fail_on="warning", revalidate=True)
+        if image.width * image.height > MAX_PLAIN_PIXELS:
+            raise SlideError(f"{path.name}: {image.width} x {image.height} pixels are too many for a plain image.")
+        if image.get("vips-loader") == "tiffload":
+            check_jpeg_segments(path)  # libvips fills what is missing of them with grey, and says nothing
         if image.format not in ("uchar", "ushort") or image.bands > 4:
             raise SlideError(f"{path.name}: neither a colour nor a grey image ({image.bands} bands of {image.format}).")
         self.level_dimensions = [(image.width, image.height)]
@@ -162,9 +228,8 @@ class PlainImageSlide(Slide):
         try:
             region: UInt8 = self._image.crop(x, y, width, height).numpy()
         except pyvips.Error as error:
-            raise SlideError(
-                f"{self.path.name}: damaged image, a region cannot be decoded ({_first_line(error)})."
-            ) from error
+            reason = f"{self.path.name}: damaged image, a region cannot be decoded ({_one_line(error)})."
+            raise SlideError(reason) from error
         return region
 
     def close(self) -> None:
@@ -187,11 +252,11 @@ def open_slide(path: str | Path) -> Slide:
         return OpenSlideSlide(path)
     except openslide.OpenSlideError as error:
         if path.suffix.lower() not in PLAIN_IMAGES:
-            raise SlideError(f"{path.name}: not a slide, or a damaged one ({error}).") from error
+            raise SlideError(f"{path.name}: not a slide, or a damaged one ({_one_line(error)}).") from error
     try:
         return PlainImageSlide(path)
-    except (pyvips.Error, UnicodeEncodeError) as error:
-        raise SlideError(f"{path.name!r}: not an image that can be read ({_first_line(error)}).") from error
+    except (pyvips.Error, TileError, UnicodeEncodeError) as error:
+        raise SlideError(f"{path.name!r}: not an image that can be read ({_one_line(error)}).") from error
 
 
 def resolve_mpp(slide: Slide, given_mpp: float | None = None) -> Mpp:
@@ -211,10 +276,16 @@ def resolve_mpp(slide: Slide, given_mpp: float | None = None) -> Mpp:
     if not all(low <= value <= high for value in (x, y)):
         raise MissingMppError(f"{slide.path.name}: {x:.4g} x {y:.4g} um per pixel is implausible; {remedy}.")
     if abs(x - y) > MAX_ANISOTROPY * max(x, y):
-        raise MissingMppError(
-            f"{slide.path.name}: {x:.4g} and {y:.4g} um per pixel along x and y differ too much; {remedy}."
-        )
+        differ = f"{x:.4g} and {y:.4g} um per pixel along x and y differ too much"
+        raise MissingMppError(f"{slide.path.name}: {differ}; {remedy}.")
     return slide.native_mpp
+
+
+def _blurred(pixels: UInt8) -> Float32:
+    """Means of squares of BLUR_PX pixels; what does not fill the last ones is left out."""
+    rows, columns = (side // BLUR_PX for side in pixels.shape[:2])
+    squares = pixels[: BLUR_PX * rows, : BLUR_PX * columns].reshape(rows, BLUR_PX, columns, BLUR_PX, 3)
+    return np.asarray(squares.mean(axis=(1, 3), dtype=np.float32))
 
 
 def _number(text: str | None) -> float | None:
@@ -225,5 +296,7 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip()
+def _one_line(error: Exception) -> str:
+    """What a library says, which may quote the file: its last line, without control characters."""
+    line = str(error).strip().split("\n")[-1].strip()
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
