@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from stpredict.arrays import Float32, UInt8
+from stpredict.console import Report
 from stpredict.engines.check import Verdict
 from stpredict.errors import EngineError, PrecisionError, UsageError
 from stpredict.weights import Model
 
-EngineName = Literal["openvino", "eager"]
-Precision = Literal["fp32", "bf16", "fp16"]
+#: OpenVINO's converter and nncf would report their use over the network; without this module they do not.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+EngineName = Literal["tensorrt", "compile", "openvino", "eager"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-Report = Callable[[str], None]
+#: What each engine can run, given a device that can.
+SUPPORTED: dict[str, tuple[str, ...]] = {
+    "tensorrt": ("bf16", "fp16"),
+    "compile": ("fp32", "bf16", "fp16"),
+    "openvino": PRECISIONS,
+    "eager": ("fp32", "bf16", "fp16"),
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,10 @@ class EngineRequest:
 
 @dataclass(frozen=True)
 class Engine:
-    """A network ready to run. `infer` takes full batches (B x P x P x 3) and yields expression (B x genes) in order."""
+    """A network ready to run. `infer` takes full batches (B x P x P x 3) and yields expression (B x genes) in order.
+
+    `calibration` tells apart networks that were quantised on other patches; None if nothing was.
+    """
 
     name: str
     precision: str
@@ -48,30 +62,35 @@ class Engine:
     versions: dict[str, str]
     verdict: Verdict
     infer: Callable[[Iterable[UInt8]], Iterator[Float32]]
+    calibration: str | None = None
 
     def description(self) -> dict[str, Any]:
         """What a result records."""
         return {
             "engine": self.name, "precision": self.precision, "device": self.device, "batch_size": self.batch_size,
-            "versions": self.versions, "check": self.verdict.as_dict(),
+            "versions": self.versions, "calibration": self.calibration, "check": self.verdict.as_dict(),
         }  # fmt: skip
 
 
-def open_engine(model: Model, request: EngineRequest, sample: UInt8, report: Report) -> Engine:
+def open_engine(
+    model: Model, request: EngineRequest, sample: UInt8, report: Report, n_spots: int = 0, keep: bool = True
+) -> Engine:
     """Build, or take from the cache, the engine that suits the request, and check it on the `sample` of real patches.
 
-    With `auto`, a precision or engine that fails its check gives way to the next, and `report` is told.
+    With `auto`, nothing is built that takes longer than it saves on `n_spots` spots, a precision or engine that fails
+    its check gives way to the next, and `report` is told. Without `keep` what is built is forgotten.
     Raises EngineError if an engine that was named cannot run here, or none passes.
     """
-    candidates = _candidates(request)
+    from stpredict.engines.selection import candidates
+
     failures = []
-    for name, precision in candidates:
+    for name, precision in candidates(model, request, n_spots):
         try:
-            engine = _open(name, model, precision, request, sample, report)
-        except PrecisionError:
-            if request.precision != "auto":
-                raise
-            continue  # an older processor is no failure
+            engine = _open(name, model, precision, request, sample, report, keep)
+        except PrecisionError as error:
+            if request.precision != "auto":  # unasked, an older processor is no failure
+                failures.append(str(error))
+            continue
         except EngineError as error:
             failures.append(str(error))
             continue
@@ -80,44 +99,30 @@ def open_engine(model: Model, request: EngineRequest, sample: UInt8, report: Rep
                 report(f"engine: {failure} Using {name} {precision}.")
             return engine
         failures.append(f"{name} {precision} failed its numeric check ({engine.verdict.summary()}).")
-    raise EngineError(" ".join(dict.fromkeys(failures)) + " Another --engine or --precision may do.")
+    raise EngineError(" ".join([*dict.fromkeys(failures), "Another --engine or --precision may do."]))
 
 
-def _candidates(request: EngineRequest) -> list[tuple[str, str]]:
-    """Engines and precisions to try, best first. Lower precisions only where the processor has them."""
-    on_gpu = request.device.startswith("cuda")
-    if request.device == "auto" and request.name != "openvino":
-        import importlib.util
-
-        if request.name == "eager" or importlib.util.find_spec("openvino") is None or _nvidia_driver():
-            import torch
-
-            on_gpu = torch.cuda.is_available()
-    names = ["eager"] if on_gpu else ["openvino", "eager"]
-    if request.name != "auto":
-        names = [request.name]
-    out = []
-    for name in names:
-        fast = on_gpu if name == "eager" else True
-        precisions = ["bf16", "fp32"] if fast else ["fp32"]
-        out += [(name, p) for p in (precisions if request.precision == "auto" else [request.precision])]
-    return out
-
-
-def _nvidia_driver() -> bool:
-    from pathlib import Path
-
-    return Path("/proc/driver/nvidia").exists() or Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists()
-
-
-def _open(name: str, model: Model, precision: str, request: EngineRequest, sample: UInt8, report: Report) -> Engine:
+def _open(
+    name: str, model: Model, precision: str, request: EngineRequest, sample: UInt8, report: Report, keep: bool
+) -> Engine:
+    if precision not in SUPPORTED[name]:
+        able = ", ".join(engine for engine in ENGINES if precision in SUPPORTED[engine])
+        raise EngineError(f"{name}: runs in {', '.join(SUPPORTED[name])}; for {precision} there is {able}.")
     if name == "openvino":
         try:
             from stpredict.engines.openvino import open_openvino
         except ImportError as error:
-            raise EngineError(f"openvino: cannot be imported ({error}).") from error
+            raise EngineError(f"openvino: cannot be imported ({error}); pip install openvino.") from error
 
-        return open_openvino(model, precision, request, sample, report)
+        return open_openvino(model, precision, request, sample, report, keep)
+    if name == "tensorrt":
+        from stpredict.engines.tensorrt import open_tensorrt
+
+        return open_tensorrt(model, precision, request, sample, report, keep)
+    if name == "compile":
+        from stpredict.engines.compile import open_compile
+
+        return open_compile(model, precision, request, sample, report)
     from stpredict.engines.eager import open_eager
 
     return open_eager(model, precision, request, sample)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 
 from stpredict.arrays import Float32, UInt8
 from stpredict.engines import Engine, EngineRequest
-from stpredict.engines.check import check_patches, compare
-from stpredict.errors import EngineError, ModelFileError
+from stpredict.engines.check import Verdict, check_patches, compare
+from stpredict.engines.running import (
+    BATCH_SIZES,
+    DTYPES,
+    choose_device,
+    demand_precision,
+    infer_batches,
+    with_precision,
+)
+from stpredict.errors import ModelFileError
 from stpredict.networks import build_network
 from stpredict.networks.m2ort import M2ORT
 from stpredict.weights import Model
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BATCH_SIZES = {"cpu": 16, "cuda": 256}
 
 
 def load_network(model: Model) -> M2ORT:
@@ -34,44 +40,61 @@ def load_network(model: Model) -> M2ORT:
     return network.eval()
 
 
+def cast_network(network: M2ORT, precision: str) -> M2ORT:
+    """Cast all that the tokens go through. Levels, the pixels' normalisation and the head stay in fp32."""
+    dtype = DTYPES[precision]
+    for embedding in network.patch_embeddings:
+        for name in ("expand", "project", "norm_out"):
+            getattr(embedding, name).to(dtype)
+    network.encoders.to(dtype)
+    network.norm.to(dtype)
+    for parameter in (network.cls_token, network.position_embedding):
+        parameter.data = parameter.data.to(dtype)
+    return network
+
+
 def run_reference(model: Model, patches: UInt8) -> Float32:
     """fp32 eager on the CPU: patches n x P x P x 3 to expression n x genes."""
-    network = load_network(model)
+    return _run(load_network(model), patches, "cpu")
+
+
+def judge(
+    infer: Callable[[Iterable[UInt8]], Iterator[Float32]],
+    model: Model,
+    sample: UInt8,
+    precision: str,
+    batch_size: int,
+    device: str = "cpu",
+) -> Verdict:
+    """Compare an engine on patches of the `sample`, the last batch padded, with fp32 and equally precise eager."""
+    patches = check_patches(sample)
+    n_batches = -(-len(patches) // batch_size)
+    padded = np.resize(patches, (n_batches * batch_size, *patches.shape[1:]))
+    output = np.concatenate(list(infer(np.split(padded, n_batches))))[: len(patches)]
+    eager = None
+    if precision in DTYPES and precision != "fp32":
+        eager = _run(cast_network(load_network(model), precision).to(device), patches, device)
+    return compare(output, run_reference(model, patches), precision, eager)
+
+
+def _run(network: M2ORT, patches: UInt8, device: str) -> Float32:
     with torch.inference_mode():
-        expression: Float32 = network(torch.from_numpy(patches)).numpy()
+        expression: Float32 = network(torch.from_numpy(patches).to(device)).cpu().numpy()
     return expression
 
 
 def open_eager(model: Model, precision: str, request: EngineRequest, sample: UInt8) -> Engine:
-    """Raises EngineError if the device that was asked for is not there."""
-    device = torch.device(
-        request.device if request.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    )
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise EngineError(
-            f"--device {request.device}: torch {torch.__version__} sees no GPU; `stpredict doctor` says more."
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise EngineError(f"--device {request.device}: there are {torch.cuda.device_count()} GPUs.")
-    if device.type == "cpu":
-        torch.set_num_threads(request.threads)
-    network = load_network(model).to(device)
-
-    def infer(batches: Iterable[UInt8]) -> Iterator[Float32]:
-        # Autocast rather than cast weights: what layers add to stays in fp32, and with it the level of each gene.
-        lower = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
-        for batch in batches:
-            with torch.inference_mode(), lower:
-                yield network(torch.from_numpy(batch).to(device)).cpu().numpy()
-
-    patches = check_patches(sample)
-    (output,) = infer([patches])
+    """Raises EngineError if the device that was asked for is not there, PrecisionError if it lacks the precision."""
+    device = choose_device(request)
+    demand_precision(precision, device)
+    batch_size = request.batch_size or BATCH_SIZES[device.type]
+    infer = partial(infer_batches, with_precision(load_network(model).to(device), precision, device), device)
     return Engine(
         name="eager",
         precision=precision,
         device=str(device),
-        batch_size=request.batch_size or BATCH_SIZES[device.type],
+        batch_size=batch_size,
         versions={"torch": torch.__version__},
-        verdict=compare(output, run_reference(model, patches).astype(np.float32), precision),
+        verdict=judge(infer, model, sample, precision, batch_size, str(device)),
         infer=infer,
     )

@@ -9,8 +9,9 @@ Equation numbers are the paper's.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,12 @@ VARIANTS = {
 }
 
 
+def no_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    """Keep what follows in its own precision. Nothing where nothing is cast, so that an exported graph stays flat."""
+    device = like.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 class Downsample(nn.Module):
     """Reduce N x 3 x H x W pixels in 0..255 by `factor`, antialiased, rounded to whole grey levels."""
 
@@ -65,7 +72,7 @@ class Downsample(nn.Module):
         self.register_buffer("inverse_response", 1 / response, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        with torch.autocast(pixels.device.type, enabled=False):
+        with no_autocast(pixels):
             summed = F.conv2d(pixels, self.kernel, stride=self.factor, padding=self.padding, groups=3)
             return torch.round(summed * self.inverse_response)
 
@@ -87,7 +94,8 @@ class PatchEmbedding(nn.Module):
         p = self.token_px
         tokens = pixels.reshape(n, 3, height // p, p, width // p, p).permute(0, 2, 4, 3, 5, 1)
         tokens = tokens.reshape(n, (height // p) * (width // p), 3 * p * p)  # within a token: row, column, colour
-        return self.norm_out(self.project(F.gelu(self.expand(self.norm(tokens)))))  # type: ignore[no-any-return]
+        normalised = self.norm(tokens).to(self.expand.weight.dtype)  # pixels are normalised in fp32 at any precision
+        return self.norm_out(self.project(F.gelu(self.expand(normalised))))  # type: ignore[no-any-return]
 
 
 def random_mask_attention(q: Tensor, k: Tensor, v: Tensor, mask_probability: float) -> Tensor:
@@ -95,10 +103,11 @@ def random_mask_attention(q: Tensor, k: Tensor, v: Tensor, mask_probability: flo
 
     One token x token mask per spot is shared by its heads; what is left is rescaled as dropout does.
     """
+    if mask_probability == 0:
+        return F.scaled_dot_product_attention(q, k, v)
     weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1)
-    if mask_probability > 0:
-        weights = weights * random_mask((weights.shape[0], 1, *weights.shape[2:]), mask_probability, weights)
-    return weights @ v
+    mask = random_mask((weights.shape[0], 1, *weights.shape[2:]), mask_probability, weights)
+    return (weights * mask) @ v
 
 
 def random_mask(shape: tuple[int, ...], probability: float, like: Tensor) -> Tensor:
@@ -217,7 +226,7 @@ class M2ORT(nn.Module):
     def forward_levels(self, level_0: Tensor, level_1: Tensor, level_2: Tensor) -> Tensor:
         """Three images of one region, N x 3 x P x P, P/2 and P/4, pixels in 0..255, to float32 N x genes."""
         joined = self.features(level_0, level_1, level_2)
-        with torch.autocast(joined.device.type, enabled=False):
+        with no_autocast(joined):
             # Spots differ by less than a bf16 step of their mean.
             output = self.head(joined.float())
         return F.softplus(output) if self.config.link == "softplus" else output
@@ -225,7 +234,7 @@ class M2ORT(nn.Module):
     def features(self, level_0: Tensor, level_1: Tensor, level_2: Tensor) -> Tensor:
         """The joined cls tokens, N x 3C, that the head reads."""
         levels = [
-            embed(level.float() / 255)
+            embed(level.float() / 255 - 1)  # LayerNorm does not see the 1, but white glass is then exactly flat to it
             for embed, level in zip(self.patch_embeddings, (level_0, level_1, level_2), strict=True)
         ]
         x = torch.cat(levels, dim=-1)

@@ -1,19 +1,21 @@
-"""Spots per second of each engine on this machine, and the ratios: the engines take turns, medians of the rounds.
+"""Spots per second of each engine and precision that runs here, and the ratios to eager in fp32.
 
-python tests/benchmarks/engines.py [MODEL] [ROUNDS]
+The engines take turns; the figures are medians of the rounds. compile takes minutes to begin.
+
+python tests/benchmarks/engines.py [MODEL] [ROUNDS] [ENGINE-PRECISION ...]
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 
 from stpredict import DEFAULT_MODEL
-from stpredict.engines import EngineRequest, open_engine
+from stpredict.engines import ENGINES, SUPPORTED, EngineRequest, open_engine
+from stpredict.engines.rate import spots_per_second
 from stpredict.errors import EngineError
 from stpredict.machine import usable_cores
 from stpredict.slides.grid import GridRequest, choose_spots
@@ -22,11 +24,12 @@ from stpredict.slides.slide import open_slide, resolve_mpp
 from stpredict.weights import find_model, load_model
 
 SLIDE = Path(__file__).parents[1] / "data" / "CMU-1-Small-Region.svs"
-ENGINES = (("eager", "fp32"), ("eager", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"))
+EVERYTHING = [f"{engine}-{precision}" for engine in reversed(ENGINES) for precision in SUPPORTED[engine]]
 SPOTS = 256
+SECONDS = 2.0
 
 
-def main(model_name: str = DEFAULT_MODEL, rounds: str = "5") -> None:
+def main(model_name: str = DEFAULT_MODEL, rounds: str = "5", *wanted: str) -> None:
     model = load_model(find_model(model_name))
     with open_slide(SLIDE) as slide:
         mpp = resolve_mpp(slide)
@@ -35,21 +38,17 @@ def main(model_name: str = DEFAULT_MODEL, rounds: str = "5") -> None:
         blocks = [block for _, block in read_patches(raster, spots.centres, model.card["patch_px"])]
     patches = np.concatenate(blocks)[:SPOTS]
     engines = []
-    for name, precision in ENGINES:
+    for name, precision in (which.split("-") for which in wanted or EVERYTHING):
         try:
             engines.append(open_engine(model, EngineRequest(name, precision, threads=usable_cores()), patches, print))
         except EngineError as error:
             print(f"{name} {precision}: {error}")
     rates: list[list[float]] = [[] for _ in engines]
-    for _ in range(int(rounds) + 1):  # the first round warms up
+    for _ in range(int(rounds)):
         for engine, measured in zip(engines, rates, strict=True):
-            batches = np.split(patches, len(patches) // engine.batch_size)
-            start = time.perf_counter()
-            for _output in engine.infer(batches):
-                pass
-            measured.append(len(patches) / (time.perf_counter() - start))
-    medians = [statistics.median(measured[1:]) for measured in rates]
-    print(f"{model.name}, {usable_cores()} cores, {len(patches)} patches, median of {rounds} rounds")
+            measured.append(spots_per_second(engine, patches, SECONDS))
+    medians = [statistics.median(measured) for measured in rates]
+    print(f"{model.name}, {usable_cores()} cores, median of {rounds} rounds of {SECONDS:g} s")
     print(f"{'engine':18}{'spots/s':>10}{'ratio':>8}{'deviation':>12}{'correlation':>13}")
     for engine, rate in zip(engines, medians, strict=True):
         verdict = engine.verdict

@@ -96,7 +96,7 @@ def test_tokens_are_in_row_major_order_with_channels_last():
     network.patch_embeddings[0].norm.register_forward_hook(lambda _m, inputs, _o: seen.update(tokens=inputs[0]))
     patch = np.arange(32 * 32 * 3).reshape(32, 32, 3) % 251
     network(torch.from_numpy(patch.astype(np.uint8))[None])
-    expected = patch[:16, 16:32].reshape(-1) / 255  # the second token of the first row
+    expected = patch[:16, 16:32].reshape(-1) / 255 - 1  # the second token of the first row
     np.testing.assert_allclose(seen["tokens"][0, 1].detach(), expected, atol=1e-6)
 
 

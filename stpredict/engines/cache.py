@@ -1,0 +1,84 @@
+"""Compiled networks on disk: a file and, beside it, a JSON of what it was made from, its checksum and its check."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stpredict.console import Report
+from stpredict.engines.check import Verdict
+from stpredict.errors import first_line
+from stpredict.files import atomic_path
+from stpredict.machine import cache_folder
+
+Key = dict[str, Any]
+
+
+class Kept(NamedTuple):
+    """A compiled network that was kept, and what is known of it."""
+
+    path: Path
+    verdict: Verdict
+    calibration: str | None
+
+
+def engine_folder() -> Path:
+    """Where compiled networks are kept, a folder that only this user can enter. Raises OSError if there can be none."""
+    folder = cache_folder() / "engines"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid"):
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to another user")
+        folder.chmod(0o700)  # what is loaded from here is run
+    return folder
+
+
+def cache_path(engine: str, key: Key) -> Path:
+    """The file of an engine that was made from `key`. Raises OSError if there is no folder for it."""
+    digest = hashlib.sha256(_text(key).encode()).hexdigest()
+    return engine_folder() / f"{engine}-{digest[:32]}.bin"
+
+
+def find(engine: str, key: Key) -> Kept | None:
+    """The compiled network made from exactly `key`; None if it is missing, damaged or another's."""
+    try:
+        path = cache_path(engine, key)
+        sidecar = json.loads(path.with_suffix(".json").read_text())
+        if _text(sidecar["key"]) != _text(key) or sidecar["sha256"] != _checksum(path):
+            return None
+        return Kept(path, Verdict(**sidecar["verdict"]), sidecar["calibration"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def store(
+    engine: str, key: Key, verdict: Verdict, write: Callable[[Path], None], report: Report,
+    calibration: str | None = None,
+) -> None:  # fmt: skip
+    """Let `write` fill the file, and put the JSON beside it. Where that fails it is only time that is lost."""
+    try:
+        path = cache_path(engine, key)
+        with atomic_path(path) as temporary:
+            write(temporary)
+            checksum = _checksum(temporary)
+        sidecar = {"key": key, "sha256": checksum, "verdict": verdict.as_dict(), "calibration": calibration}
+        with atomic_path(path.with_suffix(".json")) as temporary:
+            temporary.write_text(_text(sidecar))
+    except (OSError, RuntimeError) as error:
+        report(
+            f"{engine}: what was compiled cannot be kept, so that it is compiled each time ({first_line(error)}); "
+            "$STPREDICT_CACHE may name another folder."
+        )
+
+
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

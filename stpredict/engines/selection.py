@@ -1,0 +1,72 @@
+"""Which engine and precision to try, best first: by device, by what building costs, and by the size of the job."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+import sys
+from pathlib import Path
+
+from stpredict.engines import EngineRequest
+from stpredict.weights import Model
+
+#: Spots from which building pays on a GPU. Estimates, not measured: an eager GPU does some 10,000 spots a second, and
+#: compiling takes about a minute for a gain of less than half, a TensorRT engine some minutes for a little more.
+COMPILE_FROM = 1_000_000
+TENSORRT_FROM = 3_000_000
+
+Candidate = tuple[str, str]
+
+
+def candidates(model: Model, request: EngineRequest, n_spots: int) -> list[Candidate]:
+    """Engines and precisions to try for `n_spots` spots, best first."""
+    if request.name != "auto":
+        on_gpu = request.name != "openvino" and finds_gpu(request)
+        return _in_precisions(request.name, request, on_gpu)
+    if request.precision == "int8":
+        return [("openvino", "int8")]
+    if finds_gpu(request):
+        return _on_gpu(model, request, n_spots)
+    return [*_in_precisions("openvino", request, False), *_in_precisions("eager", request, False)]
+
+
+def _in_precisions(name: str, request: EngineRequest, on_gpu: bool) -> list[Candidate]:
+    """An engine in the precision that was asked for, or in those that suit the device. int8 has to be asked for."""
+    if request.precision != "auto":
+        return [(name, request.precision)]
+    if name == "tensorrt":
+        return [(name, "bf16"), (name, "fp16")]
+    if name == "openvino":
+        return [(name, "bf16"), (name, "fp32")]
+    return [(name, "bf16"), (name, "fp16"), (name, "fp32")] if on_gpu else [(name, "fp32")]
+
+
+def _on_gpu(model: Model, request: EngineRequest, n_spots: int) -> list[Candidate]:
+    """A TensorRT engine that is there already, or if there are spots enough to build one; so too `compile`; eager."""
+    found: list[Candidate] = []
+    if importlib.util.find_spec("torch_tensorrt") is not None and request.precision != "fp32":
+        from stpredict.engines.tensorrt import is_cached
+
+        tensorrt = _in_precisions("tensorrt", request, True)
+        cached = [candidate for candidate in tensorrt if is_cached(model, candidate[1], request)]
+        found += cached or (tensorrt if n_spots >= TENSORRT_FROM else [])
+    if n_spots >= COMPILE_FROM:
+        found += _in_precisions("compile", request, True)
+    return [*found, *_in_precisions("eager", request, True)]
+
+
+def finds_gpu(request: EngineRequest) -> bool:
+    """Is a GPU asked for, or there to be used? Looks without torch where it can: importing that takes seconds."""
+    if request.device != "auto":
+        return request.device.startswith("cuda")
+    if request.name == "auto" and importlib.util.find_spec("openvino") is not None and not _nvidia_driver():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _nvidia_driver() -> bool:
+    if sys.platform == "win32":
+        return ctypes.util.find_library("nvcuda") is not None
+    return any(Path(path).exists() for path in ("/proc/driver/nvidia", "/dev/nvidia0", "/dev/dxg"))

@@ -1,0 +1,193 @@
+"""The network as one TensorRT engine, by way of torch.export and Torch-TensorRT, kept in a private cache folder.
+
+TensorRT takes the precision of each layer from the graph, so the network is cast before it is exported. Its
+own cache is not used: its key knows neither shapes nor precision nor the GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import stpredict
+from stpredict.arrays import UInt8
+from stpredict.console import Report
+from stpredict.engines import Engine, EngineRequest
+from stpredict.engines.cache import Key, engine_folder, find, store
+from stpredict.engines.check import Verdict
+from stpredict.engines.eager import cast_network, judge, load_network
+from stpredict.engines.running import BATCH_SIZES, choose_device, demand_precision, infer_batches
+from stpredict.errors import EngineError, first_line
+from stpredict.networks.m2ort import M2ORT
+from stpredict.weights import Model
+
+#: Changed whenever what is built changes without a change of version or setting.
+RECIPE = 1
+INSTALL = 'pip install "stpredict[tensorrt]", which also needs NVIDIA\'s own package index'
+#: One engine or an error. Torch-TensorRT ignores names that it does not know, so each is one of its own.
+SETTINGS = {
+    "min_block_size": 1,
+    "require_full_compilation": True,
+    "optimization_level": 3,
+    "workspace_size": 0,  # TensorRT's own limit
+    "use_fast_partitioner": True,
+    "immutable_weights": True,
+    "cache_built_engines": False,
+    "reuse_cached_engines": False,
+    "hardware_compatible": False,  # built anew for each GPU and version: faster
+    "version_compatible": False,
+}
+
+
+def unavailable() -> str | None:
+    """Why TensorRT cannot run here and how to get it; None if it can."""
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no GPU; TensorRT needs one from NVIDIA and a torch with CUDA"
+    if importlib.util.find_spec("torch_tensorrt") is None:
+        return f"torch_tensorrt is not installed; {INSTALL}"
+    try:
+        _import()
+    except Exception as error:  # noqa: BLE001 (without its libraries it raises whatever comes to hand)
+        return f"torch_tensorrt cannot be imported ({type(error).__name__}: {error}); {INSTALL}"
+    return None
+
+
+def _import() -> Any:
+    with contextlib.redirect_stdout(sys.stderr):  # it prints why it fails
+        return importlib.import_module("torch_tensorrt")
+
+
+def open_tensorrt(
+    model: Model, precision: str, request: EngineRequest, sample: UInt8, report: Report, keep: bool
+) -> Engine:
+    """Raises EngineError where TensorRT is missing or cannot build, PrecisionError where the GPU lacks bf16."""
+    if reason := unavailable():
+        raise EngineError(f"tensorrt: {reason}.")
+    device = choose_gpu(request)
+    demand_precision(precision, device)
+    batch_size = request.batch_size or BATCH_SIZES["cuda"]
+    key = cache_key(model, precision, batch_size, device)
+    with torch.cuda.device(device):
+        module, verdict = _from_cache(key)
+        if module is None or verdict is None:
+            report(f"building a TensorRT engine of {model.name} in {precision}; this takes minutes ...")
+            module, verdict = _build(model, precision, batch_size, device, sample)
+            if verdict.passed and keep:
+                write = partial(_save, module, example(model, batch_size, device))
+                store("tensorrt", key, verdict, write, report)
+    return Engine(
+        name="tensorrt", precision=precision, device=str(device), batch_size=batch_size, versions=key["versions"],
+        verdict=verdict, infer=partial(infer_batches, partial(_run, module), device),
+    )  # fmt: skip
+
+
+def choose_gpu(request: EngineRequest) -> torch.device:
+    """The GPU that was asked for, or the first. Raises EngineError if it is not there."""
+    device = choose_device(request)
+    if device.type != "cuda":
+        raise EngineError(f"--device {request.device}: the tensorrt engine runs on a GPU.")
+    return device
+
+
+def is_cached(model: Model, precision: str, request: EngineRequest) -> bool:
+    """Is there an engine of this model that needs no building? Raises EngineError if the GPU is not there."""
+    key = cache_key(model, precision, request.batch_size or BATCH_SIZES["cuda"], choose_gpu(request))
+    return find("tensorrt", key) is not None
+
+
+def cache_key(model: Model, precision: str, batch_size: int, device: torch.device) -> Key:
+    """All that an engine depends on."""
+    return {
+        "recipe": RECIPE, "stpredict": stpredict.__version__, "versions": versions(), "weights": model.sha256,
+        "parameters": model.card["parameters"], "precision": precision,
+        "shape": [batch_size, model.card["patch_px"], model.card["patch_px"], 3], "settings": SETTINGS,
+        "gpu": describe_gpu(device),
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of torch, Torch-TensorRT and TensorRT."""
+    found: dict[str, str] = {"torch": torch.__version__}
+    for name in ("torch_tensorrt", "tensorrt"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def describe_gpu(device: torch.device) -> list[str]:
+    """Name, compute capability and driver of a GPU."""
+    major, minor = torch.cuda.get_device_capability(device)
+    driver = Path("/proc/driver/nvidia/version")
+    told = driver.read_text().splitlines()[0] if driver.exists() else _driver_version()
+    return [torch.cuda.get_device_name(device), f"{major}.{minor}", told]
+
+
+def _driver_version() -> str:
+    return str(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]
+
+
+def export_network(network: M2ORT, precision: str, patches: torch.Tensor) -> torch.export.ExportedProgram:
+    """The network as one graph in `precision` that takes uint8 patches of this shape and gives float32."""
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.export.export(cast_network(network, precision), (patches,), strict=False)
+
+
+def build(network: M2ORT, precision: str, patches: torch.Tensor) -> Any:
+    """Build the TensorRT engine. Raises RuntimeError if it would not be a single one."""
+    torch_tensorrt = _import()
+    module = torch_tensorrt.dynamo.compile(
+        export_network(network, precision, patches),
+        arg_inputs=[torch_tensorrt.Input(shape=tuple(patches.shape), dtype=torch.uint8)],
+        timing_cache_path=str(engine_folder() / "tensorrt-timing.bin"),  # by default in a folder of everyone's
+        **SETTINGS,
+    )
+    parts = [type(part).__name__ for _, part in module.named_children()]
+    if len(parts) != 1 or "TensorRT" not in parts[0]:
+        raise RuntimeError(f"the network became {', '.join(parts) or 'no engine'} rather than one engine")
+    return module
+
+
+def _build(model: Model, precision: str, batch_size: int, device: torch.device, sample: UInt8) -> tuple[Any, Verdict]:
+    """Build and check. Raises EngineError if TensorRT cannot."""
+    try:
+        network = load_network(model).to(device)
+        module = build(network, precision, example(model, batch_size, device))
+        infer = partial(infer_batches, partial(_run, module), device)
+        return module, judge(infer, model, sample, precision, batch_size, str(device))
+    except Exception as error:  # of many kinds, and none documented
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise EngineError(f"tensorrt: cannot build {model.name} ({reason}).") from error
+
+
+def _run(module: Any, patches: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        expression: torch.Tensor = module(patches)
+    return expression
+
+
+def example(model: Model, batch_size: int, device: torch.device) -> torch.Tensor:
+    """A batch of black patches."""
+    return torch.zeros((batch_size, model.card["patch_px"], model.card["patch_px"], 3), dtype=torch.uint8).to(device)
+
+
+def _from_cache(key: Key) -> tuple[Any, Verdict | None]:
+    found = find("tensorrt", key)
+    if found is None:
+        return None, None
+    try:
+        return _import().load(str(found.path)).module(), found.verdict
+    except Exception:  # noqa: BLE001 (of no use any more: build it again)
+        return None, None
+
+
+def _save(module: Any, patches: torch.Tensor, path: Path) -> None:
+    with contextlib.redirect_stdout(sys.stderr):
+        _import().save(module, str(path), output_format="exported_program", arg_inputs=[patches], retrace=True)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import stpredict.doctor as doctor
+from stpredict.engines import EngineRequest, open_engine
+from stpredict.engines.rate import spots_per_second
+
+
+@pytest.fixture
+def tiny_default(tiny_model_path, monkeypatch):
+    monkeypatch.setenv("STPREDICT_MODELS", str(tiny_model_path.parent))
+    monkeypatch.setattr(doctor, "DEFAULT_MODEL", "tiny")
+    monkeypatch.setattr(doctor, "SECONDS", 0.05)
+
+
+def lines(start):
+    return [line for line in doctor.examine() if line.startswith(start)]
+
+
+@pytest.mark.usefixtures("tiny_default")
+def test_doctor_times_the_engines_and_keeps_nothing_of_what_it_compiles(own_folder):
+    told = lines("engine ")
+    for name in ("openvino", "eager"):
+        (line,) = (line for line in told if line.startswith(f"engine {name}: available, "))
+        assert re.search(r"[1-9]\d* spots per second of tiny in (fp32|bf16|fp16) on ", line)
+    assert not list(own_folder.glob("*.bin"))
+    assert str(own_folder) in lines("compiled models are kept in")[0]
+
+
+@pytest.mark.usefixtures("tiny_default")
+def test_doctor_survives_whatever_is_wrong(monkeypatch):
+    def broken(*_args, **_keywords):
+        raise SystemError("illegal instruction")
+
+    monkeypatch.setattr(doctor, "open_engine", broken)
+    assert "engine eager: not available: SystemError: illegal instruction" in lines("engine ")
+    monkeypatch.setattr(doctor, "DEFAULT_MODEL", "no such model")
+    assert any("no model is called" in line for line in lines("engine "))
+
+
+def test_rate_counts_spots_of_whole_batches(tiny_model, patches):
+    seen = []
+    engine = open_engine(tiny_model, EngineRequest("eager", batch_size=3), patches, print)
+    counting = type(engine)(
+        **{**engine.__dict__, "infer": lambda batches: (seen.append(b) or np.zeros((3, 8)) for b in batches)}
+    )
+    assert spots_per_second(counting, patches[:2], seconds=0.01) > 100
+    assert {batch.shape for batch in seen} == {(3, 224, 224, 3)}
