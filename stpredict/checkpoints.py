@@ -14,7 +14,7 @@ from torch import Tensor
 from stpredict.errors import ModelFileError
 from stpredict.networks import ARCHITECTURES, network_parameters
 from stpredict.networks.m2ort import M2ORT, M2ORTConfig
-from stpredict.weights import save_model
+from stpredict.weights import can_name_files, save_model
 
 VFrom = Literal["qkv3", "qkv2"]
 HEAD_DIM = 64  # of every published variant; the shapes do not tell it
@@ -78,6 +78,8 @@ def import_checkpoint(
     for option, value in (("mpp", mpp), ("spot-diameter", spot_diameter_um), ("pitch", pitch_um)):
         if not 0 < value < math.inf:
             raise ModelFileError(f"--{option} {value:g}: must be a positive number of micrometres.")
+    if not can_name_files(out.stem):
+        raise ModelFileError(f"{out}: {out.stem!r} cannot be a model's name.")
     network = read_checkpoint(checkpoint, v_from, head_dim)
     if len(genes) != network.config.n_genes:
         raise ModelFileError(f"{checkpoint.name}: predicts {network.config.n_genes} genes, but {len(genes)} are named.")

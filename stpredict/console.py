@@ -7,15 +7,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+Report = Callable[[str], None]
+
 LINE_EVERY_S = 10.0
 
 
 def report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """A text that may hold strangers' names, without the characters that could steer a terminal."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
 
 
 @contextmanager
-def progress_of_spots() -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
+def progress_of_spots() -> Iterator[tuple[Callable[[int, int], None], Report]]:
     """Functions to call with (spots done, spots in all) of the slide at hand, and with a line to print."""
     if not sys.stderr.isatty():
         last = time.monotonic()
@@ -37,5 +44,5 @@ def progress_of_spots() -> Iterator[tuple[Callable[[int, int], None], Callable[[
         task = bar.add_task("spots", total=None)
         yield (
             lambda done, total: bar.update(task, completed=done, total=total),
-            lambda line: console.print(line, markup=False),
+            lambda line: console.print(printable(line), markup=False),
         )

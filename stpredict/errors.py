@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class StpredictError(Exception):
     """Base of all expected errors. `exit_code` 1: this input failed; 2: the call could not have worked."""
 
@@ -29,6 +34,10 @@ class PrecisionError(EngineError):
 
 class DatasetError(UsageError):
     """Measured data that cannot be read or do not fit together."""
+
+
+class RegionsError(StpredictError):
+    """A file of regions that cannot be read."""
 
 
 class SlideError(StpredictError):

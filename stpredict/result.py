@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from stpredict.errors import ResultError
 from stpredict.files import atomic_path
 from stpredict.slides.lattice import MAX_SPOTS, Spots, lattice_shape
 from stpredict.slides.slide import Bounds, Mpp
+from stpredict.stored_text import read_text
 
 #: Readers accept files of their own format version and older; a new version is given only to what older ones misread.
 FORMAT_VERSION = 1
@@ -42,11 +44,20 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Gene:
-    """What a result says of a gene: correlation when held out, and mean ln(1 + CPM) in training; NaN if not known."""
+    """What a result says of a gene; NaN if not known.
+
+    Its correlation when held out, mean ln(1 + CPM) in training, the lower bound of the correlation's 95 % interval, and
+    the correlation of ridge regression in the model's place.
+    """
 
     name: str
     held_out_correlation: float
     training_mean: float
+    held_out_low: float = math.nan
+    held_out_ridge: float = math.nan
+
+
+GENE_COLUMNS = [field.name for field in fields(Gene)[1:]]
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,13 @@ class Result:
             for start in range(0, len(self.spots), CHUNK_SPOTS):
                 yield x[start : start + CHUNK_SPOTS][:, list(genes)]
 
+    def gene_blocks(self) -> Iterator[tuple[int, Float32]]:
+        """(index of the first gene, the expression of all spots x up to 16 genes), each stored chunk read once."""
+        with _opened(self.path) as file:
+            x = _dataset(file, "X")
+            for first in range(0, len(self.genes), CHUNK_GENES):
+                yield first, x[:, first : first + CHUNK_GENES]
+
 
 def write_result(
     path: Path,
@@ -112,8 +130,7 @@ def write_result(
             "row": spots.row, "col": spots.column, "tissue_fraction": tissue_fraction.astype(np.float32),
         })  # fmt: skip
         _write_table(file, "var", [gene.name for gene in genes], {
-            "held_out_correlation": np.array([gene.held_out_correlation for gene in genes], np.float32),
-            "training_mean": np.array([gene.training_mean for gene in genes], np.float32),
+            column: np.array([getattr(gene, column) for gene in genes], np.float32) for column in GENE_COLUMNS
         })  # fmt: skip
         for group in ("obsm", "varm", "obsp", "varp", "layers", "uns", "uns/log1p", "uns/spatial"):
             _tag(file.create_group(group), "dict", "0.1.0")
@@ -168,8 +185,11 @@ def read_result(path: Path) -> Result:
         )
         _check_account(provenance)
         canvas = _check_canvas(provenance, spots)
-        columns = [_read(file, f"var/{column}", (n_genes,)) for column in ("held_out_correlation", "training_mean")]
-        names = [str(gene) for gene in _checked(file, "var/_index", (n_genes,)).asstr()[:]]
+        columns = [
+            _read(file, f"var/{column}", (n_genes,)) if f"var/{column}" in file else np.full(n_genes, np.nan)
+            for column in GENE_COLUMNS  # older results have the first two
+        ]
+        names = read_text(_checked(file, "var/_index", (n_genes,)))
         float(provenance["unusual_patches"])
         ranges = provenance["display_range"]
         if ranges is not None:
@@ -185,7 +205,7 @@ def read_result(path: Path) -> Result:
             spots=spots,
             canvas=canvas,
             tissue_fraction=_read(file, "obs/tissue_fraction", (n_spots,)).astype(np.float32),
-            genes=[Gene(gene, float(r), float(mean)) for gene, r, mean in zip(names, *columns, strict=True)],
+            genes=[Gene(gene, *map(float, values)) for gene, *values in zip(names, *columns, strict=True)],
             provenance=provenance,
             thumbnail=images[:],
         )
@@ -230,20 +250,14 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path) as file:
             yield file
     except (
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        OverflowError,
-        MemoryError,
-    ) as error:
+        OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError,
+    ) as error:  # fmt: skip
         raise ResultError(f"{path.name}: not a result of this program, or a damaged one ({error}).") from error
 
 
 def _provenance(file: h5py.File, path: Path) -> dict[str, Any]:
-    provenance = json.loads(_dataset(file, "uns/stpredict")[()])
+    (text,) = read_text(_dataset(file, "uns/stpredict"))
+    provenance = json.loads(text)
     if provenance["format_version"] > FORMAT_VERSION:
         raise ResultError(f"{path.name}: made by a newer version of stpredict; please update.")
     return dict(provenance)
@@ -270,7 +284,10 @@ def _checked(file: h5py.File, name: str, shape: tuple[int, ...]) -> Any:
 
 
 def _read(file: h5py.File, name: str, shape: tuple[int, ...]) -> Any:
-    return _checked(file, name, shape)[:]
+    dataset = _checked(file, name, shape)
+    if dataset.dtype.kind not in "iufb":  # text lies in heaps, which only `read_text` checks
+        raise ValueError(f"{name} holds no numbers")
+    return dataset[:]
 
 
 def _tag(item: h5py.Group | h5py.Dataset, encoding: str, version: str) -> None:

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from stpredict.errors import ModelFileError
-from stpredict.features import N_FEATURES
+from stpredict.evaluation.features import N_FEATURES
 from stpredict.files import atomic_path
 
 FORMAT_VERSION = 1
@@ -104,8 +104,11 @@ def _check_card(card: dict[str, Any], tensors: Mapping[str, Array]) -> None:
         if not holds:
             raise ValueError(what)
 
-    demand("panel", count > 0 and len(set(panel)) == count and all(isinstance(gene, str) and gene for gene in panel))
+    demand("panel", count > 0 and len(set(panel)) == count)
+    # HDF5 holds neither NUL nor half a character, and a line of a table no line break.
+    demand("gene names", all(isinstance(gene, str) and gene and gene.isprintable() for gene in panel))
     demand("name and unit", all(isinstance(card[key], str) for key in ("name", "architecture", "expression_unit")))
+    demand("name", can_name_files(card["name"]))
     demand("patch_px", card["patch_px"] == card["parameters"]["patch_px"] and 16 <= card["patch_px"] <= 4096)
     demand("mpp", 0.05 <= card["mpp"] <= 50)
     demand("spot diameter and pitch", 1 <= card["spot_diameter_um"] <= 5000 and 1 <= card["pitch_um"] <= 5000)
@@ -124,6 +127,11 @@ def _check_card(card: dict[str, Any], tensors: Mapping[str, Array]) -> None:
         demand("held-out genes", np.asarray(fold["per_gene"]["correlation"], dtype=float).shape == (count,))
     reference = tensors.get(REFERENCE_FEATURES)
     demand("reference features", reference is None or (reference.ndim == 2 and reference.shape[1] == N_FEATURES))
+
+
+def can_name_files(name: str) -> bool:
+    """Can a model be called this? Its name becomes part of the names of files."""
+    return bool(name) and name.isprintable() and name[0] != "." and not set(name) & set("/\\:")
 
 
 def models_folders() -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stpredict.cards import PREDICTED_FROM, ROWS, SCORES, better_baselines
-from stpredict.out_of_distribution import UNUSUAL_FROM
+from stpredict.prediction.out_of_distribution import UNUSUAL_FROM
 from stpredict.result import Gene, Result
 
 #: Conventional words for a correlation (Cohen 1988), each up to its limit.
@@ -94,6 +94,8 @@ def _fold(fold: dict[str, Any]) -> dict[str, Any]:
         f"On counts without biology the model scores {_shown(fold.get('counts_without_biology'))}."
     ]
     beaten_by = better_baselines(fold)
+    if fold.get("leak"):
+        notes.append(f"LEAK: {fold['leak']}.")
     if beaten_by:
         notes.append(f"Not beaten here: {', '.join(beaten_by)}. The model has learnt nothing that these had not.")
     return {
@@ -132,6 +134,8 @@ def tested(gene: Gene) -> dict[str, Any]:
     known = isfinite(gene.held_out_correlation)
     return {
         "held_out_correlation": round(gene.held_out_correlation, 4) if known else None,
+        "held_out_low": round(gene.held_out_low, 4) if isfinite(gene.held_out_low) else None,
+        "held_out_ridge": round(gene.held_out_ridge, 4) if isfinite(gene.held_out_ridge) else None,
         "predicted_when_tested": gene.held_out_correlation >= PREDICTED_FROM if known else None,
     }
 

@@ -8,7 +8,9 @@ import numpy as np
 from conftest import SLIDE
 
 from stpredict.engines import EngineRequest
-from stpredict.prediction import Request, predict_slides
+from stpredict.prediction.batch import predict_slides
+from stpredict.prediction.jobs import find_jobs
+from stpredict.prediction.one_slide import Request
 from stpredict.rendering.render import render
 from stpredict.rendering.styles import RenderRequest
 from stpredict.result import Gene, Result, read_result, write_result
@@ -18,8 +20,8 @@ from stpredict.slides.slide import Bounds, Mpp
 
 def predict(model, out, slide=SLIDE, **request) -> Result:
     asked = Request(engine=EngineRequest("eager", "fp32"), **request)
-    (outcome,) = predict_slides([slide], model, asked, out, print, lambda _done, _total: None)
-    return read_result(outcome.result)
+    (outcome,) = predict_slides(find_jobs([str(slide)], out, print), model, asked, print, lambda _done, _total: None)
+    return read_result(outcome.job.result)
 
 
 def draw(result, out, *styles, **request) -> list[Path]:

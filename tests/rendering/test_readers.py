@@ -17,7 +17,9 @@ from expected import Ground, Picture, colour_table
 from slides_to_try import leica_with_bounds, tiff_pyramid
 
 from stpredict.engines import EngineRequest
-from stpredict.prediction import Request, predict_slides
+from stpredict.prediction.batch import predict_slides
+from stpredict.prediction.jobs import find_jobs
+from stpredict.prediction.one_slide import Request
 from stpredict.rendering.colour import ScaleRequest
 from stpredict.rendering.render import render
 from stpredict.rendering.styles import RenderRequest, Style
@@ -85,9 +87,11 @@ def predicted_in_bounds(out: Path, model: Any, region: np.ndarray) -> Result:
     """The one that is not made up, of a slide that begins elsewhere than its scan."""
     leica_with_bounds(out / "b.scn", region[500:1700, :1407], corner=(301, 207), size=(2500, 2003))
     asked = Request(engine=EngineRequest("eager", "fp32"), genes=("GNAS", "CD74", "<&>"))
-    (outcome,) = predict_slides([out / "b.scn"], model, asked, out, print, lambda _done, _total: None)
-    assert outcome.result, outcome.error
-    return read_result(outcome.result)
+    (outcome,) = predict_slides(
+        find_jobs([str(out / "b.scn")], out, print), model, asked, print, lambda _done, _total: None
+    )
+    assert outcome.job.result, outcome.error
+    return read_result(outcome.job.result)
 
 
 def bounds_of_hexagons(out: Path, *_: Any) -> Result:

@@ -1,0 +1,86 @@
+"""Text of an HDF5 file. The library follows a damaged heap of text for ever, so that the heap is checked first."""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import h5py
+
+#: Bytes of a reference to a text, of a heap's header, and of the header of each text in it.
+HEAD_BYTES = 16
+#: A heap is as large as the longest of its texts; the library makes them of 4 KiB.
+MAX_HEAP_BYTES = 1 << 30
+
+
+def read_text(dataset: h5py.Dataset) -> list[str]:
+    """The texts of a data set, a single one of a scalar. Raises ValueError or OSError if they are damaged."""
+    kind = h5py.check_string_dtype(dataset.dtype)
+    if kind is None:
+        raise ValueError(f"{dataset.name} is no text")
+    if kind.length is None:
+        try:
+            _check_heaps(dataset)
+        except (struct.error, zlib.error) as error:
+            raise ValueError(f"{dataset.name} ends early, or is damaged") from error
+    texts = dataset.asstr()[()]
+    return [texts] if dataset.shape == () else [str(text) for text in texts]
+
+
+def _check_heaps(dataset: h5py.Dataset) -> None:
+    """Raise ValueError if a heap that the data set's texts lie in cannot be walked through."""
+    if dataset.file.id.get_create_plist().get_sizes() != (8, 8) or dataset.file.userblock_size:
+        raise ValueError("its layout is not h5py's")
+    with Path(dataset.file.filename).open("rb") as file:
+        blocks = _references(dataset, file)
+        for address in {address for block in blocks for _, address, _ in struct.iter_unpack("<IQI", block)}:
+            if 0 < address < 2**63:  # other addresses are of empty texts, or refused by the library
+                file.seek(address)
+                _check_heap(file)
+
+
+def _references(dataset: h5py.Dataset, file: BinaryIO) -> Iterator[bytes]:
+    """Where the texts lie, as the file stores it. Raises ValueError if it is stored as h5py and anndata do not."""
+    plan = dataset.id.get_create_plist()
+    if plan.get_layout() == h5py.h5d.CONTIGUOUS:
+        if (start := dataset.id.get_offset()) is not None:
+            file.seek(start)
+            yield file.read(HEAD_BYTES * dataset.size)
+        return
+    filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
+    size = HEAD_BYTES * math.prod(dataset.chunks or ())
+    if plan.get_layout() != h5py.h5d.CHUNKED or size > MAX_HEAP_BYTES:
+        raise ValueError(f"the layout of {dataset.name} is not h5py's")
+    corners: list[tuple[int, ...]] = []
+    dataset.id.chunk_iter(lambda chunk: corners.append(chunk.chunk_offset))
+    for corner in corners:
+        skipped, block = dataset.id.read_direct_chunk(corner)
+        used = [code for place, code in enumerate(filters) if not skipped >> place & 1]  # text is never shuffled
+        if used not in ([], [h5py.h5z.FILTER_DEFLATE]):
+            raise ValueError(f"{dataset.name} is compressed by another method than gzip")
+        if used:
+            block = zlib.decompressobj().decompress(block, size + 1)
+        if len(block) != size:
+            raise ValueError(f"{dataset.name} has chunks of the wrong size")
+        yield block
+
+
+def _check_heap(file: BinaryIO) -> None:
+    """Raise ValueError if the heap that begins here is none, or walking from text to text does not end."""
+    signature, size = struct.unpack("<4s4xQ", file.read(HEAD_BYTES))
+    if signature != b"GCOL":
+        raise ValueError("a text lies in no heap")
+    heap = file.read(min(max(size, HEAD_BYTES), MAX_HEAP_BYTES) - HEAD_BYTES)
+    if len(heap) != size - HEAD_BYTES:
+        raise ValueError("a heap of text ends early")
+    at = 0
+    while at + HEAD_BYTES <= len(heap):
+        number, length = struct.unpack_from("<H6xQ", heap, at)
+        step = HEAD_BYTES + -(-length // 8) * 8 if number else length  # what is free counts its own header
+        if not 0 < step <= len(heap) - at:
+            raise ValueError("a heap of text is damaged")
+        at += step
