@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import stpredict
-from stpredict.arrays import Float
-from stpredict.metrics import mean_of_known
+from stpredict.arrays import Bool, Float
+from stpredict.errors import ModelFileError
+from stpredict.evaluation.metrics import FALSE_DISCOVERIES, PATIENTS_FOR_INTERVALS, mean_of_known
 from stpredict.weights import REFERENCE_FEATURES, Model, load_model, save_model
 
 if TYPE_CHECKING:
     from stpredict.data.tiles import Tiles
     from stpredict.networks.m2ort import M2ORT
-    from stpredict.objectives import Objective
+    from stpredict.training.objectives import Objective
 
 N_REFERENCE = 512
 DISPLAY_PERCENTILES = (1, 99)
 MIN_DISPLAY_RANGE = 0.2
+#: Of the Student distribution, which is then the normal one.
+NORMAL_FREEDOM = 1e9
 #: Genes whose held-out correlation is below this were not predicted when the model was tested.
 PREDICTED_FROM = 0.1
 ROWS = (
@@ -30,6 +34,7 @@ ROWS = (
     "depth (true)",
     "depth (ridge)",
     "ridge on colour and texture",
+    "k nearest neighbours",
     "model",
 )
 SCORES = {
@@ -74,7 +79,8 @@ def make_card(
             "stpredict": stpredict.__version__,
             "torch": torch.__version__,
         },
-        "held_out": [_for_panel(scores, panel) for scores in held_out],
+        "held_out": (folds := [_for_panel(scores, panel) for scores in held_out]),
+        "reliability": describe_reliability(folds, panel),
         "intended_use": "Research use only. Not a medical device; no clinical decision may rest on it.",
     }
 
@@ -97,10 +103,125 @@ def held_out_correlation(card: dict[str, Any]) -> Float:
 
     On unseen sections of known patients where no patient was held out; NaN where nothing was.
     """
-    folds = card.get("held_out", [])
-    chosen = [fold for fold in folds if fold["kind"] == "patient"] or folds
-    values = np.array([fold["per_gene"]["correlation"] for fold in chosen], dtype=float).reshape(-1, len(card["panel"]))
-    return mean_of_known(values)
+    return mean_of_known(_per_gene(card.get("held_out", []), "correlation", card["panel"]))
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Per gene of the panel: a 95 % interval of the held-out correlation, and that of ridge. NaN where not tested.
+
+    `false_discovery_rate` is of the two-sided test that goes with the interval, over all tested genes.
+    """
+
+    correlation: Float
+    low: Float
+    high: Float
+    ridge: Float
+    false_discovery_rate: Float
+    how: str  # what the interval is made of
+
+    @property
+    def reliable(self) -> Bool:
+        """Genes whose interval lies above 0, at a false discovery rate of 5 % over all of them, and that beat ridge."""
+        return (self.low > 0) & (self.false_discovery_rate <= FALSE_DISCOVERIES) & (self.correlation > self.ridge)
+
+
+def describe_reliability(folds: Sequence[dict[str, Any]], panel: Sequence[str]) -> dict[str, Any] | None:
+    """What a card says of each gene's reliability, from its held-out parts; None where nothing was held out.
+
+    From six held-out parts on, the interval is a Student interval over them; below, a normal one that combines the
+    parts' errors from their effective numbers of spots, and does not cover how patients differ.
+    """
+    from scipy.special import stdtrit  # slow to import
+
+    correlation = _per_gene(folds, "correlation", panel)
+    if not len(correlation):
+        return None
+    n = np.maximum(np.isfinite(correlation).sum(axis=0), 1)
+    mean, freedom = mean_of_known(correlation), _degrees_of_freedom(correlation)
+    if len(correlation) >= PATIENTS_FOR_INTERVALS:
+        spread = np.sqrt(np.nansum((correlation - mean) ** 2, axis=0) / np.maximum(n - 1, 1))
+        error = np.where(n > 1, spread / np.sqrt(n), np.nan)
+        how = f"95 % Student interval over {len(correlation)} held-out parts"
+    else:
+        errors = np.where(np.isfinite(correlation), _per_gene(folds, "standard_error", panel), 0.0)
+        error = np.sqrt((errors**2).sum(axis=0)) / n
+        how = "95 % interval from the effective number of spots; does not cover how patients differ"
+    half = stdtrit(freedom, 0.975) * error
+    if not any(fold["kind"] == "patient" and not fold.get("leak") for fold in folds):
+        how += "; not of patients that the model knew nothing of"
+    values = {"low": mean - half, "high": mean + half, "ridge": mean_of_known(_per_gene(folds, "ridge", panel))}
+    return {"how": how} | {
+        key: [round(float(x), 4) if np.isfinite(x) else None for x in each] for key, each in values.items()
+    }
+
+
+def _degrees_of_freedom(correlation: Float) -> Float:
+    """Per gene, of the interval of its held-out correlations (parts x genes); `NORMAL_FREEDOM` for a normal one."""
+    if len(correlation) < PATIENTS_FOR_INTERVALS:
+        return np.full(correlation.shape[1], NORMAL_FREEDOM)
+    freedom: Float = np.maximum(np.isfinite(correlation).sum(axis=0) - 1.0, 1.0)
+    return freedom
+
+
+def read_reliability(card: dict[str, Any]) -> Reliability | None:
+    """The reliability of a card's genes; None where it does not say, as cards of older models.
+
+    Raises ModelFileError if what it says does not fit its panel.
+    """
+    said = card.get("reliability")
+    if said is None:
+        return None
+    from scipy.special import stdtr, stdtrit  # slow to import, and the cards of most models do not need it
+
+    from stpredict.evaluation.spatial_statistics import false_discovery_rate
+
+    try:
+        low, high, ridge = (np.array(said[key], dtype=float) for key in ("low", "high", "ridge"))
+        how = str(said["how"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{card['name']}: its card's reliability cannot be read ({error}).") from error
+    if not low.shape == high.shape == ridge.shape == (len(card["panel"]),) or bool((low > high).any()):
+        raise ModelFileError(f"{card['name']}: its card's reliability does not fit its panel.")
+    freedom = _degrees_of_freedom(_per_gene(card.get("held_out", []), "correlation", card["panel"]))
+    half = np.where(high > low, (high - low) / 2, np.nan)
+    p = 2 * stdtr(freedom, -np.abs((low + high) / 2) / half * stdtrit(freedom, 0.975))
+    return Reliability(held_out_correlation(card), low, high, ridge, false_discovery_rate(p), how)
+
+
+def reliable_genes(card: dict[str, Any]) -> list[str] | None:
+    """Genes that the model predicted when it was tested, and better than ridge did; None where the card does not say.
+
+    Raises ModelFileError as `read_reliability` does.
+    """
+    found = read_reliability(card)
+    if found is None:
+        return None
+    return [gene for gene, reliable in zip(card["panel"], found.reliable, strict=True) if reliable]
+
+
+def show_crossvalidation(folds: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Mean over held-out parts of the same kind of each row's depth-controlled correlation, if there are several."""
+    for kind in ("patient", "section"):
+        own = [fold["rows"] for fold in folds if fold["kind"] == kind]
+        if len(own) < 2:
+            continue
+        leak = "" if kind == "patient" else ", of patients that were also trained on"
+        yield f"mean over {len(own)} held-out parts by {kind}{leak}, depth-controlled correlation:"
+        for row in (name for name in ROWS if all(name in rows for rows in own)):
+            values = np.array([rows[row]["depth_controlled"] for rows in own], dtype=float)
+            if not np.isfinite(values).any():
+                continue
+            mean, low, high = np.nanmean(values), np.nanmin(values), np.nanmax(values)
+            yield f"  {row:30}{mean:8.3f} ({low:.3f} to {high:.3f})"
+
+
+def _per_gene(folds: Sequence[dict[str, Any]], key: str, panel: Sequence[str]) -> Float:
+    """A score per gene of the held-out parts that say most of new patients, parts x genes; NaN where unknown."""
+    known = [fold for fold in folds if not fold.get("leak")] or folds
+    chosen = [fold for fold in known if fold["kind"] == "patient"] or known
+    values = [fold["per_gene"].get(key, [None] * len(panel)) for fold in chosen]
+    return np.array(values, dtype=float).reshape(-1, len(panel))
 
 
 def card_without_genes(card: dict[str, Any]) -> dict[str, Any]:
@@ -132,6 +253,7 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
     yield card["intended_use"]
     for fold in card["held_out"]:
         leak = "" if fold["kind"] == "patient" else ", of a patient that was also trained on"
+        leak += f"; LEAK: {fold['leak']}" if fold.get("leak") else ""
         yield ""
         yield (
             f"held out: {fold['kind']} {fold['name']}{leak}; {fold['spots']} spots, {fold['genes']} genes, "
@@ -148,6 +270,8 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
         beaten_by = better_baselines(fold)
         if beaten_by:
             yield f"  here the model has learnt nothing that {' and '.join(beaten_by)} had not"
+    if lines := list(show_crossvalidation(card["held_out"])):
+        yield from ("", *lines)
     correlation = held_out_correlation(card)
     known = [i for i in np.argsort(-correlation) if np.isfinite(correlation[i])]
     if known:
@@ -155,6 +279,12 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
         yield "best predicted when held out: " + _named(model.panel, correlation, known[:n_genes])
         yield "worst: " + _named(model.panel, correlation, known[::-1][:n_genes])
         yield f"{int((correlation[known] >= PREDICTED_FROM).sum())} of {len(known)} genes reach {PREDICTED_FROM:g}"
+        reliability = read_reliability(card)
+        if reliability:
+            yield (
+                f"{int(reliability.reliable.sum())} of {len(known)} genes are reliable: their interval lies above 0, "
+                f"at a false discovery rate of {FALSE_DISCOVERIES:.0%}, and they beat ridge ({reliability.how})"
+            )
     else:
         yield "never tested on held-out tissue"
 

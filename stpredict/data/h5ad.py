@@ -14,8 +14,7 @@ from scipy.sparse import csr_array
 from stpredict.arrays import Float
 from stpredict.data.genes import are_ensembl, name_genes, whole_counts
 from stpredict.data.hdf5 import HDF5_ERRORS, opened_hdf5
-from stpredict.data.tables import first_line
-from stpredict.errors import DatasetError
+from stpredict.errors import DatasetError, first_line
 
 ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id")
 SYMBOL_COLUMNS = ("gene_symbols", "gene_symbol", "feature_name", "gene_names", "gene_name", "symbol")

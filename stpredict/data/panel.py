@@ -8,9 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from stpredict.arrays import Float, Labels
+from stpredict.arrays import Float, Int, Labels
 from stpredict.errors import UsageError
+from stpredict.evaluation.metrics import pearson_residuals
 
+#: How genes are chosen: variable in every section, as the M2ORT study does; of the highest mean count, as ST-Net and
+#: TRIPLEX do; or highly variable beyond what their mean lets expect, as scanpy does.
+RULES = ("variance", "mean", "variable")
+#: Genes that ST-Net and TRIPLEX take.
+DEFAULT_SIZE = 250
 #: The M2ORT study keeps genes that are among this many most variable ones in every section.
 TOP_PER_SECTION = 1500
 
@@ -22,23 +28,62 @@ def choose_panel(
     size: int | None = None,
     required: Sequence[str] = (),
     seed: int = 0,
+    rule: str = "variance",
 ) -> list[str]:
-    """Genes among the 1500 of highest count variance in every section, in alphabetical order, and the `required` ones.
+    """Genes chosen by a rule of RULES, in alphabetical order, and the `required` ones.
 
-    `counts` are spots x genes of the training sections. With `size`, that many are drawn, as in the M2ORT study.
-    Raises UsageError for required genes that were not measured.
+    `counts` are spots x genes of the training sections, all genes. By "variance", genes among the 1500 of highest count
+    variance in every section; with `size`, that many of them are drawn, as in the M2ORT study. By "mean" and
+    "variable", the first `size` (250) genes of an order. Raises UsageError for required genes that were not measured.
     """
+    check_rule(rule)
+    match_genes(required, genes, "measured genes")
+    if rule == "variance":
+        chosen = _variable_in_every_section(counts, section, genes)
+        if size is not None and size < len(chosen):
+            chosen = np.random.default_rng(seed).choice(chosen, size, replace=False).tolist()
+    else:
+        order = _by_mean(counts, section) if rule == "mean" else _by_excess_variance(counts, section)
+        chosen = [genes[i] for i in order[: size or DEFAULT_SIZE]]
+    return sorted({*chosen, *required})
+
+
+def check_rule(rule: str) -> None:
+    """Raises UsageError for a rule that is none."""
+    if rule not in RULES:
+        raise UsageError(f"--panel {rule}: choose {', '.join(RULES)}, or name the genes with --genes-file.")
+
+
+def _variable_in_every_section(counts: Float, section: Labels, genes: Sequence[str]) -> list[str]:
     variable = np.ones(len(genes), dtype=bool)
     for name in np.unique(section):
         variance = counts[section == name].var(axis=0)
         top = np.zeros(len(genes), dtype=bool)
         top[np.argsort(-variance, kind="stable")[:TOP_PER_SECTION]] = True
         variable &= top & (variance > 0)
-    chosen = sorted(gene for gene, keep in zip(genes, variable, strict=True) if keep)
-    if size is not None and size < len(chosen):
-        chosen = sorted(np.random.default_rng(seed).choice(chosen, size, replace=False).tolist())
-    match_genes(required, genes, "measured genes")
-    return sorted({*chosen, *required})
+    return sorted(gene for gene, keep in zip(genes, variable, strict=True) if keep)
+
+
+def _by_mean(counts: Float, section: Labels) -> Int:
+    """Genes that were counted in every section, from the highest mean count per spot down."""
+    sums = np.array([counts[section == name].sum(axis=0) for name in np.unique(section)])
+    order = np.argsort(-counts.mean(axis=0), kind="stable")
+    return np.asarray(order[sums.min(axis=0)[order] > 0])
+
+
+def _by_excess_variance(counts: Float, section: Labels) -> Int:
+    """Genes by the variance of their Pearson residuals, mean of the ranks within the sections; uncounted ones left out.
+
+    As scanpy.experimental.pp.highly_variable_genes does (Lause, Berens and Kobak 2021): with a batch per section it
+    takes the median rank of the genes that are among the first in most batches; the mean rank needs no such limit.
+    """
+    ranks = []
+    for name in np.unique(section):
+        own = counts[section == name]
+        variance = pearson_residuals(own, own.sum(axis=1)).var(axis=0)
+        ranks.append(np.argsort(np.argsort(-variance, kind="stable"), kind="stable"))
+    order = np.argsort(np.mean(ranks, axis=0), kind="stable")
+    return np.asarray(order[counts.sum(axis=0)[order] > 0])
 
 
 def match_genes(wanted: Sequence[str], panel: Sequence[str], of_what: str = "genes of the model") -> list[int]:

@@ -13,8 +13,8 @@ from scipy.sparse import csr_array
 
 from stpredict.data.genes import whole_counts
 from stpredict.data.hdf5 import opened_hdf5
-from stpredict.data.tables import first_line, read_table
-from stpredict.errors import DatasetError
+from stpredict.data.tables import read_table
+from stpredict.errors import DatasetError, first_line
 
 COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 

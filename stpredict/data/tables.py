@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from stpredict.errors import DatasetError
+from stpredict.errors import DatasetError, first_line
 from stpredict.slides.slide import PLAIN_IMAGES
 
 IMAGES = PLAIN_IMAGES | {".bif", ".btf", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"}
@@ -34,11 +34,6 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
         return pd.read_csv(path, **options)
     except (OSError, EOFError, ValueError, LookupError, OverflowError, csv.Error, zlib.error) as error:
         raise DatasetError(f"{path.name}: cannot be read as a table ({first_line(error)}).") from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def joined(spots: Sequence[str], others: Sequence[str], file: str, other_file: str) -> tuple[list[int], list[int]]:

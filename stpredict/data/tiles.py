@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,9 +105,7 @@ def write_tiles(
         for section, n_extra in zip(sections, share, strict=True):
             with open_slide(section.image) as slide:
                 raster = make_raster(slide, section.mpp, mpp)
-                for index, block in read_patches(raster, section.centres, patch_px):
-                    for i, patch in zip(index, block, strict=True):
-                        patches[start + i] = patch
+                _store(read_patches(raster, section.centres, patch_px), patches, start)
                 if n_extra:
                     tissue = find_tissue(slide, section.mpp)
                     places = lattice(slide.bounds, section.mpp, section.spot_diameter_um / 8).centres
@@ -116,9 +115,7 @@ def write_tiles(
                     if not len(places):
                         raise DatasetError(f"{section.image.name}: no tissue found.")
                     places = places[rng.choice(len(places), n_extra, replace=len(places) < n_extra)]
-                    for index, block in read_patches(raster, places, patch_px):
-                        for i, patch in zip(index, block, strict=True):
-                            extra[extra_start + i] = patch
+                    _store(read_patches(raster, places, patch_px), extra, extra_start)
             report(f"{section.name}: {len(section.spot_names)} spots, {section.lost_spots} without counts or position, "
                    f"mpp {section.mpp.x:.4f} x {section.mpp.y:.4f}")  # fmt: skip
             for note in section.notes:
@@ -163,6 +160,14 @@ def read_tiles(path: Path) -> Tiles:
             )
     except (OSError, KeyError, ValueError) as error:
         raise DatasetError(f"{path}: cannot be read as a tiles file ({error}).") from error
+
+
+def _store(blocks: Generator[tuple[Int, list[UInt8]], None, None], dataset: h5py.Dataset, start: int) -> None:
+    """Write patches to the rows of a data set that begin at `start`."""
+    with closing(blocks):
+        for index, block in blocks:
+            for i, patch in zip(index, block, strict=True):
+                dataset[start + i] = patch
 
 
 def _aligned(section: Section, genes: Sequence[str]) -> csr_array:

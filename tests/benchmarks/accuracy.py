@@ -18,9 +18,9 @@ from stpredict.cards import ROWS
 from stpredict.data.panel import read_gene_list
 from stpredict.data.tiles import read_tiles
 from stpredict.engines.eager import load_network
-from stpredict.evaluation import DEPTH_CONTROLLED, LOG_CPM, PER_SPOT, RMSE, Split, evaluate_split
-from stpredict.objectives import make_objective
-from stpredict.training import pick_device, predict_z
+from stpredict.evaluation.splits import DEPTH_CONTROLLED, LOG_CPM, PER_SPOT, RMSE, Split, evaluate_split
+from stpredict.training.fit import pick_device, predict_z
+from stpredict.training.objectives import make_objective
 from stpredict.weights import load_model
 
 
@@ -37,7 +37,7 @@ def main(run_folder: str, gene_list: str) -> None:
         counts = tiles.panel_counts(genes)
         objective = make_objective(model.card["objective"], counts, tiles.depth, tiles.section, ~test)
         expression = predict_z(load_network(model), tiles, np.flatnonzero(test), pick_device())
-        split = Split(counts, tiles.depth, tiles.section, tiles.patient, ~test, test)
+        split = Split(counts, tiles.depth, tiles.section, tiles.patient, tiles.centres, ~test, test)
         columns = [model.panel.index(gene) for gene in genes]
         found = evaluate_split(expression[:, columns], split, features, objective)
         print(f"held out: {scores['kind']} {scores['name']}; {len(genes)} of {len(wanted)} genes")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from stpredict.data.dataset import read_dataset
-from stpredict.metrics import depth_controlled_correlation
+from stpredict.evaluation.metrics import depth_controlled_correlation
 from stpredict.result import read_result
 
 

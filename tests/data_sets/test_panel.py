@@ -57,3 +57,31 @@ def test_numpy_gene_lists_hold_no_pickle(tmp_path: Path):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(UsageError, match="names no genes"):
         read_gene_list(tmp_path / "empty.txt")
+
+
+def test_by_mean_takes_the_highest_that_every_section_has():
+    rng = np.random.default_rng(0)
+    genes = [f"G{i:03}" for i in range(300)]
+    counts = rng.poisson(np.linspace(0.5, 9, 300), (80, 300)).astype(float)
+    section = np.repeat(["A", "B"], 40)
+    counts[:40, 299] = 0
+    panel = choose_panel(counts, section, genes, size=5, rule="mean")
+    means = counts.mean(axis=0)
+    assert panel == sorted(genes[i] for i in np.argsort(-means[:299])[:5])
+    assert len(choose_panel(counts, section, genes, rule="mean")) == 250
+    with pytest.raises(UsageError, match="--panel biggest"):
+        choose_panel(counts, section, genes, rule="biggest")
+
+
+def test_variable_genes_are_those_of_scanpy():
+    rng = np.random.default_rng(1)
+    depth = rng.lognormal(0, 0.5, (200, 1))
+    effect = np.exp(rng.normal(0, 1, (200, 300)) * np.where(np.arange(300) < 30, 0.8, 0.0))
+    counts = rng.poisson(depth * effect * np.linspace(1, 20, 300)[rng.permutation(300)]).astype(float)
+    genes = [f"G{i:03}" for i in range(300)]
+    panel = choose_panel(counts, np.full(200, "A"), genes, size=30, rule="variable")
+    assert len(set(panel) & set(genes[:30])) >= 28
+    scanpy = pytest.importorskip("scanpy", reason="scanpy is not installed")
+    table = scanpy.AnnData(counts)
+    scanpy.experimental.pp.highly_variable_genes(table, n_top_genes=30, theta=100)
+    assert panel == [gene for gene, chosen in zip(genes, table.var["highly_variable"], strict=True) if chosen]

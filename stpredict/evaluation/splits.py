@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LinearRegression
 
-from stpredict import metrics
 from stpredict.arrays import Bool, Float, Labels
-from stpredict.baselines import fit_ridge
-from stpredict.objectives import Objective
+from stpredict.evaluation import metrics
+from stpredict.evaluation.baselines import fit_nearest_neighbours, fit_ridge
+from stpredict.evaluation.metrics import rounded_mean
+from stpredict.evaluation.spatial_statistics import correlation_error
+from stpredict.training.objectives import Objective
 
 #: Score names as they stand in cards and tables.
 DEPTH_CONTROLLED = "depth_controlled"
@@ -20,6 +22,7 @@ PER_SPOT = "log_cpm_per_spot"
 RMSE = "log_cpm_rmse"
 TRUE_DEPTH = "depth (true)"
 RIDGE = "ridge on colour and texture"
+NEIGHBOURS = "k nearest neighbours"
 
 Scores = dict[str, float | None]
 
@@ -32,6 +35,7 @@ class Split:
     depth: Float
     section: Labels
     patient: Labels
+    centres: Float  # level-0 pixels, n x 2
     train: Bool
     test: Bool
 
@@ -40,22 +44,23 @@ def score(predicted: Float, split: Split, across_genes: bool = True) -> Scores:
     """Scores of predicted ln(1 + CPM) of the test spots; without `across_genes` only the scores per gene."""
     counts, depth, section = split.counts[split.test], split.depth[split.test], split.section[split.test]
     per_spot, rmse = metrics.spot_correlation(predicted, counts, depth) if across_genes else (None, None)
+    mse, mae = metrics.log_cpm_errors(predicted, counts, depth) if across_genes else (None, None)
+    pcc_m, pcc_h = metrics.triplex_correlation(predicted, counts, depth, section)
     return {
-        DEPTH_CONTROLLED: _mean(metrics.depth_controlled_correlation(predicted, counts, depth, section)),
-        LOG_CPM: _mean(metrics.log_cpm_correlation(predicted, counts, depth, section)),
+        DEPTH_CONTROLLED: rounded_mean(metrics.depth_controlled_correlation(predicted, counts, depth, section)),
+        LOG_CPM: rounded_mean(metrics.log_cpm_correlation(predicted, counts, depth, section)),
         PER_SPOT: per_spot,
         RMSE: rmse,
+        "pcc_m": pcc_m,
+        "pcc_h": pcc_h,
+        "mse": mse,
+        "mae": mae,
     }
 
 
-def score_baselines(split: Split, features: Float, objective: Objective) -> dict[str, Scores]:
-    """Scores of all that `predict_baselines` predicts."""
-    predicted = predict_baselines(split, features, objective)
-    return {name: score(values, split, name != TRUE_DEPTH) for name, values in predicted.items()}
-
-
 def predict_baselines(split: Split, features: Float, objective: Objective) -> dict[str, Float]:
-    """Test spots x genes as ln(1 + CPM) by what never looks at the image, and by ridge on colour and texture (n x 52).
+    """Test spots x genes as ln(1 + CPM) by what never looks at the image, and by ridge and nearest neighbours on colour
+    and texture (n x 52), trained on the objective's targets.
 
     The true depth stands for itself and has no such unit.
     """
@@ -78,28 +83,40 @@ def predict_baselines(split: Split, features: Float, objective: Objective) -> di
     rows["depth (ridge)"] = on_depth.predict(ridge_depth[:, None])
     ridge = fit_ridge(features[train], objective.targets[train])
     rows[RIDGE] = objective.expression(ridge.predict(features[test]))
+    group = split.patient[train] if len(set(split.patient[train])) > 1 else split.section[train]
+    neighbours = fit_nearest_neighbours(features[train], objective.targets[train], group)
+    rows[NEIGHBOURS] = objective.expression(neighbours.predict(features[test]))
     return rows
 
 
 def evaluate_split(predicted: Float, split: Split, features: Float, objective: Objective) -> dict[str, Any]:
-    """Everything that a card says of one held-out part: all rows, the noise ceiling, and each gene's correlation."""
+    """Everything that a card says of one held-out part: all rows, the noise ceiling, and of each gene its correlation.
+
+    Beside that stand its standard error, from the effective number of spots, and ridge's correlation.
+    """
     counts, depth, section = split.counts[split.test], split.depth[split.test], split.section[split.test]
     noise = metrics.counts_without_biology(counts, depth, section)
     per_gene = metrics.depth_controlled_correlation(predicted, counts, depth, section)
     ceiling = metrics.noise_ceiling(counts, depth, section)
+    error = correlation_error(predicted, counts, depth, section, split.centres[split.test])
+    baselines = predict_baselines(split, features, objective)
+    ridge = metrics.depth_controlled_correlation(baselines[RIDGE], counts, depth, section)
+    rows = {name: score(values, split, name != TRUE_DEPTH) for name, values in baselines.items()}
     return {
-        "rows": {**score_baselines(split, features, objective), "model": score(predicted, split)},
-        "noise_ceiling": _mean(ceiling),
-        "counts_without_biology": _mean(metrics.depth_controlled_correlation(predicted, noise, depth, section)),
+        "rows": {**rows, "model": score(predicted, split)},
+        "noise_ceiling": rounded_mean(ceiling),
+        "counts_without_biology": rounded_mean(metrics.depth_controlled_correlation(predicted, noise, depth, section)),
         "spots": int(split.test.sum()),
         "genes": len(per_gene),
         "genes_without_counts": int(np.isnan(per_gene).sum()),
         "per_gene": {
-            "correlation": [None if np.isnan(r) else round(float(r), 4) for r in per_gene],
-            "noise_ceiling": [None if np.isnan(r) else round(float(r), 4) for r in ceiling],
+            "correlation": _listed(per_gene),
+            "standard_error": _listed(error),
+            "ridge": _listed(ridge),
+            "noise_ceiling": _listed(ceiling),
         },
     }
 
 
-def _mean(values: Float) -> float | None:
-    return round(float(np.nanmean(values)), 4) if np.isfinite(values).any() else None
+def _listed(values: Float) -> list[float | None]:
+    return [None if np.isnan(value) else round(float(value), 4) for value in values]

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from stpredict.errors import UsageError
-from stpredict.metrics import log_cpm
-from stpredict.objectives import OBJECTIVES, make_objective
+from stpredict.evaluation.metrics import log_cpm
+from stpredict.training.objectives import OBJECTIVES, make_objective
 
 
 @pytest.fixture

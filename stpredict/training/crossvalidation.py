@@ -16,19 +16,19 @@ import numpy as np
 import torch
 
 from stpredict.arrays import Float, Int
-from stpredict.cards import better_baselines, make_card, write_model
+from stpredict.cards import better_baselines, make_card, show_crossvalidation, write_model
 from stpredict.data.dataset import read_dataset
-from stpredict.data.panel import choose_panel, match_genes
+from stpredict.data.panel import check_rule, choose_panel, match_genes
 from stpredict.data.tiles import Tiles, read_tiles, write_tiles
-from stpredict.errors import ResultError, UsageError
-from stpredict.evaluation import DEPTH_CONTROLLED, Split, evaluate_split
-from stpredict.features import colour_texture_features
+from stpredict.errors import ResultError
+from stpredict.evaluation.features import colour_texture_features
+from stpredict.evaluation.spatial_statistics import neighbour_mean
+from stpredict.evaluation.splits import DEPTH_CONTROLLED, Split, evaluate_split
 from stpredict.files import atomic_path
 from stpredict.networks import architecture_config
 from stpredict.networks.m2ort import M2ORT
-from stpredict.objectives import Objective, check_objective, make_objective
-from stpredict.shards import describe_difference
-from stpredict.training import (
+from stpredict.prediction.shards import describe_difference
+from stpredict.training.fit import (
     Log,
     Report,
     Settings,
@@ -42,24 +42,19 @@ from stpredict.training import (
     train_on_spots,
     wait_for_all,
 )
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One held-out part: a patient, or a section of a patient who is also trained on."""
-
-    name: str
-    kind: str  # "patient" | "section"
-    test_sections: list[str]
+from stpredict.training.folds import Fold, check_leaks, check_split, choose_validation, plan_folds
+from stpredict.training.objectives import Objective, check_objective, make_objective
+from stpredict.training.protocols import find_protocol, show_protocol
 
 
 @dataclass(frozen=True)
 class Panel:
-    """How to choose the genes: a list, or by variance with a size and required genes."""
+    """How to choose the genes: a list, or a rule of data/panel.py with a size and required genes."""
 
     genes: Sequence[str] = ()
     size: int | None = None
     required: Sequence[str] = ()
+    rule: str = "variance"
 
 
 @dataclass(frozen=True)
@@ -77,21 +72,31 @@ class Run:
 
 
 def train_model(
-    dataset: Path, out: Path, settings: Settings, panel: Panel, *, folds: str | None, hold_out: Sequence[str],
-    unlabelled: int, mpp: float | None, licence: str, device: str, threads: int, overwrite: bool, report: Report,
+    dataset: Path, out: Path, settings: Settings, panel: Panel, *, folds: str, hold_out: Sequence[str],
+    allow_patient_leak: bool, protocol: str | None, unlabelled: int, mpp: float | None, licence: str, device: str,
+    threads: int, overwrite: bool, report: Report,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a model from a data set or a tiles file, by way of the folder MODEL.run; returns its card.
 
     A killed run goes on where it was. Under torchrun every process calls this.
-    Raises ResultError if the model exists, or the folder holds a run with other settings, unless `overwrite`.
+    Raises ResultError if the model exists, or the folder holds a run with other settings, unless `overwrite`;
+    UsageError for a held-out section of a patient who is also trained on, unless `allow_patient_leak`.
     """
     architecture_config(settings.architecture, n_genes=1)
     check_objective(settings.objective)
+    check_rule(panel.rule)
+    check_split(folds)
+
+    def plan(tiles: Tiles) -> list[Fold]:
+        if protocol:
+            return find_protocol(protocol).folds(tiles, settings.seed)
+        return plan_folds(tiles, folds, hold_out)
+
     folder = out.with_suffix(".run")
     own_tiles = folder / "dataset.tiles.h5"
     tiles_path = dataset if dataset.suffix == ".h5" else own_tiles
     wanted = {
-        **asdict(settings), "panel": asdict(panel), "folds": folds, "hold_out": list(hold_out), "mpp": mpp,
+        **asdict(settings), "panel": asdict(panel), "folds": protocol or folds, "hold_out": list(hold_out), "mpp": mpp,
         "unlabelled": unlabelled, "licence": licence, "dataset": dataset.name, "files": fingerprint(dataset),
     }  # fmt: skip
     wanted = json.loads(json.dumps(wanted))
@@ -104,7 +109,7 @@ def train_model(
             if not tiles_path.exists():
                 sections = read_dataset(dataset)
                 write_tiles(sections, tiles_path, mpp=mpp, unlabelled=unlabelled, seed=settings.seed, report=report)
-            plan_folds(read_tiles(tiles_path), folds, hold_out)
+            check_leaks(plan(read_tiles(tiles_path)), allow_patient_leak)
             match_genes([*panel.required, *panel.genes], read_tiles(tiles_path).genes, "measured genes")
             if not begun:
                 with atomic_path(folder / "run.json") as temporary:
@@ -115,7 +120,7 @@ def train_model(
         features, unlabelled_features = read_features(tiles, folder / "features.npz", report, threads)
         torch.set_num_threads(threads)
         run = Run(tiles, features, unlabelled_features, panel, settings, licence, pick_device(device), report)
-        return run_crossvalidation(run, plan_folds(tiles, folds, hold_out), out, folder)
+        return run_crossvalidation(run, plan(tiles), protocol, out, folder)
 
 
 def find_run(folder: Path, out: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
@@ -145,43 +150,6 @@ def fingerprint(dataset: Path) -> str:
     return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:16]
 
 
-def plan_folds(tiles: Tiles, by: str | None, hold_out: Sequence[str]) -> list[Fold]:
-    """Parts to hold out: each patient (`by` "patient"), each section ("section"), and those named in `hold_out`.
-
-    Raises UsageError for a name that is neither a patient nor a section, or a part that leaves nothing to train on.
-    """
-    sections_of = {str(p): sorted(set(tiles.section[tiles.patient == p])) for p in sorted(set(tiles.patient))}
-    names = sorted(set(tiles.section))
-    wanted = {"patient": list(sections_of), "section": names, None: []}[by]
-    folds = []
-    for name in [*wanted, *hold_out]:
-        if name in sections_of and len(sections_of) > 1:
-            folds.append(Fold(name, "patient", sections_of[name]))
-        elif name in names and len(names) > 1:
-            patient = next(p for p, own in sections_of.items() if name in own)
-            kind = "section" if len(sections_of[patient]) > 1 else "patient"
-            folds.append(Fold(name, kind, [name]))
-        elif name in hold_out:
-            raise UsageError(
-                f"--hold-out {name}: not one of several patients ({', '.join(sections_of)}) "
-                f"or sections ({', '.join(names)})."
-            )
-    unique = {fold.name: fold for fold in folds if len(fold.test_sections) < len(names)}
-    return list(unique.values())
-
-
-def choose_validation(tiles: Tiles, sections: Sequence[str]) -> list[str]:
-    """Sections, of those to train on, that choose the number of epochs: a patient of three or more, else a section."""
-    sections_of: dict[str, list[str]] = {}
-    for name in sections:
-        sections_of.setdefault(str(tiles.patient[tiles.section == name][0]), []).append(name)
-    spots = {p: int(np.isin(tiles.section, own).sum()) for p, own in sections_of.items()}
-    if len(sections_of) >= 3:
-        return sections_of[min(spots, key=lambda p: (spots[p], p))]
-    most = max(sections_of, key=lambda p: (len(sections_of[p]), p))
-    return sections_of[most][-1:] if len(sections_of[most]) > 1 else []
-
-
 def train_network(
     run: Run, sections: Sequence[str], validation: Sequence[str], epochs: int | None, folder: Path
 ) -> tuple[M2ORT, Objective, list[str], int]:
@@ -195,10 +163,11 @@ def train_network(
     in_validation = np.isin(tiles.section, validation)
     panel = list(run.panel.genes) or choose_panel(
         tiles.counts[np.flatnonzero(in_training)].toarray(), tiles.section[in_training], tiles.genes,
-        run.panel.size, run.panel.required, settings.seed,
+        run.panel.size, run.panel.required, settings.seed, run.panel.rule,
     )  # fmt: skip
     counts = tiles.panel_counts(panel)
-    objective = make_objective(settings.objective, counts, tiles.depth, tiles.section, in_training)
+    smooth = neighbour_mean(tiles.section, tiles.centres) if settings.smooth_labels else None
+    objective = make_objective(settings.objective, counts, tiles.depth, tiles.section, in_training, smooth)
     log = Log(folder / "log.csv", run.report)
     network = new_network(settings, tiles, len(panel))
     places = np.flatnonzero(np.isin(tiles.unlabelled_section, sections))
@@ -231,17 +200,18 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     if done.exists():
         return dict(json.loads(done.read_text()))
     tiles = run.tiles
-    sections = sorted(set(tiles.section) - set(fold.test_sections))
-    validation = choose_validation(tiles, sections)
+    sections = fold.train or sorted(set(tiles.section) - set(fold.test_sections))
+    validation = choose_validation(tiles, sections) if fold.validation is None else fold.validation
     how_long = f"epochs chosen on {', '.join(validation)}" if validation else "no section left to choose epochs on"
     run.report(f"hold out {fold.kind} {fold.name}: train on {', '.join(sections)}, {how_long}")
     network, objective, panel, epochs = train_network(run, sections, validation, None, folder)
     test = np.isin(tiles.section, fold.test_sections)
-    split = Split(tiles.panel_counts(panel), tiles.depth, tiles.section, tiles.patient, ~test, test)
+    training = np.isin(tiles.section, sections)
+    split = Split(tiles.panel_counts(panel), tiles.depth, tiles.section, tiles.patient, tiles.centres, training, test)
     predicted = objective.expression(predict_z(network, tiles, np.flatnonzero(test), run.device))
     scores = {
         "name": fold.name, "kind": fold.kind, "test": fold.test_sections, "train": sections,
-        "validation": validation, "epochs": epochs, "panel": panel,
+        "validation": validation, "epochs": epochs, "panel": panel, **({"leak": fold.leak} if fold.leak else {}),
         **evaluate_split(predicted, split, run.features, objective),
     }  # fmt: skip
     if is_main_process():
@@ -259,11 +229,15 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     return scores
 
 
-def run_crossvalidation(run: Run, folds: Sequence[Fold], out: Path, folder: Path) -> dict[str, Any]:
+def run_crossvalidation(
+    run: Run, folds: Sequence[Fold], protocol: str | None, out: Path, folder: Path
+) -> dict[str, Any]:
     """Score every fold, train on everything for the median of the folds' epochs, write the model; returns its card."""
     if not folds:
         run.report("nothing is held out: the model's card will not say how good it is")
     held_out = [run_fold(run, fold, folder / f"fold-{number}") for number, fold in enumerate(folds, 1)]
+    for line in show_protocol(protocol, held_out) if protocol else show_crossvalidation(held_out):
+        run.report(line)
     chosen = [scores["epochs"] for scores in held_out if scores["validation"]]
     sections = sorted(set(run.tiles.section))
     validation = [] if chosen else choose_validation(run.tiles, sections)

@@ -19,15 +19,15 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from stpredict import metrics
 from stpredict.arrays import Float, Int, UInt8
-from stpredict.baselines import fit_ridge
 from stpredict.data.tiles import Tiles
 from stpredict.errors import UsageError
+from stpredict.evaluation import metrics
+from stpredict.evaluation.baselines import fit_ridge
 from stpredict.files import atomic_path
 from stpredict.networks import architecture_config
 from stpredict.networks.m2ort import M2ORT
-from stpredict.objectives import Objective
+from stpredict.training.objectives import Objective
 
 Report = Callable[[str], None]
 LOG_COLUMNS = ("stage", "epoch", "loss", "validation", "seconds")
@@ -50,6 +50,7 @@ class Settings:
     teach_learning_rate: float = 5e-4
     weight_decay: float = 0.05
     stain_jitter: float = 0.1
+    smooth_labels: bool = False
     seed: int = 0
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,17 @@ from conftest import GENES
 from PIL import Image
 from typer.testing import CliRunner
 
-from stpredict.cards import held_out_correlation
+from stpredict.cards import held_out_correlation, read_reliability, reliable_genes, show_card
 from stpredict.cli import app
-from stpredict.crossvalidation import choose_validation, plan_folds
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles, write_tiles
 from stpredict.engines.eager import load_network
 from stpredict.errors import UsageError
-from stpredict.features import N_FEATURES, colour_texture_features
+from stpredict.evaluation.features import N_FEATURES, colour_texture_features
 from stpredict.networks import ARCHITECTURES
 from stpredict.result import read_result
-from stpredict.training import augment, jitter_stain
+from stpredict.training.fit import augment, jitter_stain
+from stpredict.training.folds import check_leaks, choose_validation, plan_folds
 from stpredict.weights import load_model
 
 TINY = {"channels": 12, "depth": 2, "heads": 1, "head_dim": 12, "mixing": "per_level"}
@@ -53,7 +54,7 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("run") / "mine.safetensors"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "m2ort-tiny", TINY)
-        done = train(dataset, out, "--hold-out", "A2", "--genes-required", "<&>")
+        done = train(dataset, out, "--hold-out", "A2", "--allow-patient-leak", "--genes-required", "<&>")
     assert done.exit_code == 0, done.output
     return out, done
 
@@ -103,7 +104,7 @@ def test_predicting_at_the_held_out_spots_gives_the_reported_correlation(trained
             "--mpp", "0.5", "-o", tmp_path, "--engine", "eager", "--precision", "fp32"]  # fmt: skip
     done = CliRunner().invoke(app, [str(part) for part in call])
     assert done.exit_code == 0, done.output
-    from stpredict.metrics import depth_controlled_correlation
+    from stpredict.evaluation.metrics import depth_controlled_correlation
 
     result = read_result(tmp_path / f"{section.name}.h5ad")
     predicted = np.column_stack([result.expression(gene) for gene in scores["panel"]])
@@ -117,7 +118,7 @@ def test_predicting_at_the_held_out_spots_gives_the_reported_correlation(trained
 
 @pytest.mark.parametrize("cut", ["teach", "select", "train"])
 def test_a_killed_run_ends_as_if_undisturbed(trained, dataset: Path, tmp_path: Path, cut: str, monkeypatch):
-    import stpredict.training as room
+    import stpredict.training.fit as room
 
     real, out = room.Log.add, tmp_path / "mine.safetensors"
 
@@ -126,7 +127,7 @@ def test_a_killed_run_ends_as_if_undisturbed(trained, dataset: Path, tmp_path: P
         if stage == cut and epoch == (1 if cut == "teach" else 2) and "fold-2" in str(self.path):
             raise KeyboardInterrupt
 
-    more = ("--hold-out", "A2", "--genes-required", "<&>")
+    more = ("--hold-out", "A2", "--allow-patient-leak", "--genes-required", "<&>")
     with monkeypatch.context() as patch:
         patch.setattr(room.Log, "add", die)
         killed = train(dataset, out, *more)
@@ -145,6 +146,11 @@ def test_a_typo_does_not_stand_in_the_way_of_its_correction(dataset: Path, tmp_p
         ["--arch", "m3ort"],
         ["--objective", "residual"],
         ["--hold-out", "Z9"],
+        ["--hold-out", "A2"],  # whose patient is also trained on
+        ["--folds", "section"],
+        ["--folds", "9"],
+        ["--folds", "patients"],
+        ["--panel", "size"],
         ["--genes-required", "GNASS"],
     ):
         refused = train(dataset, out, *wrong)
@@ -155,7 +161,7 @@ def test_a_typo_does_not_stand_in_the_way_of_its_correction(dataset: Path, tmp_p
 
 def test_other_settings_and_existing_models_are_refused(trained, dataset: Path):
     out, _ = trained
-    other = train(dataset, out, "--hold-out", "A2", "--genes-required", "<&>", "--seed", "3")
+    other = train(dataset, out, "--hold-out", "A2", "--allow-patient-leak", "--genes-required", "<&>", "--seed", "3")
     assert other.exit_code == 1
     assert "seed 0 instead of 3" in other.stderr
     assert "--overwrite" in other.stderr
@@ -210,11 +216,43 @@ def test_folds_share_nothing_they_should_not(tiles):
     assert (folds["A"].kind, folds["A"].test_sections) == ("patient", ["A1", "A2"])
     assert (folds["A1"].kind, folds["A1"].test_sections) == ("section", ["A1"])
     assert [fold.name for fold in plan_folds(tiles, "section", [])] == ["A1", "A2", "B1"]
-    assert plan_folds(tiles, None, []) == []
+    assert plan_folds(tiles, "none", []) == []
     with pytest.raises(UsageError, match="--hold-out Z"):
-        plan_folds(tiles, None, ["Z"])
+        plan_folds(tiles, "none", ["Z"])
+    with pytest.raises(UsageError, match="holding out section A1 trains on the same patient"):
+        check_leaks(list(folds.values()), allow_patient_leak=False)
+    check_leaks(list(folds.values()), allow_patient_leak=True)
+    check_leaks(plan_folds(tiles, "patient", ["B1"]), allow_patient_leak=False)
     assert choose_validation(tiles, ["A1", "A2"]) == ["A2"]
     assert choose_validation(tiles, ["A1"]) == []
+
+
+def test_parts_are_of_whole_patients_and_about_as_large(tiles):
+    patient = np.repeat(["P", "Q", "R", "S", "T"], [50, 30, 20, 10, 10])
+    many = replace(tiles, patient=patient, section=np.char.add(patient, np.where(np.arange(120) % 2, "1", "2")))
+    folds = plan_folds(many, "3")
+    assert [fold.name for fold in folds] == ["P", "Q+T", "R+S"]
+    assert {fold.kind for fold in folds} == {"patient"}
+    assert sorted(name for fold in folds for name in fold.test_sections) == sorted(set(many.section))
+    for wrong in ("1", "6"):
+        with pytest.raises(UsageError, match="number of patients, which is 5"):
+            plan_folds(many, wrong)
+
+
+def test_the_card_says_how_reliable_each_gene_is(trained):
+    out, done = trained
+    model = load_model(out)
+    found = read_reliability(model.card)
+    assert "effective number of spots" in found.how
+    assert (found.low < found.correlation).all()
+    assert (found.correlation < found.high).all()
+    by_fold = [fold["per_gene"]["ridge"] for fold in model.card["held_out"] if fold["kind"] == "patient"]
+    np.testing.assert_allclose(found.ridge, np.mean(by_fold, axis=0), atol=1e-4)
+    reliable = reliable_genes(model.card)
+    assert reliable == [g for g, low, r, q in zip(model.panel, found.low, found.correlation, found.ridge, strict=True)
+                        if low > 0 and r > q]  # fmt: skip
+    assert "mean over 2 held-out parts by patient, depth-controlled correlation:" in done.stderr
+    assert any(f"{len(reliable)} of {len(model.panel)} genes are reliable" in line for line in show_card(model))
 
 
 def test_the_eight_symmetries_are_eight():

@@ -13,12 +13,13 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stpredict.arrays import Bool, Float, Labels
 from stpredict.errors import UsageError
-from stpredict.metrics import THETA, log_cpm, pearson_residuals
+from stpredict.evaluation.metrics import THETA, log_cpm, pearson_residuals
 from stpredict.networks.m2ort import Link
 
 ObjectiveName = Literal["residuals", "nb", "poisson", "mse"]
@@ -51,16 +52,23 @@ class Objective:
             head.bias.mul_(slope).add_(offset)
 
 
-def make_objective(name: str, counts: Float, depth: Float, section: Labels, fit: Bool) -> Objective:
+def make_objective(
+    name: str, counts: Float, depth: Float, section: Labels, fit: Bool, smooth: csr_array | None = None
+) -> Objective:
     """The objective for spots x genes `counts` with total counts `depth`; everything fitted is fitted on rows `fit`.
 
     `residuals`: squared error on Pearson residuals within each section. `poisson`, `nb`: likelihood of the counts with
     the log depth as offset. `mse`: squared error on ln(1 + CPM), as in the papers; depth is then learnt too.
-    Raises UsageError for another name.
+    The squared errors' targets are averaged with the weights `smooth` (spots x spots), if there are any; the
+    likelihoods are of the counts as they are. Raises UsageError for another name, and likelihoods of smooth targets.
     """
     check_objective(name)
+    if smooth is not None and name not in ("mse", "residuals"):
+        raise UsageError(f"--smooth-labels: not with --objective {name}, which is a likelihood of the counts.")
     if name == "mse":
         observed = log_cpm(counts, depth)
+        if smooth is not None:
+            observed = smooth @ observed
         mean, spread = observed[fit].mean(axis=0), _spread(observed[fit])
         targets = (observed - mean) / spread
         return Objective(name, targets, mean, spread, "identity", _squared_error(targets))
@@ -73,6 +81,8 @@ def make_objective(name: str, counts: Float, depth: Float, section: Labels, fit:
     residuals = np.zeros_like(counts)
     for label in np.unique(section):
         residuals[section == label] = pearson_residuals(counts[section == label], depth[section == label])
+    if smooth is not None:
+        residuals = smooth @ residuals
     if name == "residuals":
         spread = _spread(residuals[fit])
         targets = residuals / spread

@@ -1,0 +1,146 @@
+"""How good a model or a result is on measured sections that it has not seen, beside baselines trained on those."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from stpredict.arrays import Int, Labels
+from stpredict.cards import held_out_correlation
+from stpredict.data.dataset import read_dataset
+from stpredict.data.tiles import Tiles, read_tiles, write_tiles
+from stpredict.engines import EngineRequest, open_engine
+from stpredict.errors import DatasetError, UsageError
+from stpredict.evaluation.features import colour_texture_features
+from stpredict.evaluation.maps import picture_of_patches
+from stpredict.evaluation.scores import Assessment, Predicted, score_all
+from stpredict.prediction.pipeline import fixed_batches
+from stpredict.result import Result
+from stpredict.weights import Model
+
+Report = Callable[[str], None]
+#: Patches that the engine is checked on.
+N_SAMPLE = 64
+#: Of a spot's diameter, how far the predicted spot may lie from the measured one.
+MATCHED_WITHIN = 0.5
+
+
+def assess(
+    what: Model | Result, dataset: Path, *, min_depth: int, allow_patient_leak: bool, engine: EngineRequest,
+    report: Report,
+) -> Assessment:  # fmt: skip
+    """Score what a model predicts for the spots of a data set, or a result for those of its own slide.
+
+    Spots of fewer than `min_depth` counts are left out; baselines may train on all others of the data set. Raises
+    UsageError for patients that the model was trained on unless `allow_patient_leak`, DatasetError for data that do not
+    fit.
+    """
+    card = what.card if isinstance(what, Model) else what.provenance.get("card", {})
+    name = what.name
+    with tempfile.TemporaryDirectory() as folder:
+        tiles = open_tiles(dataset, card, Path(folder), report)
+        scored = np.arange(len(tiles.spot)) if isinstance(what, Model) else own_section(what, tiles)
+        leak = check_training_patients(name, card, tiles.patient[scored], allow_patient_leak)
+        known: Int = np.flatnonzero(tiles.depth >= min_depth)
+        deep = scored[tiles.depth[scored] >= min_depth]
+        if isinstance(what, Model):
+            predicted = predict_spots(what, tiles, deep, engine, report)
+        else:
+            predicted = match_spots(what, tiles, deep)
+        report(f"colour and texture of {len(known)} patches, for the baselines")
+        features = colour_texture_features((tiles.read_patches([i])[0] for i in known), engine.threads)
+        shallow = len(scored) - len(deep)
+        notes = [*leak, f"{shallow} of {len(scored)} spots have fewer than {min_depth} counts and are left out"]
+        unmatched = len(deep) - len(predicted.index)
+        if unmatched:
+            notes.append(f"{unmatched} further spots have no predicted one within half a spot's width and are left out")
+        um, trained_um = tiles.spot_diameter_um, card.get("spot_diameter_um", tiles.spot_diameter_um)
+        if abs(um / trained_um - 1) > 0.05:
+            notes.append(f"spots are {um:g} um wide; the model learnt from spots of {trained_um:g} um")
+        found = score_all(f"{name} on {dataset.name}", notes, tiles, predicted, known, features, bool(leak))
+        pictures = {}
+        for section in sorted({one.section for one in found.maps}):
+            own = predicted.index[tiles.section[predicted.index] == section]
+            pictures[section] = picture_of_patches(tiles, own)
+        return replace(found, pictures=pictures)
+
+
+def check_training_patients(name: str, card: dict[str, Any], patient: Labels, allow: bool) -> list[str]:
+    """A note if the model was trained on patients of these names. Raises UsageError for it unless `allow`."""
+    leak = sorted(set(card.get("training", {}).get("patients", [])) & set(patient.tolist()))
+    if leak and not allow:
+        raise UsageError(
+            f"{name}: the model was trained on patients of these names ({', '.join(leak)}); if they are the same "
+            "people, this says nothing of new patients. --allow-patient-leak scores them all the same."
+        )
+    return [f"LEAK: the model was trained on patients of these names: {', '.join(leak)}"] if leak else []
+
+
+def open_tiles(dataset: Path, card: dict[str, Any], folder: Path, report: Report) -> Tiles:
+    """A data set's patches as the model wants them, cut into `folder` unless they are tiles already."""
+    patch_px, mpp = card.get("patch_px", 224), card.get("mpp")
+    if dataset.suffix != ".h5":
+        path = folder / "dataset.tiles.h5"
+        write_tiles(read_dataset(dataset), path, patch_px=patch_px, mpp=mpp, report=report)
+        return read_tiles(path)
+    tiles = read_tiles(dataset)
+    if tiles.patch_px != patch_px or (mpp and abs(tiles.mpp / mpp - 1) > 0.01):
+        raise DatasetError(
+            f"{dataset}: holds patches of {tiles.patch_px} px at {tiles.mpp:g} um/px, "
+            f"the model wants {patch_px} px at {mpp:g} um/px; name the folder they were cut from, "
+            f"or cut them again with --mpp {mpp:g}."
+        )
+    return tiles
+
+
+def predict_spots(model: Model, tiles: Tiles, index: Int, request: EngineRequest, report: Report) -> Predicted:
+    """The model's prediction of some spots, for those of its genes that were measured."""
+    measured = set(tiles.genes)
+    panel = [gene for gene in model.panel if gene in measured]
+    if not panel or not len(index):
+        raise DatasetError(f"{model.name}: none of its genes was measured there, or no spot has counts enough.")
+    sample = tiles.read_patches(index[np.unique(np.linspace(0, len(index) - 1, N_SAMPLE).astype(int))])
+    engine = open_engine(model, request, sample, report)
+    patches = (tiles.read_patches([i])[0] for i in index)
+    batches = engine.infer(fixed_batches(patches, engine.batch_size, sample.shape[1:]))
+    columns = [model.panel.index(gene) for gene in panel]
+    expression = np.concatenate([batch[:, columns] for batch in batches])[: len(index)].astype(float)
+    return Predicted(index, panel, expression, held_out_correlation(model.card)[columns])
+
+
+def own_section(result: Result, tiles: Tiles) -> Int:
+    """The measured spots of the section that has the result's name, or the only one."""
+    sections = sorted(set(tiles.section.tolist()))
+    if len(sections) > 1 and result.name not in sections:
+        raise DatasetError(f"{result.path.name}: no section is called {result.name} ({', '.join(sections)}).")
+    section = result.name if result.name in sections else sections[0]
+    return np.flatnonzero(tiles.section == section)
+
+
+def match_spots(result: Result, tiles: Tiles, own: Int) -> Predicted:
+    """A result's expression at those measured spots that it has a predicted one near to."""
+    mpp = np.array(result.canvas.mpp)
+    far, nearest = cKDTree(result.spots.centres * mpp).query(tiles.centres[own] * mpp)
+    matched = far <= MATCHED_WITHIN * result.canvas.spot_diameter_um
+    measured = set(tiles.genes)
+    genes = [gene for gene in result.genes if gene.name in measured]
+    if not genes:
+        raise DatasetError(f"{result.path.name}: none of its genes was measured there.")
+    if matched.sum() < 3:
+        raise DatasetError(
+            f"{result.path.name}: {matched.sum()} of {len(own)} measured spots lie within "
+            f"{MATCHED_WITHIN * result.canvas.spot_diameter_um:g} um of a predicted one; predict at their positions "
+            "with --spots."
+        )
+    expression = np.stack([result.expression(gene.name)[nearest[matched]] for gene in genes], axis=1).astype(float)
+    read = np.isfinite(expression).all(axis=1)
+    return Predicted(
+        own[matched][read], [gene.name for gene in genes], expression[read],
+        np.array([gene.held_out_correlation for gene in genes]),
+    )  # fmt: skip

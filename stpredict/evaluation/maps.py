@@ -1,0 +1,87 @@
+"""Which genes an evaluation shows as maps, and the tissue they lie on."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from stpredict.arrays import Float, Int, Labels
+from stpredict.data.tiles import Tiles
+from stpredict.evaluation.metrics import correlation_per_gene, mean_of_known, pearson_residuals
+from stpredict.evaluation.spatial_statistics import spot_distance
+
+#: Genes of each kind that are shown.
+SHOWN = 2
+PICTURE_PX = 480
+QUALITY = 80
+
+
+@dataclass(frozen=True)
+class GeneMap:
+    """One gene in the section where its correlation is nearest to its mean over sections.
+
+    `centres` (n x 2) are level-0 pixels, `measured` Pearson residuals, `predicted` expression.
+    """
+
+    kind: str  # "best" | "middling" | "worst"
+    gene: str
+    section: str
+    correlation: float
+    in_section: float
+    centres: Float
+    measured: Float
+    predicted: Float
+
+
+def choose_maps(
+    genes: list[str], predicted: Float, counts: Float, depth: Float, section: Labels, centres: Float
+) -> list[GeneMap]:
+    """Two genes each with the highest, the middle and the lowest depth-controlled correlation; all if there are few."""
+    names = np.unique(section)
+    rows = [section == name for name in names]
+    residuals = [pearson_residuals(counts[own], depth[own]) for own in rows]
+    by_section = np.array([
+        correlation_per_gene(predicted[own], measured) for own, measured in zip(rows, residuals, strict=True)
+    ])  # fmt: skip
+    correlation = mean_of_known(by_section)
+    order = [int(i) for i in np.argsort(-correlation, kind="stable") if np.isfinite(correlation[i])]
+    middle = max(len(order) // 2 - SHOWN // 2, 0)
+    kinds = {"best": order[:SHOWN], "worst": order[-SHOWN:], "middling": order[middle : middle + SHOWN]}
+    chosen = {gene: kind for kind in ("middling", "worst", "best") for gene in kinds[kind]}
+    maps = []
+    for gene in sorted(chosen, key=order.index):
+        far = abs(by_section[:, gene] - correlation[gene])
+        own = int(np.nanargmin(far))
+        maps.append(GeneMap(
+            chosen[gene], genes[gene], str(names[own]), float(correlation[gene]), float(by_section[own, gene]),
+            centres[rows[own]], residuals[own][:, gene], predicted[rows[own], gene],
+        ))  # fmt: skip
+    return maps
+
+
+def picture_of_patches(tiles: Tiles, index: Int) -> bytes:
+    """A WebP of one section, its spots' patches each in its place, in the frame that `map_frame` gives.
+
+    Between the patches it is transparent, so that it does not glare on a dark page.
+    """
+    centres = tiles.centres[index]
+    (left, top), (width, height), pitch = map_frame(centres)
+    scale = PICTURE_PX / max(width, height)
+    side = max(1, round(pitch * scale * tiles.patch_px * tiles.mpp / tiles.pitch_um))
+    picture = Image.new("RGBA", (max(1, round(width * scale)), max(1, round(height * scale))))
+    for i, (x, y) in zip(index, (centres - (left, top)) * scale, strict=True):
+        patch = Image.fromarray(tiles.read_patches([i])[0]).resize((side, side), Image.Resampling.BOX)
+        picture.paste(patch, (round(x - side / 2), round(y - side / 2)))
+    stream = io.BytesIO()
+    picture.save(stream, "WEBP", quality=QUALITY)
+    return stream.getvalue()
+
+
+def map_frame(centres: Float) -> tuple[Float, Float, float]:
+    """Top left corner and size of a map of spots, a pitch wider than they on each side, and that pitch; level-0 px."""
+    pitch = spot_distance(centres)
+    low, high = centres.min(axis=0) - pitch, centres.max(axis=0) + pitch
+    return low, high - low, pitch

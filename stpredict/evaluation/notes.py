@@ -1,0 +1,85 @@
+"""What an evaluation says in words below its tables, a clause each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from stpredict.arrays import Float
+from stpredict.evaluation.conformal import LEVELS, patients_needed
+from stpredict.evaluation.metrics import FALSE_DISCOVERIES, PATIENTS_FOR_INTERVALS
+from stpredict.evaluation.splits import RIDGE
+from stpredict.evaluation.tables import shown
+
+
+def about_constants(constant: dict[str, int], pairs: int) -> Iterator[str]:
+    """A sentence for each kind of thing that cannot be correlated, where there is any."""
+    said = {
+        "genes_never_counted": "genes were never counted and have no score",
+        "genes_constant_in_a_section": f"of {pairs} pairs of gene and section are constant and left out of the means",
+        "predictions_constant_in_a_section": f"of {pairs} pairs of gene and section are predicted constant and score 0",
+        "spots_without_panel_counts": "spots have no counts in the panel, so no correlation across genes",
+    }
+    yield from (f"{constant[key]} {sentence}" for key, sentence in said.items() if constant[key])
+
+
+def about_model(whole: dict[str, Any], n_sections: int) -> Iterator[str]:
+    """On chance, smoothness, and differences between sections and patients."""
+    yield (
+        f"{whole['genes_beyond_chance']} of {whole['genes_tested']} genes correlate beyond what unrelated maps as "
+        f"smooth would (modified t-test, false discovery rate {FALSE_DISCOVERIES:.0%})"
+    )
+    moran = whole["moran"]
+    yield (
+        f"Moran's I of the maps: predicted {shown('', moran['predicted'])}, measured {shown('', moran['measured'])}; "
+        f"rank correlation across genes {shown('', moran['spearman'])}"
+    )
+    for name, found in whole["between"].items():
+        if found["correlation"] is not None:
+            yield (
+                f"between {name}: predicted against measured pseudobulk, "
+                f"correlation {shown('', found['correlation'])}, slope {shown('', found['slope'])}"
+            )
+    if n_sections < 3:
+        yield "differences between sections cannot be scored: there are fewer than three"
+
+
+def about_prediction_intervals(intervals: list[dict[str, Any]], n_patients: int, leak: bool) -> Iterator[str]:
+    """On the intervals that are to hold a measurement of a new patient, with its noise; none under a `leak`."""
+    if leak:
+        yield "no prediction intervals: the model was trained on patients of these names"
+        return
+    for one in intervals:
+        coverage = "not tested, for that takes a patient more" if one["coverage"] is None else f"{one['coverage']:.0%}"
+        yield (
+            f"intervals to hold {one['level']:.0%} of the noisy measurements, ln(1 + CPM): "
+            f"+- {one['median_half_width']:.2f} for the median gene; coverage of patients left out: {coverage}"
+        )
+    if not intervals:
+        needed = patients_needed(LEVELS[0])
+        yield f"prediction intervals of {LEVELS[0]:.0%} need {needed} patients; there are {n_patients}"
+
+
+def about_intervals(n_patients: int) -> str:
+    """On the intervals of the mean scores."""
+    if n_patients >= PATIENTS_FOR_INTERVALS:
+        return (
+            "depth-controlled means are over patients, each counting once, the other scores over sections; "
+            f"intervals are 95 % Student intervals over {n_patients} patients"
+        )
+    people = "one patient" if n_patients == 1 else f"{n_patients} patients"
+    return f"{people}: too few for an interval, so these are single points"
+
+
+def about_baselines(model: str, rows: dict[str, dict[str, Any]], by_row: dict[str, Float]) -> Iterator[str]:
+    """Whether the row `model` beats the others."""
+    if RIDGE in by_row:
+        known = np.isfinite(by_row[model])
+        share = float((by_row[model] > by_row[RIDGE])[known].mean()) if known.any() else float("nan")
+        yield f"the model beats ridge on {share:.0%} of the genes"
+    ours = rows[model]["depth_controlled"]
+    ahead = [name for name, row in rows.items() if name != model and (row["depth_controlled"] or 0) >= (ours or 0)]
+    if ahead:
+        yield f"the model has learnt nothing that {' and '.join(ahead)} had not"

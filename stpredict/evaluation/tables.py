@@ -1,0 +1,26 @@
+"""The columns of an evaluation's tables, and how a score is written."""
+
+from __future__ import annotations
+
+COLUMNS = {
+    "depth_controlled": "depth-controlled",
+    "of_the_ceiling": "of the ceiling",
+    "log_cpm_pearson": "ln(1+CPM) Pearson",
+    "log_cpm_spearman": "Spearman",
+}
+#: Scores of ln(1 + CPM) as the M2ORT and TRIPLEX papers define them.
+PAPERS_COLUMNS = {
+    "log_cpm_per_spot": "per spot",
+    "log_cpm_rmse": "RMSE",
+    "pcc_m": "PCC(M)",
+    "pcc_h": "PCC(H)",
+    "mse": "MSE",
+    "mae": "MAE",
+}
+
+
+def shown(key: str, value: float | None) -> str:
+    """A score as text, of a column's `key`."""
+    if value is None:
+        return "-"
+    return f"{value:.0%}" if key == "of_the_ceiling" else f"{value:.3f}"

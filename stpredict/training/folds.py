@@ -1,0 +1,103 @@
+"""Which sections are held out to test a model, and which choose its number of epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stpredict.data.tiles import Tiles
+from stpredict.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One held-out part: one or several patients, or sections of a patient who is also trained on.
+
+    Unless they are given, all other sections train, and `choose_validation` says which of those choose the epochs.
+    """
+
+    name: str
+    kind: str  # "patient" | "section"
+    test_sections: list[str]
+    train: list[str] | None = None
+    validation: list[str] | None = None
+    leak: str = ""  # what else the test knows of the held-out part
+
+
+def plan_folds(tiles: Tiles, by: str, hold_out: Sequence[str] = ()) -> list[Fold]:
+    """Parts to hold out: by "patient", by "section", in a number of parts by patient, or "none"; and those named.
+
+    Raises UsageError for another `by`, a name that is neither a patient nor a section, or more parts than patients.
+    """
+    sections_of = {str(p): sorted(set(tiles.section[tiles.patient == p])) for p in sorted(set(tiles.patient))}
+    names = sorted(set(tiles.section))
+    check_split(by)
+    if by.isdigit():
+        folds = _parts(tiles, sections_of, int(by))
+    else:
+        chosen = {"patient": list(sections_of), "section": names, "none": []}[by]
+        folds = [fold for name in chosen if (fold := _named(name, sections_of, names))]
+    for name in hold_out:
+        fold = _named(name, sections_of, names)
+        if fold is None:
+            raise UsageError(
+                f"--hold-out {name}: not one of several patients ({', '.join(sections_of)}) "
+                f"or sections ({', '.join(names)})."
+            )
+        folds.append(fold)
+    return list({fold.name: fold for fold in folds}.values())
+
+
+def check_split(by: str) -> None:
+    """Raises UsageError for a split that `plan_folds` does not know."""
+    if by not in ("patient", "section", "none") and not by.isdigit():
+        raise UsageError(f"--folds {by}: choose patient, section, none, or a number of parts.")
+
+
+def check_leaks(folds: Sequence[Fold], allow_patient_leak: bool) -> None:
+    """Raises UsageError for parts whose patient is also trained on, unless that is allowed."""
+    leaking = [fold.name for fold in folds if fold.kind == "section"]
+    if leaking and not allow_patient_leak:
+        raise UsageError(
+            f"holding out section {', '.join(leaking)} trains on the same patient, which says nothing of new patients. "
+            "--allow-patient-leak does it all the same, and the card will say so."
+        )
+
+
+def choose_validation(tiles: Tiles, sections: Sequence[str]) -> list[str]:
+    """Sections, of those to train on, that choose the number of epochs: a patient of three or more, else a section."""
+    sections_of: dict[str, list[str]] = {}
+    for name in sections:
+        sections_of.setdefault(str(tiles.patient[tiles.section == name][0]), []).append(name)
+    spots = {p: int(np.isin(tiles.section, own).sum()) for p, own in sections_of.items()}
+    if len(sections_of) >= 3:
+        return sections_of[min(spots, key=lambda p: (spots[p], p))]
+    most = max(sections_of, key=lambda p: (len(sections_of[p]), p))
+    return sections_of[most][-1:] if len(sections_of[most]) > 1 else []
+
+
+def _named(name: str, sections_of: dict[str, list[str]], names: Sequence[str]) -> Fold | None:
+    """The part that a patient's or a section's name means; None where nothing would be left to train on."""
+    if name in sections_of and len(sections_of) > 1:
+        return Fold(name, "patient", sections_of[name])
+    if name in names and len(names) > 1:
+        own = next(own for own in sections_of.values() if name in own)
+        return Fold(name, "section" if len(own) > 1 else "patient", [name])
+    return None
+
+
+def _parts(tiles: Tiles, sections_of: dict[str, list[str]], k: int) -> list[Fold]:
+    """`k` parts of whole patients with about as many spots each: the largest patient first, each to the smallest part.
+
+    Raises UsageError for fewer than two parts, or more than there are patients.
+    """
+    if not 2 <= k <= len(sections_of):
+        raise UsageError(f"--folds {k}: from 2 up to the number of patients, which is {len(sections_of)}.")
+    spots = {patient: int((tiles.patient == patient).sum()) for patient in sections_of}
+    parts: list[list[str]] = [[] for _ in range(k)]
+    for patient in sorted(spots, key=lambda p: (-spots[p], p)):
+        min(parts, key=lambda part: sum(spots[p] for p in part)).append(patient)
+    parts = sorted(sorted(part) for part in parts)
+    return [Fold("+".join(part), "patient", sorted(s for p in part for s in sections_of[p])) for part in parts]

@@ -1,0 +1,88 @@
+"""Tests as published papers run them, for comparison with their numbers; each comes with what is wrong with it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stpredict.data.tiles import Tiles
+from stpredict.errors import UsageError
+from stpredict.evaluation.tables import PAPERS_COLUMNS
+from stpredict.training.folds import Fold, plan_folds
+
+#: Genes of both papers' panels.
+PANEL_SIZE = 250
+#: TRIPLEX leaves one patient out where there are few, and makes so many parts of patients where there are more.
+TRIPLEX_PARTS = 8
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a paper splits sections and chooses genes and targets, and what its test leaks."""
+
+    folds: Callable[[Tiles, int], list[Fold]]
+    panel_rule: str
+    smooth_labels: bool
+    leak: str
+
+
+def find_protocol(name: str) -> Protocol:
+    """Raises UsageError for a name that is no protocol's."""
+    if name not in PROTOCOLS:
+        raise UsageError(f"--protocol {name}: choose {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[name]
+
+
+def m2ort_folds(tiles: Tiles, seed: int) -> list[Fold]:
+    """Sections in sorted order, shuffled: 60 % train, 10 % choose the epochs, the rest test."""
+    order = sorted(set(tiles.section.tolist()))
+    random.Random(seed).shuffle(order)
+    n, m = int(0.6 * len(order)), int(0.7 * len(order))
+    if not n:
+        raise UsageError("--protocol m2ort: needs two sections or more.")
+    shared = set(tiles.patient[np.isin(tiles.section, order[:n])]) & set(
+        tiles.patient[np.isin(tiles.section, order[m:])]
+    )
+    kind = "section" if shared else "patient"
+    return [Fold("m2ort", kind, sorted(order[m:]), sorted(order[:n]), sorted(order[n:m]))]
+
+
+def triplex_folds(tiles: Tiles, seed: int) -> list[Fold]:  # noqa: ARG001 (another protocol draws)
+    """Each patient in turn, or eight parts of patients; the epochs are chosen on the test sections themselves."""
+    n_patients = len(set(tiles.patient))
+    folds = plan_folds(tiles, "patient" if n_patients <= TRIPLEX_PARTS else str(TRIPLEX_PARTS))
+    leak = "epochs were chosen on the test sections"
+    return [Fold(f.name, f.kind, f.test_sections, None, f.test_sections, leak) for f in folds]
+
+
+PROTOCOLS = {
+    "m2ort": Protocol(
+        m2ort_folds, "variance", smooth_labels=False,
+        leak="sections of one patient are on both sides of the split; the mean of the same patient's training sections "
+        "passes the published networks",
+    ),
+    "triplex": Protocol(
+        triplex_folds, "mean", smooth_labels=True,
+        leak="the epochs, and the genes of PCC(H), are chosen by the score on the test sections themselves",
+    ),
+}  # fmt: skip
+
+
+def show_protocol(name: str, held_out: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The papers' scores of every row, mean over the held-out parts, under the name of the leak."""
+    yield f"paper protocol {name}, mean over {len(held_out)} held-out part{'s' if len(held_out) > 1 else ''}"
+    if any(fold["kind"] == "section" or fold.get("leak") for fold in held_out):
+        yield f"LEAK: {PROTOCOLS[name].leak}"
+    yield f"{'':30}" + "".join(f"{title:>12}" for title in PAPERS_COLUMNS.values())
+    for row in held_out[0]["rows"]:
+        if all(row in fold["rows"] for fold in held_out):
+            yield f"{row:30}" + "".join(f"{_mean(held_out, row, key):>12}" for key in PAPERS_COLUMNS)
+
+
+def _mean(held_out: Sequence[dict[str, Any]], row: str, key: str) -> str:
+    values = [fold["rows"][row][key] for fold in held_out]
+    return "-" if None in values else f"{np.mean(values):.3f}"
