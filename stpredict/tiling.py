@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -11,7 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from stpredict.files import atomic_path
-from stpredict.prediction import Request, slide_name
+from stpredict.prediction.jobs import slide_name
+from stpredict.prediction.one_slide import Request
 from stpredict.slides.grid import choose_spots
 from stpredict.slides.lattice import Spots
 from stpredict.slides.overview import make_thumbnail
@@ -53,9 +55,10 @@ def tile_slide(path: Path, model: Model, request: Request, out: Path, patches: b
                 file.attrs.update(format="stpredict-patches", format_version=1, patch_px=patch_px, mpp=raster.mpp)
                 file["centres"] = spots.centres
                 stored = file.create_dataset("patches", (len(spots), patch_px, patch_px, 3), np.uint8)
-                for index, block in read_patches(raster, spots.centres, patch_px, request.engine.threads):
-                    for i, patch in zip(index, block, strict=True):
-                        stored[i] = patch
+                with closing(read_patches(raster, spots.centres, patch_px, request.engine.threads)) as blocks:
+                    for index, block in blocks:
+                        for i, patch in zip(index, block, strict=True):
+                            stored[i] = patch
             yield tiles
 
 

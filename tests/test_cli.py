@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import statistics
@@ -60,8 +61,10 @@ def test_the_example_of_the_readme(tmp_path: Path):
 
 
 def test_predict_and_render_in_one_call(tiny_model_path, tmp_path):
-    done = run("predict", SLIDE, "--genes", "GNAS", "-m", tiny_model_path, "--render", "-o", "out")
+    done = run("predict", SLIDE, "--genes", "GNAS", "-m", tiny_model_path, "--render", "-o", "out", "-v")
     assert done.exit_code == 0, done.output
+    (timings,) = (line for line in done.stderr.splitlines() if "a second" in line)
+    assert re.search(r"CMU-1-Small-Region.svs: 78 spots, \d+ a second; .*waiting for engine \d+%", timings)
     assert len(done.stdout.splitlines()) == 5
     assert (tmp_path / "out" / "CMU-1-Small-Region.GNAS.overlay.tif").exists()
 
@@ -142,11 +145,11 @@ def test_bad_input_gets_one_sentence_and_an_exit_code(tiny_model_path, region, k
     assert not list(Path().glob("**/*.h5ad"))
 
 
-def test_a_directory_is_not_a_slide(tiny_model_path):
+def test_a_folder_without_slides(tiny_model_path):
     Path("folder").mkdir()
     done = run("predict", "folder", "-m", tiny_model_path)
     assert done.exit_code == 2
-    assert "directory" in done.stderr
+    assert "folder: holds no slides" in done.stderr
 
 
 def test_many_slides_with_failures_end_in_a_table(tiny_model_path, region):
@@ -182,7 +185,7 @@ def test_a_full_disk_leaves_no_result(tiny_model_path, monkeypatch):
         with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123 (the device itself)
             full.write(b"x")
 
-    monkeypatch.setattr("stpredict.shards.np.save", no_space)
+    monkeypatch.setattr("stpredict.prediction.shards.np.save", no_space)
     done = run("predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS")
     assert done.exit_code == 1
     assert "No space left" in done.stderr
@@ -394,7 +397,7 @@ def test_models_and_doctor(monkeypatch, tiny_model_path):
         assert text in examined.stdout
 
 
-@pytest.mark.parametrize("command", [[], ["predict"], ["render"], ["train"], ["models"]])
+@pytest.mark.parametrize("command", [[], ["predict"], ["render"], ["summary"], ["train"], ["models"]])
 def test_help_answers_at_once(command):
     seconds = []
     for _ in range(5):

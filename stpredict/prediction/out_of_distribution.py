@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stpredict.arrays import UInt8
-from stpredict.features import colour_texture_features
+from stpredict.evaluation.features import colour_texture_features
 from stpredict.weights import REFERENCE_FEATURES, Model
 
 #: A patch is unusual if it lies further from the training patches than this fraction of them does.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import anndata
@@ -8,17 +9,20 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import GENES, SLIDE
+from conftest import GENES, SLIDE, make_model
 from slides_to_try import leica_with_bounds, tiff_pyramid
 
 from stpredict.engines import EngineRequest
 from stpredict.engines.eager import load_network
 from stpredict.errors import ResultError, UsageError
-from stpredict.prediction import Request, predict_slides
+from stpredict.prediction.batch import predict_slides
+from stpredict.prediction.jobs import find_jobs
+from stpredict.prediction.one_slide import Request
+from stpredict.prediction.shards import Shards, describe_difference
 from stpredict.result import read_provenance, read_result
-from stpredict.shards import Shards, describe_difference
-from stpredict.slides.raster import make_raster, read_patches
-from stpredict.slides.slide import Mpp, open_slide
+from stpredict.slides.raster import block_order, make_raster, read_patches
+from stpredict.slides.slide import Mpp, OpenSlideSlide, open_slide
+from stpredict.weights import load_model
 
 EAGER = EngineRequest("eager", "fp32", batch_size=16)
 
@@ -27,7 +31,8 @@ def predict(model, out: Path, slides=(SLIDE,), engine=EAGER, report=print, **req
     def nothing(done: int, total: int) -> None:
         assert done <= total
 
-    return list(predict_slides(slides, model, Request(engine=engine, **request), out, report, nothing))
+    jobs = find_jobs([str(slide) for slide in slides], out, report)
+    return list(predict_slides(jobs, model, Request(engine=engine, **request), report, nothing))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def result(tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     (outcome,) = predict(tiny_model, out, genes=("DDX5", "GNAS"))
     assert outcome.status == "done"
-    return outcome.result
+    return outcome.job.result
 
 
 def test_expression_is_what_the_network_says_of_each_spots_patch(tiny_model, result):
@@ -90,16 +95,48 @@ def test_nothing_of_the_slides_own_metadata_is_copied(result):
     assert not [secret for secret in secrets if secret.encode() in content]
 
 
+@pytest.fixture(scope="module")
+def judged_model(tmp_path_factory):
+    """A model whose card says which genes are reliable: the first and the fourth."""
+    n = len(GENES)
+    low, ridge = [0.1, -0.1, 0.1, 0.15, *[None] * (n - 4)], [0.1, 0.0, 0.25, 0.1, *[None] * (n - 4)]
+    said = {"how": "95 % made up", "low": low, "high": [0.4] * 4 + [None] * (n - 4), "ridge": ridge}
+    return load_model(make_model(tmp_path_factory.mktemp("judged") / "judged.safetensors", reliability=said))
+
+
+def test_what_the_card_says_of_each_gene_reaches_the_result_and_the_user(judged_model, tmp_path):
+    lines: list[str] = []
+    (outcome,) = predict(judged_model, tmp_path, genes=("CD74", "DDX5"), pitch_um=200.0, report=lines.append)
+    var = anndata.read_h5ad(outcome.job.result).var
+    np.testing.assert_allclose(var["held_out_low"], [0.15, -0.1])
+    np.testing.assert_allclose(var["held_out_ridge"], [0.1, 0.0])
+    assert read_result(outcome.job.result).genes[1].held_out_low == pytest.approx(-0.1)
+    assert "1 of these 2 genes are not reliable" in lines[0]
+    assert "95 % made up" in lines[0]
+    assert lines[1] == "  CD74    0.20 (0.15 to 0.40), ridge 0.10"
+    assert lines[2] == "  DDX5    0.01 (-0.10 to 0.40), ridge 0.00  not reliable"
+
+
+def test_a_result_that_does_not_know_reliability_is_read(result):
+    with h5py.File(result) as file:
+        assert np.isnan(file["var/held_out_low"][()]).all()
+    older = result.with_name("older.h5ad")
+    older.write_bytes(result.read_bytes())
+    with h5py.File(older, "r+") as file:
+        del file["var/held_out_low"], file["var/held_out_ridge"]
+    assert np.isnan(read_result(older).genes[0].held_out_low)
+
+
 def test_genes_default_to_the_whole_panel(tiny_model, tmp_path):
     (outcome,) = predict(tiny_model, tmp_path, pitch_um=200.0)
-    assert [gene.name for gene in read_result(outcome.result).genes] == GENES
+    assert [gene.name for gene in read_result(outcome.job.result).genes] == GENES
 
 
 def test_a_denser_grid_is_recorded_as_oversampling(tiny_model, tmp_path):
     (outcome,) = predict(tiny_model, tmp_path, genes=("GNAS",), pitch_um=60.0, layout="hex")
-    found = read_provenance(outcome.result)
+    found = read_provenance(outcome.job.result)
     assert found["lattice"]["oversampled"]
-    assert read_result(outcome.result).spots.layout == "hex"
+    assert read_result(outcome.job.result).spots.layout == "hex"
 
 
 def test_spots_of_a_file_agree_with_the_lattice(tiny_model, tmp_path, result):
@@ -109,20 +146,20 @@ def test_spots_of_a_file_agree_with_the_lattice(tiny_model, tmp_path, result):
     (tmp_path / "spots.csv").write_text("x,y\n" + "\n".join(lines))
     (outcome,) = predict(tiny_model, tmp_path, genes=("GNAS",), spots_file=tmp_path / "spots.csv")
     np.testing.assert_allclose(
-        read_result(outcome.result).expression("GNAS"), found.expression("GNAS")[order], atol=1e-5
+        read_result(outcome.job.result).expression("GNAS"), found.expression("GNAS")[order], atol=1e-5
     )
 
 
 def test_slides_with_bounds_begin_at_their_origin(tiny_model, tmp_path, region):
     leica_with_bounds(tmp_path / "b.scn", region[500:1700, :1400], corner=(300, 200), size=(2500, 2000))
     (outcome,) = predict(tiny_model, tmp_path, slides=[tmp_path / "b.scn"], genes=("GNAS",))
-    spots = read_result(outcome.result).spots
+    spots = read_result(outcome.job.result).spots
     np.testing.assert_allclose((spots.centres - (300, 200)) / 200, np.column_stack([spots.column, spots.row]) + 0.5)
 
 
 def test_up_to_date_results_stay_and_others_are_refused(tiny_model, tmp_path):
     (first,) = predict(tiny_model, tmp_path, genes=("GNAS",))
-    content = first.result.read_bytes()
+    content = first.job.result.read_bytes()
     (again,) = predict(tiny_model, tmp_path, genes=("GNAS",))
     assert again.status == "up to date"
     (other,) = predict(tiny_model, tmp_path, genes=("GNAS",), pitch_um=150.0)
@@ -130,10 +167,10 @@ def test_up_to_date_results_stay_and_others_are_refused(tiny_model, tmp_path):
     assert isinstance(other.error, ResultError)
     assert "pitch_um 100.0 instead of 150.0" in str(other.error)
     assert "--overwrite" in str(other.error)
-    assert first.result.read_bytes() == content
-    (replaced,) = predict(tiny_model, tmp_path, genes=("GNAS",), pitch_um=150.0, overwrite=True)
+    assert first.job.result.read_bytes() == content
+    (replaced,) = predict(tiny_model, tmp_path, genes=("GNAS",), pitch_um=150.0, overwrite_before=time.time())
     assert replaced.status == "done"
-    assert read_provenance(first.result)["lattice"]["pitch_um"] == 150.0
+    assert read_provenance(first.job.result)["lattice"]["pitch_um"] == 150.0
 
 
 class Killed(BaseException):
@@ -141,19 +178,19 @@ class Killed(BaseException):
 
 
 def test_an_interrupted_prediction_goes_on_and_ends_as_if_undisturbed(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("stpredict.shards.SHARD_SPOTS", 32)
-    whole = predict(tiny_model, tmp_path / "whole", pitch_um=80.0)[0].result
+    monkeypatch.setattr("stpredict.prediction.shards.SHARD_SPOTS", 32)
+    whole = predict(tiny_model, tmp_path / "whole", pitch_um=80.0)[0].job.result
     write, count = Shards.write, 0
 
-    def die_at_third(self, shard, expression):
+    def die_from_the_third(self, shard, expression):
         nonlocal count
         count += 1
-        if count == 3:
+        if count >= 3:
             raise Killed
         write(self, shard, expression)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Shards, "write", die_at_third)
+        patch.setattr(Shards, "write", die_from_the_third)
         with pytest.raises(Killed):
             predict(tiny_model, tmp_path / "cut", pitch_um=80.0)
     target = tmp_path / "cut" / whole.name
@@ -166,7 +203,57 @@ def test_an_interrupted_prediction_goes_on_and_ends_as_if_undisturbed(tiny_model
     assert "pitch_um 80.0 instead of 70.0" in str(refused.error)
     (resumed,) = predict(tiny_model, tmp_path / "cut", pitch_um=80.0)
     assert not parts.exists()
-    assert_same(whole, resumed.result)
+    assert_same(whole, resumed.job.result)
+
+
+def interrupt(model, out, monkeypatch, **request):
+    """Begin a prediction, and end it before its first shard is written."""
+
+    def die(*_args):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shards, "write", die)
+        with pytest.raises(Killed):
+            predict(model, out, **request)
+
+
+def test_shards_of_other_spots_are_not_taken_for_these(tiny_model, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "stpredict.prediction.one_slide.block_order", lambda raster, origins: block_order(raster, origins)[::-1]
+        )
+        interrupt(tiny_model, tmp_path, patch, pitch_um=100.0)
+    (refused,) = predict(tiny_model, tmp_path, pitch_um=100.0)
+    assert "the spots lie elsewhere or in another order" in str(refused.error)
+
+
+def test_no_thread_reads_a_slide_that_is_closed(tiny_model, tmp_path, monkeypatch):
+    reading, closed_while_reading = [0], []
+    read, close = OpenSlideSlide._read_inside, OpenSlideSlide.close
+
+    def slowly(self, *region):
+        reading[0] += 1
+        time.sleep(0.05)
+        pixels = read(self, *region)
+        reading[0] -= 1
+        return pixels
+
+    def watch(self):
+        closed_while_reading.append(reading[0])
+        close(self)
+
+    def fail(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stpredict.slides.raster.BLOCK_LEVEL_PX", 256)
+    monkeypatch.setattr("stpredict.prediction.shards.SHARD_SPOTS", 32)
+    monkeypatch.setattr(OpenSlideSlide, "_read_inside", slowly)
+    monkeypatch.setattr(OpenSlideSlide, "close", watch)
+    monkeypatch.setattr(Shards, "write", fail)
+    (outcome,) = predict(tiny_model, tmp_path, pitch_um=30.0)
+    assert "No space left" in str(outcome.error)
+    assert closed_while_reading == [0]
 
 
 def assert_same(first: Path, second: Path) -> None:
@@ -193,7 +280,7 @@ def test_one_bad_slide_costs_only_itself(tiny_model, tmp_path, region):
 
 def test_given_mpp_is_recorded_beside_the_native_one(tiny_model, tmp_path):
     (outcome,) = predict(tiny_model, tmp_path, genes=("GNAS",), mpp=0.6)
-    slide = read_provenance(outcome.result)["slide"]
+    slide = read_provenance(outcome.job.result)["slide"]
     assert (slide["native_mpp"], slide["given_mpp"], slide["mpp"]) == ([0.499, 0.499], 0.6, [0.6, 0.6])
 
 
@@ -272,17 +359,15 @@ def test_a_slides_name_in_a_result_is_never_a_path(result, tmp_path, name):
         read_result(copy)
 
 
-def test_overwrite_begins_anew_even_with_the_same_settings(tiny_model, tmp_path):
+def test_overwrite_begins_anew_even_with_the_same_settings(tiny_model, tmp_path, monkeypatch):
     parts = tmp_path / "CMU-1-Small-Region.h5ad.parts"
-    (done,) = predict(tiny_model, tmp_path, genes=("GNAS",))
-    settings = read_provenance(done.result)["settings"]
-    done.result.unlink()
-    parts.mkdir()
-    (parts / "manifest.json").write_text(json.dumps({"settings": settings, "engine": ["abacus", "fp32"]}))
+    interrupt(tiny_model, tmp_path, monkeypatch, genes=("GNAS",))
+    manifest = json.loads((parts / "manifest.json").read_text())
+    (parts / "manifest.json").write_text(json.dumps({**manifest, "engine": ["abacus", "fp32", None]}))
     (parts / "mine.txt").write_text("not a shard")
     (refused,) = predict(tiny_model, tmp_path, genes=("GNAS",))
     assert "--overwrite begins anew" in str(refused.error)
-    (again,) = predict(tiny_model, tmp_path, genes=("GNAS",), overwrite=True)
+    (again,) = predict(tiny_model, tmp_path, genes=("GNAS",), overwrite_before=time.time())
     assert again.status == "done"
     assert [path.name for path in parts.iterdir()] == ["mine.txt"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
-from stpredict.arrays import Float32, Int
+from stpredict.arrays import Float, Float32, Int
 from stpredict.errors import ResultError
 from stpredict.files import atomic_path
 
@@ -21,12 +22,16 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Shards:
-    """The folder of one slide's shards: shard k holds the spots order[k * 1024 : (k + 1) * 1024]."""
+    """The folder of one slide's shards: shard k holds the spots order[k * 1024 : (k + 1) * 1024].
+
+    `digest` tells these spots in this order from others that the same settings may give, as another version would.
+    """
 
     folder: Path
     order: Int
     n_genes: int
     settings: dict[str, Any]
+    digest: str
 
     @property
     def count(self) -> int:
@@ -80,40 +85,46 @@ class Shards:
             self.folder.rmdir()
 
 
-def open_shards(folder: Path, order: Int, n_genes: int, settings: dict[str, Any], overwrite: bool) -> Shards:
-    """Find the shards of a prediction with these settings, if it was begun; nothing is written yet.
+def open_shards(
+    folder: Path, order: Int, centres: Float, n_genes: int, settings: dict[str, Any], overwrite: bool
+) -> Shards:
+    """Find the shards of a prediction of these spots with these settings, if it was begun; nothing is written yet.
 
-    Raises ResultError if the folder holds shards of other settings, unless `overwrite`.
+    Raises ResultError if the folder holds shards of others, unless `overwrite`, which discards them.
     """
-    shards = Shards(folder, order, n_genes, settings)
+    digest = hashlib.sha256(order.tobytes() + np.ascontiguousarray(centres).tobytes()).hexdigest()
+    shards = Shards(folder, order, n_genes, settings, digest)
     try:
-        found = json.loads((folder / MANIFEST).read_text())["settings"]
+        manifest = json.loads((folder / MANIFEST).read_text())
+        found, same_spots = manifest["settings"], manifest["spots"] == digest
     except (OSError, ValueError, TypeError, KeyError):
-        found = None
+        found, same_spots = None, False
     if overwrite or found is None:
         shards.remove()
-    elif found != settings:
+    elif found != settings or not same_spots:
+        difference = describe_difference(found, settings) or "the spots lie elsewhere or in another order"
         raise ResultError(
-            f"{folder.name}: an interrupted prediction with other settings stands here "
-            f"({describe_difference(found, settings)}); --overwrite discards it."
+            f"{folder.name}: an interrupted prediction with other settings stands here ({difference}); "
+            "--overwrite discards it."
         )
     return shards
 
 
-def pinned_engine(shards: Shards) -> tuple[str, str] | None:
-    """Engine and precision that the first shard was made with."""
+def pinned_engine(shards: Shards) -> tuple[str, str, str | None] | None:
+    """Engine, precision and calibration that the first shard was made with."""
     manifest = shards.folder / MANIFEST
     if not manifest.exists():
         return None
-    name, precision = json.loads(manifest.read_text())["engine"]
-    return name, precision
+    name, precision, calibration = json.loads(manifest.read_text())["engine"]
+    return name, precision, calibration
 
 
-def pin_engine(shards: Shards, name: str, precision: str) -> None:
+def pin_engine(shards: Shards, name: str, precision: str, calibration: str | None) -> None:
     """Make the folder of the shards and note what they are made with."""
     shards.folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(shards.folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps({"settings": shards.settings, "engine": [name, precision]}))
+        manifest = {"settings": shards.settings, "spots": shards.digest, "engine": [name, precision, calibration]}
+        temporary.write_text(json.dumps(manifest))
 
 
 def describe_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:

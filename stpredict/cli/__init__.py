@@ -1,0 +1,13 @@
+"""The command line: options and help, a file for each command, which calls one function of `commands`.
+
+Heavy imports wait until a command runs: help answers at once.
+"""
+
+from __future__ import annotations
+
+# In the order in which help lists them.
+# isort: off
+from stpredict.cli import predict, render, tile, train, evaluate, summary, models, doctor
+from stpredict.cli.program import app
+
+__all__ = ["app", "doctor", "evaluate", "models", "predict", "render", "summary", "tile", "train"]

@@ -1,0 +1,55 @@
+"""`stpredict evaluate`: how good a model or a result is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stpredict.cli.options import EngineOption, Out, Overwrite, PrecisionOption, Threads, refuse_with_protocol
+from stpredict.cli.program import app, command
+from stpredict.machine import usable_cores
+
+#: The default, which a protocol replaces.
+MIN_DEPTH = 500
+
+
+@command(app, "evaluate")
+def evaluate(
+    what: Annotated[
+        str, typer.Argument(metavar="MODEL|RESULT", help="A model, or a result of predict.", show_default=False)
+    ],
+    dataset: Annotated[
+        Path, typer.Argument(help="Folder of measured sections, or a .tiles.h5 file.", show_default=False)
+    ],
+    out: Out = Path(),
+    min_depth: Annotated[int, typer.Option(min=1, help="Leave out spots with fewer counts.")] = MIN_DEPTH,
+    allow_patient_leak: Annotated[
+        bool, typer.Option("--allow-patient-leak", help="Score patients that the model was trained on, too.")
+    ] = False,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="hest: score a model's features as HEST-Bench does, a table of its own.", show_default="none"
+        ),
+    ] = None,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score a model or a result on measured sections, always beside baselines that never look at the image.
+
+    Example: stpredict evaluate m2ort-small-her2st visium/
+    """
+    from stpredict.commands.evaluate import evaluate_command
+    from stpredict.engines import EngineRequest
+
+    refuse_with_protocol(protocol, {
+        "--engine": engine != "auto", "--precision": precision != "auto", "--device": device != "auto",
+        "--min-depth": min_depth != MIN_DEPTH,
+    })  # fmt: skip
+    request = EngineRequest(engine, precision, device, threads=threads or usable_cores())
+    evaluate_command(what, dataset, out, request, min_depth, allow_patient_leak, protocol, overwrite)

@@ -1,0 +1,73 @@
+"""Options that several commands share, and what their values are read as."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import typer
+
+from stpredict.errors import UsageError
+
+Choice = TypeVar("Choice", bound=str)
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the output.")]
+ModelOption = Annotated[str, typer.Option("-m", "--model", help="Name of an installed model, or a model file.")]
+Genes = Annotated[
+    str | None,
+    typer.Option(
+        "--genes", help="Genes, separated by commas, or `reliable`: those the card calls so.", show_default="all"
+    ),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads.", show_default="all")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists with other settings.")]
+Pitch = Annotated[
+    float | None, typer.Option(help="Distance between spots, um.", show_default="the model's spot diameter")
+]
+LayoutOption = Annotated[str, typer.Option("--layout", help="Lattice of spots: square or hex.")]
+SpotsFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV with columns x and y, level-0 pixels: predict there; pitch, layout and tissue then do not matter."
+    ),
+]
+MinTissue = Annotated[float, typer.Option(help="Smallest tissue fraction of a spot that is predicted.")]
+EngineOption = Annotated[str, typer.Option("--engine", help="auto, tensorrt, compile, openvino or eager.")]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", help="auto, fp32, bf16, fp16, or, in openvino and never by itself, int8.")
+]
+MppOption = Annotated[
+    float | None, typer.Option("--mpp", help="Micrometres per level-0 pixel, whatever the slide says.")
+]
+Upsampling = Annotated[
+    bool, typer.Option("--allow-upsampling", help="Accept slides coarser than the model was trained on.")
+]
+
+
+def split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def refuse_with_protocol(protocol: str | None, changed: dict[str, bool]) -> None:
+    """Raises UsageError if a protocol was asked for and one of the options that it sets itself was `changed`."""
+    given = [option for option, is_changed in changed.items() if is_changed]
+    if protocol and given:
+        raise UsageError(f"--protocol {protocol} has its own settings; leave {', '.join(given)} out.")
+
+
+def parse_genes(text: str | None) -> list[str]:
+    genes = split(text or "")
+    if text is not None and not genes:
+        raise UsageError("--genes names no gene.")
+    return genes
+
+
+def parse_layout(name: str) -> Literal["square", "hex"]:
+    return one_of("--layout", name, ("square", "hex"))
+
+
+def one_of(option: str, name: str, choices: Sequence[Choice]) -> Choice:
+    for choice in choices:
+        if name == choice:
+            return choice
+    raise UsageError(f"{option} {name}: choose from {', '.join(choices)}.")

@@ -1,0 +1,76 @@
+"""`stpredict predict`: slides in, results out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stpredict import DEFAULT_MODEL
+from stpredict.cli.options import (
+    EngineOption,
+    Genes,
+    LayoutOption,
+    MinTissue,
+    ModelOption,
+    MppOption,
+    Out,
+    Overwrite,
+    Pitch,
+    PrecisionOption,
+    SpotsFile,
+    Threads,
+    Upsampling,
+    parse_genes,
+    parse_layout,
+)
+from stpredict.cli.program import app, command
+from stpredict.machine import usable_cores
+
+
+@command(app, "predict")
+def predict(
+    slides: Annotated[
+        list[str],
+        typer.Argument(
+            help="Slides, folders of slides, patterns, or @FILE.csv: a list with columns slide, mpp, out.",
+            show_default=False,
+        ),
+    ],
+    genes: Genes = None,
+    model: ModelOption = DEFAULT_MODEL,
+    out: Out = Path(),
+    pitch: Pitch = None,
+    layout: LayoutOption = "square",
+    spots: SpotsFile = None,
+    min_tissue: MinTissue = 0.25,
+    mpp: MppOption = None,
+    allow_upsampling: Upsampling = False,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=0, help="Spots per batch; 0 lets the engine choose.")] = 0,
+    threads: Threads = None,
+    render: Annotated[bool, typer.Option("--render", help="Also draw heatmaps and overlays.")] = False,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done: spots, time, disk.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say where each slide's time went.")] = False,
+) -> None:
+    """Predict expression on slides: one SLIDE.h5ad each, which anndata and scanpy open.
+
+    Example: stpredict predict slide.svs --genes GNAS,DDX5
+    """
+    from stpredict.commands.predict import plan_command, predict_command
+    from stpredict.engines import EngineRequest
+    from stpredict.prediction.one_slide import Request
+
+    request = Request(
+        genes=parse_genes(genes), pitch_um=pitch, layout=parse_layout(layout), spots_file=spots, min_tissue=min_tissue,
+        mpp=mpp, allow_upsampling=allow_upsampling, overwrite_before=time.time() if overwrite else 0.0,
+        engine=EngineRequest(engine, precision, device, batch_size, threads or usable_cores()),
+    )  # fmt: skip
+    if dry_run:
+        raise typer.Exit(plan_command(slides, model, request, out))
+    raise typer.Exit(predict_command(slides, model, request, out, render, verbose))

@@ -1,0 +1,75 @@
+"""`stpredict render`: pictures, tables and pages of results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stpredict.cli.options import Out, Overwrite, one_of, parse_genes, split
+from stpredict.cli.program import app, command
+from stpredict.errors import UsageError
+
+
+@command(app, "render")
+def render(
+    results: Annotated[list[Path], typer.Argument(help="Results of predict.", show_default=False)],
+    genes: Annotated[
+        str | None, typer.Option("--genes", help="Genes, separated by commas.", show_default="all, if at most 16")
+    ] = None,
+    style: Annotated[
+        str, typer.Option(help="Of heatmap, overlay, channels, spots, pca, report and csv, separated by commas.")
+    ] = "heatmap,overlay",
+    out: Out = Path(),
+    slide: Annotated[Path | None, typer.Option(help="The slide, if it is no longer where it was predicted.")] = None,
+    cmap: Annotated[
+        str,
+        typer.Option(
+            help="Heatmap, overlay and report: viridis, cividis, magma, inferno, plasma, mako, rocket or batlow."
+        ),
+    ] = "viridis",
+    scale: Annotated[
+        str, typer.Option(help="Colours span the model card's range of the gene (card), or this slide's (slide).")
+    ] = "card",
+    scale_from: Annotated[
+        list[Path] | None,
+        typer.Option(help="A result, or a folder of them, to take one range for all slides from; can be repeated."),
+    ] = None,
+    vmin: Annotated[float | None, typer.Option(help="Value of the first colour.")] = None,
+    vmax: Annotated[float | None, typer.Option(help="Value of the last colour.")] = None,
+    opacity: Annotated[float, typer.Option(help="Of the map over the slide, above 0 and at most 1.")] = 0.5,
+    smooth: Annotated[
+        bool, typer.Option("--smooth", help="Heatmap, overlay and pca: interpolate between spots.")
+    ] = False,
+    downsample: Annotated[
+        float, typer.Option(help="TIFFs: slide pixels per pixel of the picture, whose um per pixel stay right.")
+    ] = 1.0,
+    origin: Annotated[
+        str, typer.Option(help="Where coordinates begin: slide, or bounds as QuPath crops slides that have them.")
+    ] = "slide",
+    gzip: Annotated[bool, typer.Option("--gzip", help="Compress the spots' GeoJSON.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw results: pyramidal TIFFs for QuPath, channels, spots, tables, or a page for the browser.
+
+    Examples: stpredict render slide.h5ad --genes GNAS; stpredict render *.h5ad --style report
+    """
+    from stpredict.commands.render import render_command
+    from stpredict.rendering.colour import COLOUR_MAPS, SCALES, ScaleRequest
+    from stpredict.rendering.frame import ORIGINS
+    from stpredict.rendering.styles import STYLES, RenderRequest
+
+    if scale_from and scale != "card":
+        raise UsageError("--scale-from takes one range from many slides; leave --scale out.")
+    if not split(style):
+        raise UsageError(f"--style: choose from {', '.join(STYLES)}.")
+    request = RenderRequest(
+        genes=parse_genes(genes), styles=[one_of("--style", name, STYLES) for name in dict.fromkeys(split(style))],
+        slide=slide, smooth=smooth, opacity=opacity, downsample=downsample, compress=gzip, overwrite=overwrite,
+        origin=one_of("--origin", origin, ORIGINS),
+        scale=ScaleRequest(
+            one_of("--scale", scale, SCALES), vmin, vmax, colour_map=one_of("--cmap", cmap, COLOUR_MAPS)
+        ),
+    )  # fmt: skip
+    raise typer.Exit(render_command(results, request, scale_from or [], out))

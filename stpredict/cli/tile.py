@@ -1,0 +1,59 @@
+"""`stpredict tile`: the grid of a slide, the patches of a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stpredict import DEFAULT_MODEL
+from stpredict.cli.options import (
+    LayoutOption,
+    MinTissue,
+    ModelOption,
+    MppOption,
+    Out,
+    Pitch,
+    SpotsFile,
+    Threads,
+    Upsampling,
+    parse_layout,
+)
+from stpredict.cli.program import app, command
+from stpredict.machine import usable_cores
+
+
+@command(app, "tile")
+def tile(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="SLIDE|DATASET...", help="Slides, or folders of measured sections.", show_default=False),
+    ],
+    model: ModelOption = DEFAULT_MODEL,
+    out: Out = Path(),
+    pitch: Pitch = None,
+    layout: LayoutOption = "square",
+    spots: SpotsFile = None,
+    min_tissue: MinTissue = 0.25,
+    mpp: MppOption = None,
+    allow_upsampling: Upsampling = False,
+    patches: Annotated[bool, typer.Option("--patches", help="Also write the patches of a slide's grid.")] = False,
+    unlabelled: Annotated[
+        int, typer.Option(min=0, help="Further patches of a data set, at random places of its tissue.")
+    ] = 0,
+    threads: Threads = None,
+) -> None:
+    """Show the grid that a prediction would use, or write a data set's patches and counts for training.
+
+    Examples: stpredict tile slide.svs; stpredict tile her2st/ -o tiles
+    """
+    from stpredict.commands.tile import tile_command
+    from stpredict.engines import EngineRequest
+    from stpredict.prediction.one_slide import Request
+
+    request = Request(
+        pitch_um=pitch, layout=parse_layout(layout), spots_file=spots, min_tissue=min_tissue, mpp=mpp,
+        allow_upsampling=allow_upsampling, engine=EngineRequest(threads=threads or usable_cores()),
+    )  # fmt: skip
+    raise typer.Exit(tile_command(inputs, model, request, out, patches, unlabelled))

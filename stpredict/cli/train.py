@@ -1,0 +1,113 @@
+"""`stpredict train`: weights from measured sections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stpredict.cli.options import Threads, refuse_with_protocol, split
+from stpredict.cli.program import app, command
+from stpredict.machine import usable_cores
+
+#: Defaults that a paper's protocol replaces.
+FOLDS, PANEL_RULE = "patient", "variance"
+
+
+@command(app, "train")
+def train(
+    dataset: Annotated[
+        Path, typer.Argument(help="Folder of measured sections, or a .tiles.h5 file.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The model file to write, NAME.safetensors.", show_default=False)
+    ],
+    arch: Annotated[
+        str, typer.Option(help="m2ort-small, -base or -large; with -cross as in the released code.")
+    ] = "m2ort-small",
+    objective: Annotated[
+        str, typer.Option(help="residuals, nb, poisson, or mse on ln(1 + CPM) as in the papers.")
+    ] = "residuals",
+    folds: Annotated[
+        str,
+        typer.Option(
+            help="What to hold out in turn to test: each patient, each section, none, or a number of parts by patient."
+        ),
+    ] = FOLDS,
+    hold_out: Annotated[
+        str, typer.Option(help="Further patients or sections to hold out in turn, separated by commas.")
+    ] = "",
+    allow_patient_leak: Annotated[
+        bool, typer.Option("--allow-patient-leak", help="Hold out sections of patients that are also trained on.")
+    ] = False,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="Train and test as a paper does, with what it leaks: m2ort or triplex. Sets folds, panel, objective.",
+            show_default="none",
+        ),
+    ] = None,
+    smooth_labels: Annotated[
+        bool, typer.Option("--smooth-labels", help="Train on means over neighbouring spots, as ST-Net and TRIPLEX do.")
+    ] = False,
+    genes_file: Annotated[
+        Path | None, typer.Option(help="The genes to predict: .txt, .csv or .npy.", show_default="chosen by --panel")
+    ] = None,
+    panel: Annotated[
+        str,
+        typer.Option(
+            help="Choose genes by variance in every section, by mean count, or variable beyond what the mean explains."
+        ),
+    ] = PANEL_RULE,
+    genes_required: Annotated[str, typer.Option(help="Genes that must be in the panel, separated by commas.")] = "",
+    panel_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Genes to choose; by variance, they are drawn from those that qualify.",
+            show_default="all, or 250 by mean and variable",
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Most epochs on measured spots; validation chooses the best.")] = 8,
+    unlabelled: Annotated[
+        int, typer.Option(min=0, help="Unlabelled patches of tissue, on which ridge teaches.")
+    ] = 5000,
+    teach_patches: Annotated[
+        int, typer.Option(min=0, help="How many of them to see in all, with repetition.")
+    ] = 25_000,
+    stain_jitter: Annotated[float, typer.Option(min=0, help="Spread of the random factors on the stains.")] = 0.1,
+    batch_size: Annotated[int, typer.Option(min=1)] = 48,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate on measured spots.")] = 1e-4,
+    teach_learning_rate: Annotated[float, typer.Option(help="Peak learning rate on unlabelled tissue.")] = 5e-4,
+    mpp: Annotated[
+        float | None, typer.Option(help="Micrometres per pixel of the model.", show_default="the sections'")
+    ] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the data, for the model's card.")] = "not stated",
+    seed: int = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Threads = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew.")] = False,
+) -> None:
+    """Train a model, test it on held-out tissue beside baselines, and write both into one file.
+
+    Example: stpredict train her2st/ -o mine.safetensors
+    """
+    from stpredict.commands.train import train_command
+    from stpredict.training.fit import Settings
+
+    refuse_with_protocol(protocol, {
+        "--objective": objective != Settings.objective, "--panel": panel != PANEL_RULE, "--folds": folds != FOLDS,
+        "--hold-out": bool(hold_out), "--smooth-labels": smooth_labels,
+    })  # fmt: skip
+    settings = Settings(
+        architecture=arch, objective=objective, epochs=epochs, teach_patches=teach_patches, batch_size=batch_size,
+        learning_rate=learning_rate, teach_learning_rate=teach_learning_rate, stain_jitter=stain_jitter,
+        smooth_labels=smooth_labels, seed=seed,
+    )  # fmt: skip
+    train_command(
+        dataset, out, settings, genes_file=genes_file, genes_required=split(genes_required), panel_size=panel_size,
+        panel_rule=panel, folds=folds, hold_out=split(hold_out), allow_patient_leak=allow_patient_leak,
+        protocol=protocol, unlabelled=unlabelled, mpp=mpp, licence=licence, device=device,
+        threads=threads or usable_cores(), overwrite=overwrite,
+    )  # fmt: skip

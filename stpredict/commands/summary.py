@@ -1,0 +1,46 @@
+"""Write a table of many results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stpredict.commands.inputs import for_each, sum_up
+from stpredict.errors import UsageError
+from stpredict.files import make_folder
+
+if TYPE_CHECKING:
+    from stpredict.rendering.frame import Origin
+
+
+def summary_command(inputs: Sequence[Path], regions: Path | None, origin: Origin, out: Path, overwrite: bool) -> int:
+    """Write one table of many results to `out`, or to standard output where that is "-". Returns the exit code.
+
+    Raises UsageError, before anything is written, for results that do not belong in one table.
+    """
+    from stpredict.summary import Source, demand_comparable, find_regions, find_results, open_table, read_source, rows
+
+    if str(out) != "-" and out.exists() and not overwrite:
+        raise UsageError(f"{out}: exists; --overwrite replaces it.")
+    paths = find_results(inputs)
+    sources: dict[Path, Source] = {}
+
+    def check(path: Path) -> Iterator[Path]:
+        sources[path] = read_source(path, sources.values())
+        return iter(())
+
+    failures = for_each(paths, check)
+    demand_comparable(list(sources.values()))
+    areas = find_regions(regions, list(sources.values()))
+    genes = list(dict.fromkeys(gene for source in sources.values() for gene in source.genes))
+    if sources:
+        make_folder(out.parent)
+        with open_table(out, genes) as table:
+
+            def add(path: Path) -> Iterator[Path]:
+                table.writerows(rows(path, areas.get(path), genes, origin))
+                return iter(())
+
+            failures += for_each(list(sources), add)
+    return sum_up(failures, len(paths), "results")

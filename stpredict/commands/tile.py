@@ -1,0 +1,49 @@
+"""Write grids of slides and tiles of data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stpredict.commands.inputs import for_each, needs_training_extra, sum_up
+from stpredict.console import report
+from stpredict.files import make_folder
+from stpredict.prediction.one_slide import Request
+from stpredict.weights import Model, find_model, load_model
+
+
+def tile_command(
+    inputs: Sequence[Path], model_name: str, request: Request, out: Path, patches: bool, unlabelled: int
+) -> int:
+    """Write grids of slides and tiles of data sets, and print their paths. Returns the exit code."""
+    from stpredict.tiling import tile_slide
+
+    model = load_model(find_model(model_name))
+    make_folder(out)
+
+    def tile(path: Path) -> Iterator[Path]:
+        if path.is_dir():
+            yield _tile_dataset(path, model, request, out, unlabelled)
+        else:
+            yield from tile_slide(path, model, request, out, patches)
+
+    return sum_up(for_each(inputs, tile), len(inputs), "inputs")
+
+
+def _tile_dataset(path: Path, model: Model, request: Request, out: Path, unlabelled: int) -> Path:
+    try:
+        from stpredict.data.dataset import read_dataset
+        from stpredict.data.tiles import write_tiles
+    except ModuleNotFoundError as error:
+        raise needs_training_extra(error) from error
+
+    tiles = out / f"{path.resolve().name}.tiles.h5"
+    write_tiles(
+        read_dataset(path),
+        tiles,
+        patch_px=model.card["patch_px"],
+        mpp=request.mpp,
+        unlabelled=unlabelled,
+        report=report,
+    )
+    return tiles

@@ -1,0 +1,51 @@
+"""Train a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stpredict.commands.inputs import needs_training_extra
+from stpredict.console import report
+from stpredict.data.panel import read_gene_list
+from stpredict.errors import UsageError
+from stpredict.files import make_folder
+from stpredict.weights import can_name_files
+
+if TYPE_CHECKING:
+    from stpredict.training.fit import Settings
+
+
+def train_command(
+    dataset: Path, out: Path, settings: Settings, *, genes_file: Path | None, genes_required: Sequence[str],
+    panel_size: int | None, panel_rule: str, folds: str, hold_out: Sequence[str], allow_patient_leak: bool,
+    protocol: str | None, unlabelled: int, mpp: float | None, licence: str, device: str, threads: int, overwrite: bool,
+) -> None:  # fmt: skip
+    """Train a model and print its path."""
+    try:
+        from stpredict.training.crossvalidation import Panel, train_model
+        from stpredict.training.fit import is_main_process
+        from stpredict.training.protocols import PANEL_SIZE, find_protocol
+    except ModuleNotFoundError as error:
+        raise needs_training_extra(error) from error
+
+    if out.suffix != ".safetensors":
+        raise UsageError(f"-o {out}: a model's file name ends in .safetensors.")
+    if not can_name_files(out.stem):
+        raise UsageError(f"-o {out}: {out.stem!r} cannot be a model's name.")
+    make_folder(out.parent)
+    panel = Panel(read_gene_list(genes_file) if genes_file else (), panel_size, tuple(genes_required), panel_rule)
+    if protocol:
+        paper = find_protocol(protocol)
+        settings = replace(settings, objective="mse", smooth_labels=paper.smooth_labels)
+        panel = replace(panel, rule=paper.panel_rule, size=panel.size or PANEL_SIZE)
+    train_model(
+        dataset, out, settings, panel, folds=folds, hold_out=hold_out, allow_patient_leak=allow_patient_leak,
+        protocol=protocol, unlabelled=unlabelled, mpp=mpp, licence=licence, device=device, threads=threads,
+        overwrite=overwrite,
+        report=lambda line: report(line) if is_main_process() else None,
+    )  # fmt: skip
+    if is_main_process():
+        print(out)

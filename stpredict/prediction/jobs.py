@@ -1,0 +1,128 @@
+"""Which slides a call means, by name, pattern, folder or list, and where the result of each goes."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stpredict.console import Report
+from stpredict.errors import UsageError
+
+RESULT_SUFFIX = ".h5ad"
+#: What folders are searched for. Plain images and DICOM have to be named: in folders they are mostly something else.
+SLIDE_SUFFIXES = {".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu"}
+OWN_PICTURES = re.compile(r"\.(heatmap|overlay|pca|channels(-\d+)?\.ome)\.tif$")
+LIST_COLUMNS = {"slide", "mpp", "out"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One slide, where its result goes, and the slide's um per pixel if that is given for it alone."""
+
+    slide: Path
+    result: Path
+    mpp: float | None = None
+
+
+def find_jobs(arguments: Sequence[str], out: Path, report: Report) -> list[Job]:
+    """The slides that a call names: files, patterns, folders (searched throughout), or lists (`@FILE.csv`).
+
+    The results of a folder's slides go to folders of the same names within `out`; other results straight into it.
+    What is passed over in folders is reported. Raises UsageError for no slides, or two of one result.
+    """
+    jobs = [job for argument in arguments for job in _jobs_of(argument, out, report)]
+    results: dict[Path, Path] = {}
+    for job in jobs:
+        other = results.setdefault(job.result, job.slide)
+        if other != job.slide:
+            raise UsageError(
+                f"{other} and {job.slide} would both be written to {job.result}; give them a folder (-o) each."
+            )
+    return list({job.result: job for job in jobs}.values())
+
+
+def slide_name(path: Path) -> str:
+    """The slide's name in results: its file name without the suffix, as valid text."""
+    return os.fsencode(path.stem).decode("utf-8", "replace")
+
+
+def _jobs_of(argument: str, out: Path, report: Report) -> Iterator[Job]:
+    path = Path(argument)
+    if path.is_dir():
+        yield from _in_folder(path, out, report)
+    elif argument.startswith("@") and not path.exists():
+        yield from _in_list(Path(argument[1:]), out)
+    elif glob.has_magic(argument) and not path.exists():
+        found = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        if not found:
+            raise UsageError(f"{argument}: no file has such a name.")
+        yield from (_job(Path(name), out) for name in found)
+    else:
+        yield _job(path, out)
+
+
+def _job(slide: Path, out: Path, mpp: float | None = None) -> Job:
+    return Job(slide, out / f"{slide_name(slide)}{RESULT_SUFFIX}", mpp)
+
+
+def _in_folder(folder: Path, out: Path, report: Report) -> Iterator[Job]:
+    passed_over: Counter[str] = Counter()
+    found = 0
+    for parent, folders, names in os.walk(folder, onerror=_cannot_be_read):
+        for name in folders:
+            if Path(parent, name).is_symlink():
+                report(f"{Path(parent, name)}: a link to a folder, not followed; name it to search it")
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(parent, name) for name in sorted(names)):
+            if reason := _not_a_slide(path):
+                passed_over[reason] += 1
+                continue
+            found += 1
+            yield _job(path, out / path.parent.relative_to(folder))
+    for reason, count in sorted(passed_over.items()):
+        report(f"{folder}: passed over {count} {'file' if count == 1 else 'files'}: {reason}")
+    if not found:
+        raise UsageError(f"{folder}: holds no slides ({', '.join(sorted(SLIDE_SUFFIXES))}).")
+
+
+def _cannot_be_read(error: OSError) -> None:
+    raise UsageError(f"{error.filename}: cannot be read ({error.strerror}).") from error
+
+
+def _not_a_slide(path: Path) -> str | None:
+    if path.name.startswith("."):
+        return "hidden"
+    if OWN_PICTURES.search(path.name):
+        return "pictures that stpredict drew"
+    suffix = path.suffix.lower()
+    return None if suffix in SLIDE_SUFFIXES else f"{suffix or 'no suffix'}, not a slide's (name them to try them)"
+
+
+def _in_list(path: Path, out: Path) -> Iterator[Job]:
+    """Slides of a CSV with the column `slide` and, where wanted, `mpp` and `out`; paths are relative to its folder."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"@{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+    columns = set(rows[0]) if rows else set()
+    if "slide" not in columns or not columns <= LIST_COLUMNS:
+        raise UsageError(f"@{path}: needs a line of column names: slide and, where wanted, mpp and out; then slides.")
+    for number, row in enumerate(rows, start=2):
+        slide, given, folder = ((row.get(column) or "").strip() for column in ("slide", "mpp", "out"))
+        if not slide:
+            raise UsageError(f"@{path}, line {number}: names no slide.")
+        try:
+            mpp = float(given) if given else None
+        except ValueError:
+            mpp = math.nan
+        if mpp is not None and not 0 < mpp < math.inf:
+            raise UsageError(f"@{path}, line {number}: mpp {given!r} is not a positive number of um per pixel.")
+        yield _job(path.parent / slide, path.parent / folder if folder else out, mpp)

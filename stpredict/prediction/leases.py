@@ -1,0 +1,115 @@
+"""A lease on a slide's result, so that many calls can share a folder and do each slide once.
+
+A lease is a small file that its owner touches now and then; one that was not touched for long may be taken over. Both
+times are the file system's, so that clocks may differ. Should two work on one slide all the same, the first to finish
+takes the shards away, and the other finds the result: both are whole or not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import secrets
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RENEW_S = 20.0
+LAPSED_S = 120.0
+#: After taking over a lease, how long to wait for others that do so at the same moment.
+SETTLE_S = 0.5
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A lease that is held and renewed until it is released."""
+
+    path: Path
+    token: str
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def release(self) -> None:
+        self._stop.set()
+        if _token(self.path) == self.token:
+            self.path.unlink(missing_ok=True)
+
+    def renew(self) -> None:
+        while not self._stop.wait(RENEW_S):
+            try:
+                if _token(self.path) == self.token:  # or it was taken over
+                    os.utime(self.path)
+            except OSError:
+                continue  # a share that is away for a while; others may take over
+
+
+def take_lease(path: Path) -> Lease | None:
+    """Hold the lease at `path`, or None if another process does."""
+    token = secrets.token_hex(8)
+    content = json.dumps({"token": token, "where": _where(), "pid": os.getpid()})
+    try:
+        with path.open("x") as file:
+            file.write(content)
+    except FileExistsError:
+        lapsed = _has_lapsed(path)
+        if lapsed is None:  # released just now
+            return take_lease(path)
+        if not lapsed:
+            return None
+        ours = path.with_name(f".{token}.tmp.lease")
+        ours.write_text(content)
+        ours.replace(path)
+        time.sleep(SETTLE_S)
+        if _token(path) != token:
+            return None
+    lease = Lease(path, token)
+    threading.Thread(target=lease.renew, daemon=True).start()
+    return lease
+
+
+def _has_lapsed(path: Path) -> bool | None:
+    """Was it not renewed for long, or did its owner die on this machine? None if it is gone."""
+    now = path.with_name(f".{secrets.token_hex(8)}.tmp.lease")
+    try:
+        now.touch()
+        if now.stat().st_mtime - path.stat().st_mtime > LAPSED_S:
+            return True
+        content = json.loads(path.read_text())
+        return content["where"] == _where() and not _is_alive(int(content["pid"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError):
+        return False  # being written, or damaged: it lapses in time
+    finally:
+        now.unlink(missing_ok=True)
+
+
+def _token(path: Path) -> str | None:
+    try:
+        return str(json.loads(path.read_text())["token"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _where() -> str:
+    """A hash of this machine since it was started, and of this space of process numbers."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        processes = Path("/proc/self/ns/pid").readlink()
+    except OSError:
+        boot, processes = "", Path()
+    return hashlib.sha256(f"{platform.node()} {boot} {processes}".encode()).hexdigest()[:16]
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name == "nt":
+        return True  # there os.kill would interrupt it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

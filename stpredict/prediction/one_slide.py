@@ -1,0 +1,315 @@
+"""Predict one slide: its spots, its expression, its result. Reads top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import stpredict
+from stpredict.arrays import Float, Int, UInt8
+from stpredict.cards import PREDICTED_FROM, card_without_genes, held_out_correlation, read_reliability
+from stpredict.console import Report
+from stpredict.data.panel import match_genes
+from stpredict.engines import Engine, EngineRequest, open_engine
+from stpredict.errors import ResultError, StpredictError, UsageError
+from stpredict.prediction.jobs import Job, slide_name
+from stpredict.prediction.leases import take_lease
+from stpredict.prediction.out_of_distribution import UNUSUAL_FROM, unusual_fraction
+from stpredict.prediction.pipeline import predict_shards
+from stpredict.prediction.shards import Shards, describe_difference, open_shards, pin_engine, pinned_engine
+from stpredict.result import CHUNK_SPOTS, Gene, read_provenance, write_result
+from stpredict.slides.grid import GridRequest, choose_spots
+from stpredict.slides.lattice import Spots
+from stpredict.slides.overview import make_thumbnail
+from stpredict.slides.raster import Raster, block_order, make_raster, read_patches
+from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
+from stpredict.slides.tissue import MASK_UM, Tissue
+from stpredict.weights import Model
+
+N_SAMPLE = 64
+#: Patches that are compared with the training patches and used to check the engine.
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to predict and how. No `genes` means the whole panel, no `pitch_um` the spot diameter of the card."""
+
+    genes: Sequence[str] = ()
+    pitch_um: float | None = None
+    layout: Literal["square", "hex"] = "square"
+    spots_file: Path | None = None
+    min_tissue: float = 0.25
+    mpp: float | None = None
+    allow_upsampling: bool = False
+    engine: EngineRequest = field(default_factory=EngineRequest)
+    overwrite_before: float = 0.0  # results older than this, in seconds since 1970, are replaced
+
+    def grid(self, model: Model) -> GridRequest:
+        diameter_um = model.card["spot_diameter_um"]
+        return GridRequest(
+            diameter_um,
+            diameter_um if self.pitch_um is None else self.pitch_um,
+            self.layout,
+            self.spots_file,
+            self.min_tissue,
+        )
+
+
+class Clock:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 3)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A slide that is ours to predict: open, its spots chosen, its shards found. `held` closes it, ends the lease."""
+
+    held: ExitStack
+    slide: Slide
+    mpp: Mpp
+    settings: dict[str, Any]
+    raster: Raster
+    tissue: Tissue
+    spots: Spots
+    fraction: Float
+    shards: Shards
+    sample: UInt8
+    clock: Clock
+
+
+def is_done(job: Job, settings: dict[str, Any], overwrite_before: float) -> bool:
+    """Is the slide's result there already? Results older than `overwrite_before` (seconds since 1970) do not count.
+
+    Raises ResultError if one of other settings stands there and is not to be overwritten.
+    """
+    if not job.result.exists() or job.result.stat().st_mtime < overwrite_before:
+        return False
+    found = read_provenance(job.result)["settings"]
+    if found != settings and not overwrite_before:
+        difference = describe_difference(found, settings)
+        raise ResultError(f"{job.result.name}: exists with other settings ({difference}); --overwrite replaces it.")
+    return bool(found == settings)
+
+
+def prepare_slide(job: Job, model: Model, request: Request) -> Prepared | Literal["up to date", "elsewhere"]:
+    """Open a slide and choose its spots, unless its result is there or another process is at it.
+
+    Raises SlideError or ResultError.
+    """
+    clock = Clock()
+    with ExitStack() as stack:
+        slide = stack.enter_context(open_slide(job.slide))
+        mpp = resolve_mpp(slide, request.mpp if job.mpp is None else job.mpp)
+        settings = requested_settings(slide, mpp, model, request)
+        if is_done(job, settings, request.overwrite_before):
+            return "up to date"
+        lease = take_lease(job.result.with_name(job.result.name + ".lease"))
+        if lease is None:
+            return "elsewhere"
+        stack.callback(lease.release)
+        if is_done(job, settings, request.overwrite_before):  # by whoever held the lease until now
+            return "up to date"
+        raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
+        with clock.stage("tissue_and_spots"):
+            tissue, spots, fraction = choose_spots(slide, mpp, request.grid(model), request.engine.threads)
+        order = block_order(raster, raster.origins(spots.centres, model.card["patch_px"]))
+        folder = job.result.with_name(job.result.name + ".parts")
+        n_genes, overwrite = len(settings["genes"]), request.overwrite_before > 0
+        shards = open_shards(folder, order, spots.centres, n_genes, settings, overwrite)
+        with clock.stage("sample"):
+            sample = sample_patches(raster, spots, model.card["patch_px"], request.engine.threads)
+        held = stack.pop_all()
+    return Prepared(held, slide, mpp, settings, raster, tissue, spots, fraction, shards, sample, clock)
+
+
+def predict_slide(
+    prepared: Prepared, job: Job, model: Model, request: Request, engine: Engine | None, n_slides: int, report: Report,
+    progress: Progress,
+) -> Engine | None:  # fmt: skip
+    """Predict the first of `n_slides` slides. Returns the engine, for the others.
+
+    Raises SlideError, ResultError or EngineError.
+    """
+    slide, spots, shards, clock = prepared.slide, prepared.spots, prepared.shards, prepared.clock
+    threads = request.engine.threads
+    unusual = unusual_fraction(prepared.sample, model)
+    if unusual > UNUSUAL_FROM:
+        report(
+            f"{slide.path.name}: {unusual:.0%} of patches look unlike those the model was trained on; expect little."
+        )
+    with clock.stage("engine"):
+        pinned = pinned_engine(shards)
+        if pinned is None:
+            used = engine = engine or open_engine(model, request.engine, prepared.sample, report, len(spots) * n_slides)
+        else:
+            used = open_pinned_engine(model, request.engine, pinned, prepared.sample, report)
+        pin_engine(shards, used.name, used.precision, used.calibration)
+    columns = np.array(match_genes(prepared.settings["genes"], model.panel))
+    with clock.stage("reading_and_inference"):
+        waits = predict_shards(shards, prepared.raster, spots, model.card["patch_px"], columns, used, threads, progress)
+    clock.seconds.update(waits.by_cause())
+    provenance = {
+        **used.description(),
+        **describe_prediction(prepared, job, model, request),
+        "unusual_patches": round(unusual, 3),
+        "display_range": display_range(model, columns),
+        "card": card_without_genes(model.card),
+    }
+    with clock.stage("result"):
+        thumbnail, thumbnail_downsample = make_thumbnail(slide, prepared.tissue.overview, threads)
+        write_result(
+            job.result, slide_name(slide.path), spots, prepared.fraction, describe_genes(model, columns),
+            shards.rows(CHUNK_SPOTS), provenance, clock.seconds, thumbnail, thumbnail_downsample,
+            model.card["spot_diameter_um"] / prepared.mpp.x,
+        )  # fmt: skip
+        shards.remove()
+    return engine
+
+
+def requested_settings(slide: Slide, mpp: Mpp, model: Model, request: Request) -> dict[str, Any]:
+    """All that decides what the result holds; two predictions with equal settings agree."""
+    spots_digest = None
+    if request.spots_file:
+        try:
+            spots_digest = hashlib.sha256(request.spots_file.read_bytes()).hexdigest()
+        except OSError as error:
+            raise UsageError(f"{request.spots_file}: cannot be read ({error.strerror}).") from error
+    return {
+        "slide": slide.fingerprint(),
+        "model": model.sha256,
+        "genes": list(request.genes) or model.panel,
+        "mpp": list(mpp),
+        "pitch_um": request.grid(model).pitch_um,
+        "layout": "given" if request.spots_file else request.layout,
+        "spots": spots_digest,
+        "min_tissue": None if request.spots_file else request.min_tissue,
+        "engine": request.engine.name,
+        "precision": request.engine.precision,
+    }
+
+
+def describe_prediction(prepared: Prepared, job: Job, model: Model, request: Request) -> dict[str, Any]:
+    """What a result records of slide, model and grid; of the slide's own metadata nothing but its resolution."""
+    slide, raster, spots = prepared.slide, prepared.raster, prepared.spots
+    diameter_um = model.card["spot_diameter_um"]
+    return {
+        "stpredict": stpredict.__version__,
+        "model": {"name": model.name, "sha256": model.sha256},
+        "expression_unit": model.card["expression_unit"],
+        "settings": prepared.settings,
+        "slide": {
+            "name": slide_name(slide.path),
+            "path": path_from(slide.path, job.result.parent),
+            "fingerprint": prepared.settings["slide"],
+            "dimensions": list(slide.dimensions),
+            "bounds": list(slide.bounds),
+            "native_mpp": list(slide.native_mpp) if slide.native_mpp else None,
+            "given_mpp": request.mpp if job.mpp is None else job.mpp,
+            "mpp": list(prepared.mpp),
+            "reader": slide.reader,
+        },
+        "tissue": {"mask_um": MASK_UM, "tissue_fraction_of_slide": round(float(prepared.tissue.mask.mean()), 4)},
+        "raster": {"mpp": raster.mpp, "level": raster.level, "scale": list(raster.scale)},
+        "lattice": {
+            "layout": spots.layout,
+            "pitch_um": spots.pitch_um,
+            "spot_diameter_um": diameter_um,
+            "oversampled": spots.pitch_um < diameter_um,
+        },
+    }
+
+
+def path_from(slide: Path, folder: Path) -> str:
+    """The slide's path relative to the result's folder; its name alone where there is none, as on another drive."""
+    try:
+        return os.path.relpath(slide.resolve(), folder.resolve())
+    except ValueError:
+        return slide.name
+
+
+def open_pinned_engine(
+    model: Model, request: EngineRequest, pinned: tuple[str, str, str | None], sample: UInt8, report: Report
+) -> Engine:
+    """The engine that an interrupted prediction began with. Raises ResultError if it cannot run here."""
+    name, precision, calibration = pinned
+    used = f"the interrupted prediction used {name} {precision}"
+    try:
+        again = EngineRequest(name, precision, request.device, request.batch_size, request.threads)
+        engine = open_engine(model, again, sample, report)
+    except StpredictError as error:
+        raise ResultError(f"{used}: {error} --overwrite begins anew.") from error
+    if engine.calibration != calibration:
+        raise ResultError(f"{used}, calibrated on other patches; --overwrite begins anew.")
+    return engine
+
+
+def sample_patches(raster: Raster, spots: Spots, patch_px: int, threads: int) -> UInt8:
+    """Up to 64 patches spread evenly over the spots."""
+    index = np.unique(np.linspace(0, len(spots) - 1, N_SAMPLE).round().astype(np.int64))
+    with closing(read_patches(raster, spots.centres[index], patch_px, threads)) as blocks:
+        return np.stack([patch for _, block in blocks for patch in block])
+
+
+def describe_genes(model: Model, columns: Int) -> list[Gene]:
+    """What the result says of each gene."""
+    unknown = np.full(len(model.panel), np.nan)
+    mean = model.card["genes"]["training_mean"] or unknown
+    found = read_reliability(model.card)
+    low, ridge = (found.low, found.ridge) if found else (unknown, unknown)
+    correlation = held_out_correlation(model.card)
+    return [Gene(model.panel[i], correlation[i], mean[i], low[i], ridge[i]) for i in columns]
+
+
+def display_range(model: Model, columns: Int) -> list[list[float]] | None:
+    """The card's lowest and highest colour of each gene; None for an imported model, which has none."""
+    bounds = model.card["genes"]["display_range"]
+    return [[side[i] for i in columns] for side in bounds] if bounds else None
+
+
+def warn_of_unpredicted_genes(model: Model, genes: Sequence[str], report: Report) -> None:
+    """Tell which of the genes asked for the model could not predict when it was tested, or not better than ridge."""
+    correlation = held_out_correlation(model.card)
+    if not np.isfinite(correlation).any():
+        report(f"{model.name} was never tested on held-out tissue.")
+        return
+    asked = match_genes(genes, model.panel) or range(len(model.panel))
+    found = read_reliability(model.card)
+    if found:
+        doubtful = [i for i in asked if not found.reliable[i]]
+        if doubtful:
+            report(
+                f"{model.name}: {len(doubtful)} of these {len(asked)} genes are not reliable: their held-out "
+                f"correlation is not clearly above 0, or ridge regression did as well ({found.how})"
+            )
+        width = max((len(gene) for gene in genes), default=0)
+        for i in asked if genes else ():
+            report(
+                f"  {model.panel[i]:{width}}  {correlation[i]:6.2f} ({found.low[i]:.2f} to {found.high[i]:.2f}), "
+                f"ridge {found.ridge[i]:.2f}{'' if found.reliable[i] else '  not reliable'}"
+            )
+        return
+    poor = [i for i in asked if not correlation[i] >= PREDICTED_FROM]
+    if poor:
+        named = ": " + ", ".join(f"{model.panel[i]} ({correlation[i]:.2f})" for i in poor) if genes else ""
+        report(
+            f"{model.name} could not predict {len(poor)} of these {len(asked)} genes when it was tested "
+            f"(held-out correlation below {PREDICTED_FROM:g}){named}"
+        )

@@ -1,0 +1,125 @@
+"""One slide's patches through an engine into shards: reading, inference and writing go on at the same time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from stpredict.arrays import Float32, Int, UInt8
+from stpredict.engines import Engine
+from stpredict.prediction.shards import Shards
+from stpredict.slides.lattice import Spots
+from stpredict.slides.raster import Raster, read_patches
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+#: Shards that may wait to be written.
+MAX_WAITING_SHARDS = 2
+
+
+@dataclass
+class Waits:
+    """Seconds in which the flow stood still for want of patches, of the engine's output, or of the disk."""
+
+    patches: float = 0.0
+    batches: float = 0.0  # of patches, and of the copying of them into batches
+    outputs: float = 0.0  # of batches and of the engine
+    disk: float = 0.0
+
+    def by_cause(self) -> dict[str, float]:
+        """What a result records."""
+        seconds = {
+            "waiting_for_patches": self.patches,
+            "filling_batches": self.batches - self.patches,
+            "waiting_for_engine": self.outputs - self.batches,
+            "waiting_for_disk": self.disk,
+        }
+        return {cause: round(max(0.0, value), 3) for cause, value in seconds.items()}
+
+
+def one_ahead(work: Callable[[Item], Done], items: Sequence[Item]) -> Generator[tuple[Item, Future[Done]], None, None]:
+    """Each item and what `work` makes of it, which goes on while the caller is busy with the item before."""
+    with ThreadPoolExecutor(1) as pool:
+        begun = deque((item, pool.submit(work, item)) for item in items[:1])
+        for item in items[1:]:
+            begun.append((item, pool.submit(work, item)))
+            yield begun.popleft()
+        yield from begun
+
+
+def predict_shards(
+    shards: Shards,
+    raster: Raster,
+    spots: Spots,
+    patch_px: int,
+    columns: Int,
+    engine: Engine,
+    threads: int,
+    progress: Callable[[int, int], None],
+) -> Waits:
+    """Predict the shards that are not there yet. Raises SlideError where the slide cannot be decoded."""
+    missing = shards.missing()
+    wanted = np.concatenate([shards.spots(shard) for shard in missing]) if missing else np.empty(0, np.int64)
+    done, waits = len(spots) - len(wanted), Waits()
+    reading = read_patches(raster, spots.centres[wanted], patch_px, threads)
+    patches = (patch for _, block in timed(reading, waits, "patches") for patch in block)
+    batches = timed(fixed_batches(patches, engine.batch_size, (patch_px, patch_px, 3)), waits, "batches")
+    outputs = timed(engine.infer(batches), waits, "outputs")
+    writing: deque[Future[None]] = deque()
+    buffer: list[Float32] = []
+    held = 0
+    with closing(reading), ThreadPoolExecutor(1) as writer:  # no thread reads on when the slide is closed
+        for shard in missing:
+            size = len(shards.spots(shard))
+            while held < size:
+                batch = next(outputs)[:, columns]
+                buffer.append(batch)
+                held += len(batch)
+                progress(min(done + held, len(spots)), len(spots))
+            expression = np.concatenate(buffer)
+            writing.append(writer.submit(shards.write, shard, np.ascontiguousarray(expression[:size])))
+            buffer, held, done = [expression[size:]], held - size, done + size
+            _wait_for(writing, MAX_WAITING_SHARDS, waits)
+        _wait_for(writing, 0, waits)
+    return waits
+
+
+def fixed_batches(patches: Iterator[UInt8], batch_size: int, shape: tuple[int, int, int]) -> Iterator[UInt8]:
+    """Batches of exactly `batch_size` patches; the last one is padded with white."""
+    batch, filled = np.full((batch_size, *shape), 255, np.uint8), 0
+    for patch in patches:
+        batch[filled] = patch
+        filled += 1
+        if filled == batch_size:
+            yield batch
+            batch, filled = np.full((batch_size, *shape), 255, np.uint8), 0
+    if filled:
+        yield batch
+
+
+def timed(items: Iterator[Item], waits: Waits, cause: str) -> Iterator[Item]:
+    """The items, the seconds until each one comes added to `cause`."""
+    while True:
+        start = time.monotonic()
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        finally:
+            setattr(waits, cause, getattr(waits, cause) + time.monotonic() - start)
+        yield item
+
+
+def _wait_for(writing: deque[Future[None]], most: int, waits: Waits) -> None:
+    """Wait until no more than `most` shards are yet to be written. Raises what the writing raised."""
+    start = time.monotonic()
+    while len(writing) > most:
+        writing.popleft().result()
+    waits.disk += time.monotonic() - start
