@@ -40,6 +40,10 @@ class RegionsError(StpredictError):
     """A file of regions that cannot be read."""
 
 
+class MaskError(StpredictError):
+    """A mask that cannot be read, or does not fit its slide."""
+
+
 class SlideError(StpredictError):
     """One slide that cannot be processed. `remediable` ones are the caller's to mend if it is the only slide."""
 

@@ -17,7 +17,7 @@ import numpy as np
 from stpredict.arrays import Float, Float32, Int, UInt8
 from stpredict.errors import ResultError
 from stpredict.files import atomic_path
-from stpredict.slides.lattice import MAX_SPOTS, Spots, lattice_shape
+from stpredict.slides.lattice import MAX_SIDE, MAX_SPOTS, Spots, lattice_shape
 from stpredict.slides.slide import Bounds, Mpp
 from stpredict.stored_text import read_text
 
@@ -25,8 +25,6 @@ from stpredict.stored_text import read_text
 FORMAT_VERSION = 1
 CHUNK_SPOTS = 4096
 CHUNK_GENES = 16
-#: Larger numbers in a file are not a slide's.
-MAX_SIDE = 10_000_000
 MAX_THUMBNAIL = 10_000
 #: ln(1 + CPM) is at most 14; other models may have other units.
 MAX_EXPRESSION = 1e6

@@ -17,10 +17,10 @@ import numpy as np
 from stpredict.arrays import Bool, Float, Float32
 from stpredict.errors import ResultError, UsageError
 from stpredict.files import atomic_path
-from stpredict.regions import read_regions
 from stpredict.rendering.frame import Origin, make_frame
 from stpredict.rendering.table import plain_cell
 from stpredict.result import Result, read_result
+from stpredict.slides.regions import read_regions
 
 PERCENTILES = (5, 25, 50, 75, 95)
 STATISTICS = ("mean", *(f"p{percentile}" for percentile in PERCENTILES))

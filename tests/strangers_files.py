@@ -18,12 +18,12 @@ from results_to_draw import made_up
 
 from stpredict.checkpoints import read_checkpoint
 from stpredict.errors import MissingMppError
-from stpredict.regions import read_regions
 from stpredict.rendering.colour import ScaleRequest, colour_scale
 from stpredict.result import read_result
 from stpredict.slides.grid import GridRequest, choose_spots
 from stpredict.slides.lattice import given_spots, lattice
 from stpredict.slides.raster import make_raster, read_patches
+from stpredict.slides.regions import read_regions
 from stpredict.slides.slide import Bounds, Mpp, open_slide, resolve_mpp
 from stpredict.weights import load_model
 

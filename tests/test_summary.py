@@ -13,9 +13,9 @@ import pytest
 from results_to_draw import made_up
 from test_cli import run
 
-from stpredict.regions import read_regions
 from stpredict.result import read_result
 from stpredict.slides.lattice import Spots, lattice
+from stpredict.slides.regions import read_regions
 from stpredict.slides.slide import Bounds, Mpp
 from stpredict.summary import FACTS, rows
 

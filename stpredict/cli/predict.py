@@ -23,6 +23,7 @@ from stpredict.cli.options import (
     SpotsFile,
     Threads,
     Upsampling,
+    one_of,
     parse_genes,
     parse_layout,
 )
@@ -35,7 +36,7 @@ def predict(
     slides: Annotated[
         list[str],
         typer.Argument(
-            help="Slides, folders of slides, patterns, or @FILE.csv: a list with columns slide, mpp, out.",
+            help="Slides, folders of slides, patterns, or @FILE.csv: a list with columns slide, mpp, mask, out.",
             show_default=False,
         ),
     ],
@@ -46,6 +47,13 @@ def predict(
     layout: LayoutOption = "square",
     spots: SpotsFile = None,
     min_tissue: MinTissue = 0.25,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Predict only within: GeoJSON areas in level-0 pixels, or an image, not black there."),
+    ] = None,
+    mask_origin: Annotated[
+        str, typer.Option(help="Where the mask begins: slide, or bounds as QuPath crops slides that have them.")
+    ] = "slide",
     mpp: MppOption = None,
     allow_upsampling: Upsampling = False,
     engine: EngineOption = "auto",
@@ -68,7 +76,8 @@ def predict(
 
     request = Request(
         genes=parse_genes(genes), pitch_um=pitch, layout=parse_layout(layout), spots_file=spots, min_tissue=min_tissue,
-        mpp=mpp, allow_upsampling=allow_upsampling, overwrite_before=time.time() if overwrite else 0.0,
+        mask=mask, mask_origin=one_of("--mask-origin", mask_origin, ("slide", "bounds")), mpp=mpp,
+        allow_upsampling=allow_upsampling, overwrite_before=time.time() if overwrite else 0.0,
         engine=EngineRequest(engine, precision, device, batch_size, threads or usable_cores()),
     )  # fmt: skip
     if dry_run:

@@ -89,6 +89,8 @@ def check_request(model: Model, request: Request) -> None:
     match_genes(request.genes, model.panel)
     if len(set(request.genes)) < len(request.genes):
         raise UsageError("--genes names a gene more than once.")
+    if request.mask and request.spots_file:
+        raise UsageError("--mask chooses among the spots of a lattice; those of --spots are all predicted.")
     if not 0 <= request.min_tissue <= 1:
         raise UsageError(f"--min-tissue {request.min_tissue:g}: must lie between 0 and 1.")
 
@@ -114,13 +116,14 @@ def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Rep
     n_genes = len(request.genes) or len(model.panel)
     for job in jobs:
         try:
+            own = request.of(job)
             with open_slide(job.slide) as slide:
-                mpp = resolve_mpp(slide, request.mpp if job.mpp is None else job.mpp)
-                if is_done(job, requested_settings(slide, mpp, model, request), request.overwrite_before):
+                mpp = resolve_mpp(slide, own.mpp)
+                if is_done(job, requested_settings(slide, mpp, model, own), own.overwrite_before):
                     yield Plan(job)
                     continue
                 raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
-                _, spots, _ = choose_spots(slide, mpp, request.grid(model), request.engine.threads)
+                _, spots, _ = choose_spots(slide, mpp, own.grid(model), request.engine.threads)
                 if not rate:
                     sample = sample_patches(raster, spots, model.card["patch_px"], request.engine.threads)
                     engine = open_engine(model, request.engine, sample, report, len(spots) * len(jobs), keep=False)

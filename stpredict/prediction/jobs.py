@@ -19,16 +19,17 @@ RESULT_SUFFIX = ".h5ad"
 #: What folders are searched for. Plain images and DICOM have to be named: in folders they are mostly something else.
 SLIDE_SUFFIXES = {".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu"}
 OWN_PICTURES = re.compile(r"\.(heatmap|overlay|pca|channels(-\d+)?\.ome)\.tif$")
-LIST_COLUMNS = {"slide", "mpp", "out"}
+LIST_COLUMNS = {"slide", "mpp", "mask", "out"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One slide, where its result goes, and the slide's um per pixel if that is given for it alone."""
+    """One slide, where its result goes, and its um per pixel and its mask if they are given for it alone."""
 
     slide: Path
     result: Path
     mpp: float | None = None
+    mask: Path | None = None
 
 
 def find_jobs(arguments: Sequence[str], out: Path, report: Report) -> list[Job]:
@@ -68,8 +69,8 @@ def _jobs_of(argument: str, out: Path, report: Report) -> Iterator[Job]:
         yield _job(path, out)
 
 
-def _job(slide: Path, out: Path, mpp: float | None = None) -> Job:
-    return Job(slide, out / f"{slide_name(slide)}{RESULT_SUFFIX}", mpp)
+def _job(slide: Path, out: Path, mpp: float | None = None, mask: Path | None = None) -> Job:
+    return Job(slide, out / f"{slide_name(slide)}{RESULT_SUFFIX}", mpp, mask)
 
 
 def _in_folder(folder: Path, out: Path, report: Report) -> Iterator[Job]:
@@ -106,7 +107,7 @@ def _not_a_slide(path: Path) -> str | None:
 
 
 def _in_list(path: Path, out: Path) -> Iterator[Job]:
-    """Slides of a CSV with the column `slide` and, where wanted, `mpp` and `out`; paths are relative to its folder."""
+    """Slides of a CSV with the column `slide` and, if wanted, `mpp`, `mask`, `out`; paths count from its folder."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -114,9 +115,9 @@ def _in_list(path: Path, out: Path) -> Iterator[Job]:
         raise UsageError(f"@{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     columns = set(rows[0]) if rows else set()
     if "slide" not in columns or not columns <= LIST_COLUMNS:
-        raise UsageError(f"@{path}: needs a line of column names: slide and, where wanted, mpp and out; then slides.")
+        raise UsageError(f"@{path}: needs a line of column names: slide and, if wanted, mpp, mask, out; then slides.")
     for number, row in enumerate(rows, start=2):
-        slide, given, folder = ((row.get(column) or "").strip() for column in ("slide", "mpp", "out"))
+        slide, given, mask, folder = ((row.get(column) or "").strip() for column in ("slide", "mpp", "mask", "out"))
         if not slide:
             raise UsageError(f"@{path}, line {number}: names no slide.")
         try:
@@ -125,4 +126,5 @@ def _in_list(path: Path, out: Path) -> Iterator[Job]:
             mpp = math.nan
         if mpp is not None and not 0 < mpp < math.inf:
             raise UsageError(f"@{path}, line {number}: mpp {given!r} is not a positive number of um per pixel.")
-        yield _job(path.parent / slide, path.parent / folder if folder else out, mpp)
+        goes_to = path.parent / folder if folder else out
+        yield _job(path.parent / slide, goes_to, mpp, path.parent / mask if mask else None)

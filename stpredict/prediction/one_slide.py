@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from stpredict.prediction.shards import Shards, describe_difference, open_shards
 from stpredict.result import CHUNK_SPOTS, Gene, read_provenance, write_result
 from stpredict.slides.grid import GridRequest, choose_spots
 from stpredict.slides.lattice import Spots
+from stpredict.slides.mask import MaskRequest, Origin
 from stpredict.slides.overview import make_thumbnail
 from stpredict.slides.raster import Raster, block_order, make_raster, read_patches
 from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
@@ -53,6 +54,12 @@ class Request:
     allow_upsampling: bool = False
     engine: EngineRequest = field(default_factory=EngineRequest)
     overwrite_before: float = 0.0  # results older than this, in seconds since 1970, are replaced
+    mask: Path | None = None
+    mask_origin: Origin = "slide"
+
+    def of(self, job: Job) -> Request:
+        """The request with what is given for one slide alone."""
+        return replace(self, mpp=self.mpp if job.mpp is None else job.mpp, mask=job.mask or self.mask)
 
     def grid(self, model: Model) -> GridRequest:
         diameter_um = model.card["spot_diameter_um"]
@@ -62,6 +69,7 @@ class Request:
             self.layout,
             self.spots_file,
             self.min_tissue,
+            MaskRequest(self.mask, self.mask_origin) if self.mask else None,
         )
 
 
@@ -114,10 +122,10 @@ def prepare_slide(job: Job, model: Model, request: Request) -> Prepared | Litera
 
     Raises SlideError or ResultError.
     """
-    clock = Clock()
+    clock, request = Clock(), request.of(job)
     with ExitStack() as stack:
         slide = stack.enter_context(open_slide(job.slide))
-        mpp = resolve_mpp(slide, request.mpp if job.mpp is None else job.mpp)
+        mpp = resolve_mpp(slide, request.mpp)
         settings = requested_settings(slide, mpp, model, request)
         if is_done(job, settings, request.overwrite_before):
             return "up to date"
@@ -186,12 +194,7 @@ def predict_slide(
 
 def requested_settings(slide: Slide, mpp: Mpp, model: Model, request: Request) -> dict[str, Any]:
     """All that decides what the result holds; two predictions with equal settings agree."""
-    spots_digest = None
-    if request.spots_file:
-        try:
-            spots_digest = hashlib.sha256(request.spots_file.read_bytes()).hexdigest()
-        except OSError as error:
-            raise UsageError(f"{request.spots_file}: cannot be read ({error.strerror}).") from error
+    masked = {"mask": [digest_of(request.mask), request.mask_origin]} if request.mask else {}
     return {
         "slide": slide.fingerprint(),
         "model": model.sha256,
@@ -199,11 +202,20 @@ def requested_settings(slide: Slide, mpp: Mpp, model: Model, request: Request) -
         "mpp": list(mpp),
         "pitch_um": request.grid(model).pitch_um,
         "layout": "given" if request.spots_file else request.layout,
-        "spots": spots_digest,
+        "spots": digest_of(request.spots_file) if request.spots_file else None,
         "min_tissue": None if request.spots_file else request.min_tissue,
+        **masked,
         "engine": request.engine.name,
         "precision": request.engine.precision,
     }
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a file that the user named. Raises UsageError if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def describe_prediction(prepared: Prepared, job: Job, model: Model, request: Request) -> dict[str, Any]:
@@ -222,7 +234,7 @@ def describe_prediction(prepared: Prepared, job: Job, model: Model, request: Req
             "dimensions": list(slide.dimensions),
             "bounds": list(slide.bounds),
             "native_mpp": list(slide.native_mpp) if slide.native_mpp else None,
-            "given_mpp": request.mpp if job.mpp is None else job.mpp,
+            "given_mpp": request.of(job).mpp,
             "mpp": list(prepared.mpp),
             "reader": slide.reader,
         },

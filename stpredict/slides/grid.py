@@ -11,25 +11,27 @@ import numpy as np
 from stpredict.arrays import Float
 from stpredict.errors import NoTissueError
 from stpredict.slides.lattice import Spots, given_spots, lattice
+from stpredict.slides.mask import MaskRequest, inside_mask
 from stpredict.slides.slide import Mpp, Slide
 from stpredict.slides.tissue import Tissue, find_tissue
 
 
 @dataclass(frozen=True)
 class GridRequest:
-    """A lattice of spots with at least `min_tissue` of tissue, or the positions of a file."""
+    """A lattice of spots with at least `min_tissue` of tissue and within a mask, or the positions of a file."""
 
     spot_diameter_um: float
     pitch_um: float
     layout: Literal["square", "hex"] = "square"
     spots_file: Path | None = None
     min_tissue: float = 0.25
+    mask: MaskRequest | None = None
 
 
 def choose_spots(slide: Slide, mpp: Mpp, request: GridRequest, threads: int) -> tuple[Tissue, Spots, Float]:
     """The tissue, the spots, and the tissue fraction of each one's disk. Given spots are all kept.
 
-    Raises NoTissueError if no spot of the lattice holds enough tissue.
+    Raises NoTissueError if no spot of the lattice holds enough tissue, MaskError for a mask that does not fit.
     """
     tissue = find_tissue(slide, mpp, threads)
     if request.spots_file:
@@ -37,7 +39,12 @@ def choose_spots(slide: Slide, mpp: Mpp, request: GridRequest, threads: int) -> 
         return tissue, spots, tissue.fraction(spots.centres, request.spot_diameter_um, mpp)
     spots = lattice(slide.bounds, mpp, request.pitch_um, request.layout)
     fraction = tissue.fraction(spots.centres, request.spot_diameter_um, mpp)
-    kept = np.flatnonzero(fraction >= request.min_tissue)
+    enough = fraction >= request.min_tissue
+    if request.mask and enough.any():
+        enough &= inside_mask(request.mask, slide, spots.centres)
+        if not enough.any():
+            raise NoTissueError(f"{slide.path.name}: no tissue lies within the mask {request.mask.path.name}.")
+    kept = np.flatnonzero(enough)
     if not len(kept) or (request.min_tissue > 0 and not tissue.mask.any()):
         share = f"none of {len(spots)} spots is at least {request.min_tissue:.0%} tissue"
         raise NoTissueError(f"{slide.path.name}: no tissue found: {share}.")

@@ -15,6 +15,8 @@ from stpredict.errors import SlideError, UsageError
 from stpredict.slides.slide import Bounds, Mpp
 
 MAX_SPOTS = 50_000_000
+#: Larger numbers in a file are not a slide's.
+MAX_SIDE = 10_000_000
 Layout = Literal["square", "hex", "given"]
 
 

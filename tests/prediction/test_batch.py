@@ -151,6 +151,26 @@ def test_only_reliable_genes_on_request(slides, tmp_path):
     assert "does not say which are" in refused.stderr
 
 
+def test_a_mask_is_part_of_the_settings(slides, tiny_model_path):
+    square = [[0, 0], [400, 0], [400, 800], [0, 800], [0, 0]]
+    area = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [square]}, "properties": {}}
+    Path("left.geojson").write_text(json.dumps(area))
+    some = ("predict", slides / "one/a.tif", "-m", tiny_model_path, "--genes", "GNAS", "--pitch", "50")
+    masked = run(*some, "--mask", "left.geojson")
+    assert masked.exit_code == 0, masked.output
+    found = read_result(Path("a.h5ad")).spots
+    assert len(found) > 4
+    assert (found.centres[:, 0] < 400).all()
+    assert run(*some, "--mask", "left.geojson").stderr.count("up to date") == 1
+    refused = run(*some)
+    assert refused.exit_code == 1
+    assert "mask" in refused.stderr
+    assert run(*some, "--mask", "none.geojson").exit_code == 2
+    both = run(*some, "--mask", "left.geojson", "--spots", "spots.csv")
+    assert both.exit_code == 2
+    assert "--mask chooses among" in both.stderr
+
+
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(slides, tiny_model_path, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     plan = run("predict", slides, "-m", tiny_model_path, "-o", "out", "--pitch", "50", "--dry-run")

@@ -55,11 +55,11 @@ def test_patterns_and_names_go_straight_into_the_output_folder(folder, monkeypat
 
 
 def test_a_list_names_slides_with_their_mpp_and_folder(folder):
-    text = "\ufeffslide,mpp,out\nslides/b.svs,0.25,first\n /data/c.svs ,,\n"
+    text = "\ufeffslide,mpp,mask,out\nslides/b.svs,0.25,b.geojson,first\n /data/c.svs ,,,\n"
     path = folder.parent / "list.csv"
     path.write_text(text, encoding="utf-8")
     assert find_jobs([f"@{path}"], Path("o"), quiet) == [
-        Job(folder / "b.svs", folder.parent / "first" / "b.h5ad", 0.25),
+        Job(folder / "b.svs", folder.parent / "first" / "b.h5ad", 0.25, folder.parent / "b.geojson"),
         Job(Path("/data/c.svs"), Path("o/c.h5ad")),
     ]
 

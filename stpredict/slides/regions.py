@@ -12,7 +12,7 @@ import numpy as np
 
 from stpredict.arrays import Bool, Float
 from stpredict.errors import RegionsError
-from stpredict.result import MAX_SIDE
+from stpredict.slides.lattice import MAX_SIDE
 
 MAX_FILE_BYTES = 256 << 20
 #: What QuPath calls single cells; they are counted elsewhere, and regions are what lies around them.

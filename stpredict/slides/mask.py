@@ -1,0 +1,64 @@
+"""An area that spots are chosen from: polygons of a GeoJSON file, or what is not black in an image of the slide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from stpredict.arrays import Bool, Float
+from stpredict.errors import MaskError
+from stpredict.slides.regions import read_regions
+from stpredict.slides.slide import Slide
+
+Origin = Literal["slide", "bounds"]
+GEOJSON = {".geojson", ".json"}
+#: How much the sides of an image may differ in proportion from the slide's.
+MAX_DISTORTION = 0.02
+MAX_PIXELS = 400_000_000
+
+
+@dataclass(frozen=True)
+class MaskRequest:
+    """A file, and whether its coordinates begin at the slide's corner or at that of its bounds, as in QuPath."""
+
+    path: Path
+    origin: Origin = "slide"
+
+
+def inside_mask(request: MaskRequest, slide: Slide, centres: Float) -> Bool:
+    """Which level-0 `centres` (n x 2) lie in the area. An image covers the slide, or its bounds, at any size.
+
+    Raises RegionsError or MaskError for a file that cannot be read, or an image of other proportions.
+    """
+    whole = request.origin == "slide"
+    corner, size = ((0, 0), slide.dimensions) if whole else (slide.bounds[:2], slide.bounds[2:])
+    places = centres - corner
+    if request.path.suffix.lower() in GEOJSON:
+        areas = [region.contains(places) for region in read_regions(request.path).values()]
+        return np.asarray(np.any(areas, axis=0), dtype=np.bool_)
+    painted = _read_image(request.path)
+    height, width = painted.shape
+    if abs(width / height * size[1] / size[0] - 1) > MAX_DISTORTION:
+        raise MaskError(
+            f"{request.path}: {width} x {height} pixels do not have the proportions of {slide.path.name}, "
+            f"{size[0]} x {size[1]}."
+        )
+    column, row = (places * (width, height) / size).astype(np.int64).T
+    within = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    inside = np.zeros(len(centres), np.bool_)
+    inside[within] = painted[row[within], column[within]]
+    return inside
+
+
+def _read_image(path: Path) -> Bool:
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise MaskError(f"{path}: too large for a mask; a thumbnail's size will do.")
+            return np.asarray(image.convert("L")) > 0
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise MaskError(f"{path}: not an image or GeoJSON file that can be read ({error}).") from error
