@@ -47,7 +47,7 @@ def inside_mask(request: MaskRequest, slide: Slide, centres: Float) -> Bool:
             f"{request.path}: {width} x {height} pixels do not have the proportions of {slide.path.name}, "
             f"{size[0]} x {size[1]}."
         )
-    column, row = (places * (width, height) / size).astype(np.int64).T
+    column, row = np.floor(places * (width, height) / size).astype(np.int64).T
     within = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     inside = np.zeros(len(centres), np.bool_)
     inside[within] = painted[row[within], column[within]]
