@@ -70,7 +70,8 @@ def main() -> None:
         "# Speed",
         "",
         f"Written by `python tests/benchmarks/speed.py` on {processor()}, {usable_cores()} cores, no GPU; torch "
-        f"{torch.__version__}. Network: {model.name}, per-level mixing. Ratios are medians of rounds that take turns.",
+        f"{torch.__version__}. Network: {model.name}, per-level mixing. "
+        "Engines and reader: medians of rounds that take turns.",
     ]
     for name in arguments.parts or parts:
         for line in ("", *parts[name](model, arguments.scratch)):
@@ -222,8 +223,8 @@ def start(_: Model, scratch: Path) -> Iterator[str]:
 
 def predict(model: Model, scratch: Path) -> Iterator[str]:
     """Whole predictions against inference alone, and against the way that the papers' code works."""
-    stored = slide_of(scratch, 100, model.card["mpp"])
-    finer = slide_of(scratch, 100, model.card["mpp"] / 2)
+    stored = slide_of(scratch, 120, model.card["mpp"])
+    finer = slide_of(scratch, 120, model.card["mpp"] / 2)
     patches = cut_patches(model, stored, 512)
     engine = open_engine(model, EngineRequest(threads=usable_cores()), patches, quiet)
 
@@ -273,7 +274,7 @@ def scaling(_: Model, scratch: Path) -> Iterator[str]:
         "|---|---|---|---|---|",
     )
     first = 0.0
-    for path, rounds in ((slide_of(scratch, 32, 0.25), ROUNDS), (slide_of(scratch, 100, 0.25), ROUNDS), (large, 1)):
+    for path, rounds in ((slide_of(scratch, 32, 0.25), ROUNDS), (slide_of(scratch, 120, 0.25), ROUNDS), (large, 1)):
         command = ["predict", path, "--pitch", PITCH_UM, "-o", scratch / "scaling", "--overwrite"]
         runs = [run(command) for _ in range(rounds)]
         rate = statistics.median(t["spots"] / t["reading_and_inference"] for _, _, t in runs)
