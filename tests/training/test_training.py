@@ -30,7 +30,9 @@ from stpredict.training.folds import check_leaks, choose_validation, plan_folds
 from stpredict.weights import load_model
 
 TINY = {"channels": 12, "depth": 2, "heads": 1, "head_dim": 12, "mixing": "per_level"}
-OPTIONS = "--arch m2ort-tiny --epochs 2 --unlabelled 40 --teach-patches 40 --batch-size 16 --learning-rate 1e-3"
+OPTIONS = (
+    "--arch m2ort-tiny --epochs 2 --unlabelled 40 --teach-patches 40 --batch-size 16 --learning-rate 1e-3 --threads 1"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -136,8 +138,12 @@ def test_a_killed_run_ends_as_if_undisturbed(trained, dataset: Path, tmp_path: P
     assert train(dataset, out, *more).exit_code == 0
     whole, resumed = load_model(trained[0]), load_model(out)
     for name, tensor in whole.tensors.items():
-        np.testing.assert_array_equal(tensor, resumed.tensors[name])
-    assert whole.card["held_out"] == resumed.card["held_out"]
+        np.testing.assert_allclose(tensor, resumed.tensors[name], atol=2e-3)
+    # Not to the bit: some processors round differently from run to run. Without the optimiser's state it is off by 0.2.
+    for a, b in zip(whole.card["held_out"], resumed.card["held_out"], strict=True):
+        assert a["epochs"] == b["epochs"]
+        correlations = (np.array(fold["per_gene"]["correlation"], dtype=float) for fold in (a, b))
+        np.testing.assert_allclose(*correlations, atol=0.02)
 
 
 def test_a_typo_does_not_stand_in_the_way_of_its_correction(dataset: Path, tmp_path: Path):
@@ -192,7 +198,7 @@ def test_two_processes_train_as_one(tiles, tmp_path: Path):
     out = tmp_path / "m.safetensors"
     one_left = len(tiles.spot) - 1  # the last batch has fewer spots than there are processes
     call = [sys.executable, "-c", start, "train", tiles.path, "-o", out, *OPTIONS.split(), "--folds", "none",
-            "--threads", "1", "--batch-size", one_left]  # fmt: skip
+            "--batch-size", one_left]  # fmt: skip
     workers = [
         subprocess.Popen(
             [str(part) for part in call],
