@@ -18,7 +18,7 @@ from stpredict.weights import REFERENCE_FEATURES, Model, load_model, save_model
 
 if TYPE_CHECKING:
     from stpredict.data.tiles import Tiles
-    from stpredict.networks.m2ort import M2ORT
+    from stpredict.networks import Network
     from stpredict.training.objectives import Objective
 
 N_REFERENCE = 512
@@ -46,7 +46,7 @@ SCORES = {
 
 
 def make_card(
-    name: str, tiles: Tiles, panel: list[str], network: M2ORT, objective: Objective,
+    name: str, tiles: Tiles, panel: list[str], network: Network, objective: Objective,
     expression: Float, training: dict[str, Any], held_out: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
     """The card of a network whose `expression` of its training spots is given."""
@@ -85,12 +85,12 @@ def make_card(
     }
 
 
-def write_model(path: Path, card: dict[str, Any], network: M2ORT, objective: Objective, features: Float) -> None:
+def write_model(path: Path, card: dict[str, Any], network: Network, objective: Objective, features: Float) -> None:
     """Write the network in fp16 with `features` of some training patches; its head is made to predict expression."""
-    from stpredict.networks import build_network
+    from stpredict.networks import build_network, own_state
 
     saved = build_network(card["parameters"])
-    saved.load_state_dict(network.state_dict())
+    saved.load_state_dict(own_state(network))
     objective.fold_into(saved.head)
     tensors = {name: tensor.detach().cpu().numpy().astype(np.float16) for name, tensor in saved.state_dict().items()}
     chosen = np.random.default_rng(0).permutation(len(features))[:N_REFERENCE]

@@ -46,6 +46,11 @@ class Model:
     def panel(self) -> list[str]:
         return list(self.card["panel"])
 
+    @property
+    def fp32_only(self) -> bool:
+        """Does its network compute what lower precisions cannot tell apart?"""
+        return bool(self.card["parameters"].get("network") == "dictionary")
+
     def network_tensors(self) -> dict[str, Array]:
         return {name: tensor for name, tensor in self.tensors.items() if name != REFERENCE_FEATURES}
 
@@ -57,7 +62,8 @@ def save_model(path: Path, tensors: Mapping[str, Array], card: Mapping[str, Any]
     metadata = {"stpredict": text, "sha256": _checksum(text, arrays)}
     try:
         with atomic_path(path) as temporary:
-            safetensors.numpy.save_file(arrays, temporary, metadata)
+            # Its own save_file lets only the user read the file.
+            temporary.write_bytes(safetensors.numpy.save(arrays, metadata))
     except safetensors.SafetensorError as error:
         raise ModelFileError(f"{path}: cannot be written ({error}).") from error
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from stpredict.evaluation.features import colour_texture_features
 from stpredict.networks import build_network, network_parameters
 from stpredict.networks.m2ort import M2ORTConfig
-from stpredict.weights import Model, load_model, save_model
+from stpredict.weights import REFERENCE_FEATURES, Model, load_model, save_model
 
 DATA = Path(__file__).parent / "data"
 SLIDE = DATA / "CMU-1-Small-Region.svs"
@@ -77,7 +78,7 @@ def tiny_model(tiny_model_path: Path) -> Model:
     return load_model(tiny_model_path)
 
 
-def write_section(folder: Path, name: str, image: np.ndarray, seed: int, mpp: float = 0.5) -> None:
+def write_section(folder: Path, name: str, image: np.ndarray, seed: int, mpp: float = 0.5, depth: float = 1.0) -> None:
     """One section in the HER2ST layout whose counts follow the brightness of the image under each spot."""
     rng = np.random.default_rng(seed)
     Image.fromarray(image).save(folder / f"{name}.jpg", quality=85)
@@ -90,7 +91,7 @@ def write_section(folder: Path, name: str, image: np.ndarray, seed: int, mpp: fl
             px, py = new_x * step, new_y * step
             lines.append(f"{x}\t{y}\t{new_x:.3f}\t{new_y:.3f}\t{px:.2f}\t{py:.2f}\t1")
             dark = 1 - image[int(py) - 50 : int(py) + 50, int(px) - 50 : int(px) + 50].mean() / 255
-            rate = rng.uniform(5, 20) * (1 + np.linspace(-0.9, 0.9, len(GENES) + 1) * dark)
+            rate = depth * rng.uniform(5, 20) * (1 + np.linspace(-0.9, 0.9, len(GENES) + 1) * dark)
             counts.append(f"{x}x{y}\t" + "\t".join(map(str, rng.poisson(rate))))
     lines.append("99\t99\t99\t99\t1\t1\t0")  # not selected
     counts.append("98x98\t" + "\t".join(["1"] * (len(GENES) + 1)))  # not in the selection
@@ -106,3 +107,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, region: np.ndarray) -> Pat
     for seed, (name, image) in enumerate({"A1": region, "A2": region[:, ::-1], "B1": region[::-1]}.items()):
         write_section(folder, name, np.ascontiguousarray(image), seed)
     return folder
+
+
+@pytest.fixture(scope="session")
+def model_with_reference_path(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory, region: np.ndarray) -> Path:
+    """The tiny model, with patches of the example slide's tissue for its training patches."""
+    corners = [(x, y) for y in range(200, 2700, 200) for x in range(800, 1500, 100)]
+    features = colour_texture_features(region[y : y + 224, x : x + 224] for x, y in corners)
+    path = tmp_path_factory.mktemp("models") / "referenced.safetensors"
+    tensors = {**tiny_model.tensors, REFERENCE_FEATURES: features.astype(np.float32)}
+    save_model(path, tensors, {**tiny_model.card, "name": "referenced"})
+    return path

@@ -9,10 +9,13 @@ import typer
 
 from stpredict.cli.options import Threads, refuse_with_protocol, split
 from stpredict.cli.program import app, command
+from stpredict.errors import UsageError
 from stpredict.machine import usable_cores
 
 #: Defaults that a paper's protocol replaces.
 FOLDS, PANEL_RULE = "patient", "variance"
+ARCHITECTURE = "m2ort-small"
+IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
 
 @command(app, "train")
@@ -24,8 +27,9 @@ def train(
         Path, typer.Option("-o", "--out", help="The model file to write, NAME.safetensors.", show_default=False)
     ],
     arch: Annotated[
-        str, typer.Option(help="m2ort-small, -base or -large; with -cross as in the released code.")
-    ] = "m2ort-small",
+        str,
+        typer.Option(help="m2ort-small, -base or -large, with -cross as in the released code; or dictionary."),
+    ] = ARCHITECTURE,
     objective: Annotated[
         str, typer.Option(help="residuals, nb, poisson, or mse on ln(1 + CPM) as in the papers.")
     ] = "residuals",
@@ -69,6 +73,23 @@ def train(
             show_default="all, or 250 by mean and variable",
         ),
     ] = None,
+    counts_only: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of further sections, which need no images, to learn how genes vary together. Not for m2ort.",
+            show_default="none",
+        ),
+    ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="A frozen encoder to read instead of --arch: .pt2 of torch.export.save, or TorchScript. Needs --mpp.",
+            show_default="none",
+        ),
+    ] = None,
+    encoder_mean: Annotated[str, typer.Option(help="Mean of RGB in 0 to 1 that it was trained with.")] = IMAGENET_MEAN,
+    encoder_std: Annotated[str, typer.Option(help="Their standard deviation.")] = IMAGENET_STD,
+    encoder_licence: Annotated[str, typer.Option(help="Its licence, for the model's card.")] = "not stated",
     epochs: Annotated[int, typer.Option(min=1, help="Most epochs on measured spots; validation chooses the best.")] = 8,
     unlabelled: Annotated[
         int, typer.Option(min=0, help="Unlabelled patches of tissue, on which ridge teaches.")
@@ -93,9 +114,13 @@ def train(
 
     Example: stpredict train her2st/ -o mine.safetensors
     """
-    from stpredict.commands.train import train_command
+    from stpredict.commands.train import describe_encoder, train_command
     from stpredict.training.fit import Settings
 
+    if encoder:
+        if arch != ARCHITECTURE or mpp is None:
+            raise UsageError("--encoder: needs --mpp, the um per pixel that it was trained at, and takes no --arch.")
+        arch = "encoder"
     refuse_with_protocol(protocol, {
         "--objective": objective != Settings.objective, "--panel": panel != PANEL_RULE, "--folds": folds != FOLDS,
         "--hold-out": bool(hold_out), "--smooth-labels": smooth_labels,
@@ -104,10 +129,11 @@ def train(
         architecture=arch, objective=objective, epochs=epochs, teach_patches=teach_patches, batch_size=batch_size,
         learning_rate=learning_rate, teach_learning_rate=teach_learning_rate, stain_jitter=stain_jitter,
         smooth_labels=smooth_labels, seed=seed,
+        encoder=describe_encoder(encoder, encoder_mean, encoder_std, encoder_licence) if encoder else None,
     )  # fmt: skip
     train_command(
         dataset, out, settings, genes_file=genes_file, genes_required=split(genes_required), panel_size=panel_size,
         panel_rule=panel, folds=folds, hold_out=split(hold_out), allow_patient_leak=allow_patient_leak,
-        protocol=protocol, unlabelled=unlabelled, mpp=mpp, licence=licence, device=device,
-        threads=threads or usable_cores(), overwrite=overwrite,
+        protocol=protocol, counts_only=counts_only, encoder=encoder, unlabelled=0 if encoder else unlabelled, mpp=mpp,
+        licence=licence, device=device, threads=threads or usable_cores(), overwrite=overwrite,
     )  # fmt: skip

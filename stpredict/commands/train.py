@@ -15,18 +15,20 @@ from stpredict.files import make_folder
 from stpredict.weights import can_name_files
 
 if TYPE_CHECKING:
-    from stpredict.training.fit import Settings
+    from stpredict.training.fit import EncoderSettings, Settings
 
 
 def train_command(
     dataset: Path, out: Path, settings: Settings, *, genes_file: Path | None, genes_required: Sequence[str],
     panel_size: int | None, panel_rule: str, folds: str, hold_out: Sequence[str], allow_patient_leak: bool,
-    protocol: str | None, unlabelled: int, mpp: float | None, licence: str, device: str, threads: int, overwrite: bool,
+    protocol: str | None, counts_only: Path | None, encoder: Path | None, unlabelled: int, mpp: float | None,
+    licence: str, device: str, threads: int, overwrite: bool,
 ) -> None:  # fmt: skip
     """Train a model and print its path."""
     try:
-        from stpredict.training.crossvalidation import Panel, train_model
+        from stpredict.training.crossvalidation import train_model
         from stpredict.training.fit import is_main_process
+        from stpredict.training.one_network import Panel
         from stpredict.training.protocols import PANEL_SIZE, find_protocol
     except ModuleNotFoundError as error:
         raise needs_training_extra(error) from error
@@ -35,6 +37,7 @@ def train_command(
         raise UsageError(f"-o {out}: a model's file name ends in .safetensors.")
     if not can_name_files(out.stem):
         raise UsageError(f"-o {out}: {out.stem!r} cannot be a model's name.")
+    check_counts_only(counts_only, dataset, settings.architecture)
     make_folder(out.parent)
     panel = Panel(read_gene_list(genes_file) if genes_file else (), panel_size, tuple(genes_required), panel_rule)
     if protocol:
@@ -43,9 +46,40 @@ def train_command(
         panel = replace(panel, rule=paper.panel_rule, size=panel.size or PANEL_SIZE)
     train_model(
         dataset, out, settings, panel, folds=folds, hold_out=hold_out, allow_patient_leak=allow_patient_leak,
-        protocol=protocol, unlabelled=unlabelled, mpp=mpp, licence=licence, device=device, threads=threads,
-        overwrite=overwrite,
+        protocol=protocol, counts_only=counts_only, encoder=encoder, unlabelled=unlabelled, mpp=mpp, licence=licence,
+        device=device, threads=threads, overwrite=overwrite,
         report=lambda line: report(line) if is_main_process() else None,
     )  # fmt: skip
     if is_main_process():
+        if encoder and encoder.resolve().parent != out.resolve().parent:
+            report(f"{out.name} needs {encoder.name} beside it, or in the folder $STPREDICT_MODELS")
         print(out)
+
+
+def check_counts_only(counts_only: Path | None, dataset: Path, architecture: str) -> None:
+    """Raises UsageError for counts that would not be used."""
+    if counts_only and architecture.startswith("m2ort"):
+        raise UsageError(
+            f"--counts-only: {architecture} learns nothing from counts alone; --arch dictionary and --encoder do."
+        )
+    if counts_only and dataset.suffix == ".h5":
+        raise UsageError("--counts-only: with a folder of sections, not with a .tiles.h5 file, which is already cut.")
+
+
+def describe_encoder(path: Path, mean: str, std: str, licence: str) -> EncoderSettings:
+    """What a model's card says of its encoder. Raises UsageError for means that are not three numbers."""
+    from stpredict.networks.encoder_files import file_sha256
+    from stpredict.training.fit import EncoderSettings
+
+    def three(option: str, text: str) -> tuple[float, ...]:
+        try:
+            numbers = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 3 or not all(0 < number < 1 for number in numbers):
+            raise UsageError(f"{option} {text}: three numbers between 0 and 1, separated by commas.")
+        return numbers
+
+    return EncoderSettings(
+        path.name, file_sha256(path), three("--encoder-mean", mean), three("--encoder-std", std), licence
+    )

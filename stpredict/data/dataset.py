@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from stpredict.errors import DatasetError
 from stpredict.slides.slide import open_slide
 
 #: Each layout's test of a folder and its reader; the first that fits is used.
-READERS = (
+READERS: tuple[tuple[Callable[[Path], bool], Callable[[Path], list[Section]]], ...] = (
     (has_annotated, read_annotated),
     (is_hest, read_hest),
     (is_visium, read_visium),
@@ -42,12 +43,23 @@ def read_dataset(path: Path) -> list[Section]:
 
     Raises DatasetError if its layout is not known or its files do not fit together, SlideError for a damaged image.
     """
+    return [check_image(section) for section in _find_reader(path)(path)]
+
+
+def read_counts(path: Path) -> list[Section]:
+    """As `read_dataset`, of sections whose images are not used; in the HER2ST layout there need be none."""
+    read = _find_reader(path)
+    return read_her2st(path, require_images=False) if read is read_her2st else read(path)
+
+
+def _find_reader(path: Path) -> Callable[[Path], list[Section]]:
+    """The reader of a folder's layout. Raises DatasetError if that is not known."""
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder.")
     if path.is_dir():
         for fits, read in READERS:
             if fits(path):
-                return [check_image(section) for section in read(path)]
+                return read
         annotated = [file.name for file in files_of(path) if file.suffix == ".h5ad"]
         if annotated:
             what = "which slides and patients its .h5ad files come from"

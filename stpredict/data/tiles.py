@@ -27,6 +27,19 @@ UNLABELLED_MIN_TISSUE = 0.5
 
 
 @dataclass(frozen=True)
+class Counted:
+    """Spots with their counts (spots x genes), one label per spot."""
+
+    section: Labels
+    patient: Labels
+    counts: csr_array
+
+    @cached_property
+    def depth(self) -> Float:
+        return np.asarray(self.counts.sum(axis=1), dtype=float).ravel()
+
+
+@dataclass(frozen=True)
 class Tiles:
     """A tiles file, opened. Patches stay on disk; everything else is in memory, one entry per spot."""
 
@@ -42,6 +55,7 @@ class Tiles:
     genes: list[str]
     counts: csr_array
     unlabelled_section: Labels
+    counts_only: Counted | None = None  # of sections without images, over the same genes
 
     @cached_property
     def depth(self) -> Float:
@@ -49,11 +63,7 @@ class Tiles:
 
     def panel_counts(self, panel: Sequence[str]) -> Float:
         """Counts of the panel's genes, spots x genes; a gene that was not measured is zero."""
-        column = {gene: i for i, gene in enumerate(self.genes)}
-        out = np.zeros((len(self.spot), len(panel)))
-        known = [i for i, gene in enumerate(panel) if gene in column]
-        out[:, known] = self.counts[:, [column[panel[i]] for i in known]].toarray()
-        return out
+        return columns(self.counts, self.genes, panel)
 
     def read_patches(self, index: Int | Sequence[int], unlabelled: bool = False) -> UInt8:
         """Patches n x P x P x 3 of some spots, or of some unlabelled places."""
@@ -70,6 +80,7 @@ def write_tiles(
     sections: Sequence[Section],
     path: Path,
     *,
+    counts_only: Sequence[Section] = (),
     patch_px: int = 224,
     mpp: float | None = None,
     unlabelled: int = 0,
@@ -78,14 +89,15 @@ def write_tiles(
 ) -> None:
     """Cut the patches of all spots, and `unlabelled` more at random places of the tissue, and write them.
 
+    Of the sections `counts_only`, of which there need be no image, only the counts are written.
     The default mpp is the coarsest of the sections', rounded up to 0.01 um, so that none is upsampled.
     Raises SlideError if an image cannot be read, DatasetError if two sections have one name.
     """
-    names = [section.name for section in sections]
+    names = [section.name for section in (*sections, *counts_only)]
     if len(set(names)) < len(names):
         raise DatasetError(f"two sections have the name {max(names, key=names.count)}.")
     mpp = mpp or round(float(np.ceil(max(max(s.mpp) for s in sections) * 100 - 0.5) / 100), 2)
-    genes = sorted(set().union(*(section.genes for section in sections)))
+    genes = sorted(set().union(*(section.genes for section in (*sections, *counts_only))))
     n_spots = sum(len(section.spot_names) for section in sections)
     share = [unlabelled * len(section.spot_names) // max(n_spots, 1) for section in sections]
     rng = np.random.default_rng(seed)
@@ -121,16 +133,14 @@ def write_tiles(
             for note in section.notes:
                 report(f"{section.name}: {note}")
             start, extra_start = start + len(section.spot_names), extra_start + n_extra
-        repeated = [len(section.spot_names) for section in sections]
         file["spot"] = np.array([spot for s in sections for spot in s.spot_names], dtype=object).astype(text)
-        file["section"] = np.repeat(np.array(names, dtype=object), repeated).astype(text)
-        file["patient"] = np.repeat(np.array([s.patient for s in sections], dtype=object), repeated).astype(text)
-        file["unlabelled/section"] = np.repeat(np.array(names, dtype=object), share).astype(text)
+        file["unlabelled/section"] = np.repeat(np.array(names[: len(sections)], dtype=object), share).astype(text)
         file["centres"] = np.concatenate([section.centres for section in sections])
         file["genes"] = np.array(genes, dtype=object).astype(text)
-        counts = vstack([_aligned(section, genes) for section in sections], format="csr")
-        for part in ("data", "indices", "indptr"):
-            file.create_dataset(f"counts/{part}", data=getattr(counts, part), compression="gzip", shuffle=True)
+        _store_counts(sections, genes, file)
+        if counts_only:
+            _store_counts(counts_only, genes, file.create_group("counts_only"))
+            report(f"counts of {len(counts_only)} more sections, without images")
 
 
 def read_tiles(path: Path) -> Tiles:
@@ -140,10 +150,7 @@ def read_tiles(path: Path) -> Tiles:
             if file.attrs.get("format") != "stpredict-tiles" or file.attrs["format_version"] > FORMAT_VERSION:
                 raise DatasetError(f"{path}: not a tiles file that this version reads.")
             genes = [str(gene) for gene in file["genes"].asstr()]
-            spots = len(file["spot"])
-            counts = csr_array(
-                tuple(file[f"counts/{part}"][:] for part in ("data", "indices", "indptr")), (spots, len(genes))
-            )
+            pictured = _read_counts(file, len(genes))
             return Tiles(
                 path=path,
                 patch_px=int(file.attrs["patch_px"]),
@@ -151,12 +158,13 @@ def read_tiles(path: Path) -> Tiles:
                 spot_diameter_um=float(file.attrs["spot_diameter_um"]),
                 pitch_um=float(file.attrs["pitch_um"]),
                 spot=file["spot"].asstr()[:],
-                section=file["section"].asstr()[:],
-                patient=file["patient"].asstr()[:],
+                section=pictured.section,
+                patient=pictured.patient,
                 centres=file["centres"][:],
                 genes=genes,
-                counts=counts,
+                counts=pictured.counts,
                 unlabelled_section=file["unlabelled/section"].asstr()[:],
+                counts_only=_read_counts(file["counts_only"], len(genes)) if "counts_only" in file else None,
             )
     except (OSError, KeyError, ValueError) as error:
         raise DatasetError(f"{path}: cannot be read as a tiles file ({error}).") from error
@@ -168,6 +176,32 @@ def _store(blocks: Generator[tuple[Int, list[UInt8]], None, None], dataset: h5py
         for index, block in blocks:
             for i, patch in zip(index, block, strict=True):
                 dataset[start + i] = patch
+
+
+def _store_counts(sections: Sequence[Section], genes: Sequence[str], group: h5py.Group) -> None:
+    """Write the sections' counts over all `genes`, and section and patient of each spot."""
+    text, n_spots = h5py.string_dtype(), [len(section.spot_names) for section in sections]
+    for key in ("section", "patient"):
+        labels = [section.name if key == "section" else section.patient for section in sections]
+        group[key] = np.repeat(np.array(labels, dtype=object), n_spots).astype(text)
+    counts = vstack([_aligned(section, genes) for section in sections], format="csr")
+    for part in ("data", "indices", "indptr"):
+        group.create_dataset(f"counts/{part}", data=getattr(counts, part), compression="gzip", shuffle=True)
+
+
+def _read_counts(group: h5py.Group, n_genes: int) -> Counted:
+    section, patient = (group[key].asstr()[:] for key in ("section", "patient"))
+    parts = tuple(group[f"counts/{part}"][:] for part in ("data", "indices", "indptr"))
+    return Counted(section, patient, csr_array(parts, (len(section), n_genes)))
+
+
+def columns(counts: csr_array, genes: Sequence[str], panel: Sequence[str]) -> Float:
+    """Counts of the panel's genes, spots x genes; a gene that was not measured is zero."""
+    column = {gene: i for i, gene in enumerate(genes)}
+    out = np.zeros((counts.shape[0], len(panel)))
+    known = [i for i, gene in enumerate(panel) if gene in column]
+    out[:, known] = counts[:, [column[panel[i]] for i in known]].toarray()
+    return out
 
 
 def _aligned(section: Section, genes: Sequence[str]) -> csr_array:

@@ -18,7 +18,7 @@ from stpredict.engines.cache import engine_folder
 from stpredict.engines.eager import judge, load_network
 from stpredict.engines.running import BATCH_SIZES, Run, choose_device, demand_precision, infer_batches, with_precision
 from stpredict.errors import EngineError, first_line
-from stpredict.networks.m2ort import M2ORT
+from stpredict.networks import Network
 from stpredict.weights import Model
 
 
@@ -52,7 +52,7 @@ def open_compile(model: Model, precision: str, request: EngineRequest, sample: U
     )  # fmt: skip
 
 
-def compile_network(network: M2ORT, precision: str, device: torch.device) -> Run:
+def compile_network(network: Network, precision: str, device: torch.device) -> Run:
     """One graph for batches of one size, or an error on the first of them."""
     with contextlib.suppress(OSError):  # by default torch keeps what it compiled where others can write
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(engine_folder() / "inductor"))

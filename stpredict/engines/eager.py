@@ -20,13 +20,17 @@ from stpredict.engines.running import (
     with_precision,
 )
 from stpredict.errors import ModelFileError
-from stpredict.networks import build_network
-from stpredict.networks.m2ort import M2ORT
-from stpredict.weights import Model
+from stpredict.networks import Network, build_network
+from stpredict.networks.encoder import Encoded
+from stpredict.networks.encoder_files import find_encoder, open_encoder
+from stpredict.weights import Model, models_folders
 
 
-def load_network(model: Model) -> M2ORT:
-    """The model's network in fp32, ready to predict. Raises ModelFileError if its tensors do not fit its card."""
+def load_network(model: Model) -> Network:
+    """The model's network in fp32, ready to predict. Raises ModelFileError if its tensors do not fit its card.
+
+    An encoder is looked for beside the model and among the installed models.
+    """
     network = build_network(model.card["parameters"])
     tensors = {name: torch.from_numpy(tensor).float() for name, tensor in model.network_tensors().items()}
     try:
@@ -37,19 +41,10 @@ def load_network(model: Model) -> M2ORT:
         raise ModelFileError(
             f"{model.path.name}: predicts {network.config.n_genes} genes but names {len(model.panel)}."
         )
-    return network.eval()
-
-
-def cast_network(network: M2ORT, precision: str) -> M2ORT:
-    """Cast all that the tokens go through. Levels, the pixels' normalisation and the head stay in fp32."""
-    dtype = DTYPES[precision]
-    for embedding in network.patch_embeddings:
-        for name in ("expand", "project", "norm_out"):
-            getattr(embedding, name).to(dtype)
-    network.encoders.to(dtype)
-    network.norm.to(dtype)
-    for parameter in (network.cls_token, network.position_embedding):
-        parameter.data = parameter.data.to(dtype)
+    network.eval()
+    if isinstance(network, Encoded):
+        folders = [model.path.parent, *models_folders()]
+        network.encoder = open_encoder(find_encoder(network.config.file, network.config.sha256, folders))
     return network
 
 
@@ -73,11 +68,11 @@ def judge(
     output = np.concatenate(list(infer(np.split(padded, n_batches))))[: len(patches)]
     eager = None
     if precision in DTYPES and precision != "fp32":
-        eager = _run(cast_network(load_network(model), precision).to(device), patches, device)
+        eager = _run(load_network(model).cast(DTYPES[precision]).to(device), patches, device)
     return compare(output, run_reference(model, patches), precision, eager)
 
 
-def _run(network: M2ORT, patches: UInt8, device: str) -> Float32:
+def _run(network: Network, patches: UInt8, device: str) -> Float32:
     with torch.inference_mode():
         expression: Float32 = network(torch.from_numpy(patches).to(device)).cpu().numpy()
     return expression

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes.util
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from stpredict.engines import EngineRequest
+from stpredict.errors import EngineError
 from stpredict.weights import Model
 
 #: Spots from which building pays on a GPU. Estimates, not measured: an eager GPU does some 10,000 spots a second, and
@@ -19,7 +21,14 @@ Candidate = tuple[str, str]
 
 
 def candidates(model: Model, request: EngineRequest, n_spots: int) -> list[Candidate]:
-    """Engines and precisions to try for `n_spots` spots, best first."""
+    """Engines and precisions to try for `n_spots` spots, best first.
+
+    Raises EngineError for a precision that the model's network cannot do with.
+    """
+    if model.fp32_only:
+        if request.precision not in ("auto", "fp32"):
+            raise EngineError(f"--precision {request.precision}: {model.name} needs fp32.")
+        request = replace(request, precision="fp32")
     if request.name != "auto":
         on_gpu = request.name != "openvino" and finds_gpu(request)
         return _in_precisions(request.name, request, on_gpu)

@@ -23,10 +23,10 @@ from stpredict.console import Report
 from stpredict.engines import Engine, EngineRequest
 from stpredict.engines.cache import Key, engine_folder, find, store
 from stpredict.engines.check import Verdict
-from stpredict.engines.eager import cast_network, judge, load_network
-from stpredict.engines.running import BATCH_SIZES, choose_device, demand_precision, infer_batches
+from stpredict.engines.eager import judge, load_network
+from stpredict.engines.running import BATCH_SIZES, DTYPES, choose_device, demand_precision, infer_batches
 from stpredict.errors import EngineError, first_line
-from stpredict.networks.m2ort import M2ORT
+from stpredict.networks import Network
 from stpredict.weights import Model
 
 #: Changed whenever what is built changes without a change of version or setting.
@@ -134,13 +134,13 @@ def _driver_version() -> str:
     return str(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]
 
 
-def export_network(network: M2ORT, precision: str, patches: torch.Tensor) -> torch.export.ExportedProgram:
+def export_network(network: Network, precision: str, patches: torch.Tensor) -> torch.export.ExportedProgram:
     """The network as one graph in `precision` that takes uint8 patches of this shape and gives float32."""
     with torch.inference_mode(False), torch.no_grad():
-        return torch.export.export(cast_network(network, precision), (patches,), strict=False)
+        return torch.export.export(network.cast(DTYPES[precision]), (patches,), strict=False)
 
 
-def build(network: M2ORT, precision: str, patches: torch.Tensor) -> Any:
+def build(network: Network, precision: str, patches: torch.Tensor) -> Any:
     """Build the TensorRT engine. Raises RuntimeError if it would not be a single one."""
     torch_tensorrt = _import()
     module = torch_tensorrt.dynamo.compile(

@@ -143,8 +143,7 @@ def network_features(model: Model, tiles: Tiles, threads: int) -> Float:
     with torch.inference_mode():
         for start in range(0, len(tiles.spot), BATCH):
             patches = torch.from_numpy(tiles.read_patches(np.arange(start, min(start + BATCH, len(tiles.spot)))))
-            level_0 = patches.permute(0, 3, 1, 2).float()
-            parts.append(network.features(level_0, network.level_1(level_0), network.level_2(level_0)).numpy())
+            parts.append(network.features(patches).numpy())
     features: Float = np.concatenate(parts).astype(np.float64)
     return features
 

@@ -9,13 +9,14 @@ Equation numbers are the paper's.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from stpredict.networks.autocast import no_autocast
 
 N_LEVELS = 3
 #: Antialiased bilinear reduction as image libraries do it: one filter per level, not two halvings.
@@ -49,12 +50,6 @@ VARIANTS = {
     "base": {"channels": 256, "depth": 8, "heads": 4},
     "large": {"channels": 384, "depth": 12, "heads": 6},
 }
-
-
-def no_autocast(like: Tensor) -> AbstractContextManager[Any]:
-    """Keep what follows in its own precision. Nothing where nothing is cast, so that an exported graph stays flat."""
-    device = like.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class Downsample(nn.Module):
@@ -220,19 +215,26 @@ class M2ORT(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches, uint8 N x P x P x 3, to float32 N x genes."""
-        level_0 = patches.permute(0, 3, 1, 2).float()
-        return self.forward_levels(level_0, self.level_1(level_0), self.level_2(level_0))
+        return self.forward_levels(*self.levels(patches))
 
     def forward_levels(self, level_0: Tensor, level_1: Tensor, level_2: Tensor) -> Tensor:
         """Three images of one region, N x 3 x P x P, P/2 and P/4, pixels in 0..255, to float32 N x genes."""
-        joined = self.features(level_0, level_1, level_2)
+        joined = self.encode(level_0, level_1, level_2)
         with no_autocast(joined):
             # Spots differ by less than a bf16 step of their mean.
             output = self.head(joined.float())
         return F.softplus(output) if self.config.link == "softplus" else output
 
-    def features(self, level_0: Tensor, level_1: Tensor, level_2: Tensor) -> Tensor:
-        """The joined cls tokens, N x 3C, that the head reads."""
+    def features(self, patches: Tensor) -> Tensor:
+        """What the head reads, N x 3C."""
+        return self.encode(*self.levels(patches))
+
+    def levels(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        level_0 = patches.permute(0, 3, 1, 2).float()
+        return level_0, self.level_1(level_0), self.level_2(level_0)
+
+    def encode(self, level_0: Tensor, level_1: Tensor, level_2: Tensor) -> Tensor:
+        """The joined cls tokens, N x 3C."""
         levels = [
             embed(level.float() / 255 - 1)  # LayerNorm does not see the 1, but white glass is then exactly flat to it
             for embed, level in zip(self.patch_embeddings, (level_0, level_1, level_2), strict=True)
@@ -243,3 +245,14 @@ class M2ORT(nn.Module):
             # The head reads the cls token alone, so the last encoder computes nothing else (exact).
             x = encoder(x, queries=1 if i == len(self.encoders) - 1 else x.shape[1])
         return self.norm(x[:, 0])  # type: ignore[no-any-return]
+
+    def cast(self, dtype: torch.dtype) -> M2ORT:
+        """Cast all that the tokens go through. Levels, the pixels' normalisation and the head stay in fp32."""
+        for embedding in self.patch_embeddings:
+            for name in ("expand", "project", "norm_out"):
+                getattr(embedding, name).to(dtype)
+        self.encoders.to(dtype)
+        self.norm.to(dtype)
+        for parameter in (self.cls_token, self.position_embedding):
+            parameter.data = parameter.data.to(dtype)
+        return self

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median_low
 from typing import Any
@@ -15,66 +14,40 @@ from typing import Any
 import numpy as np
 import torch
 
-from stpredict.arrays import Float, Int
+from stpredict.arrays import Float
 from stpredict.cards import better_baselines, make_card, show_crossvalidation, write_model
-from stpredict.data.dataset import read_dataset
-from stpredict.data.panel import check_rule, choose_panel, match_genes
+from stpredict.data.dataset import read_counts, read_dataset
+from stpredict.data.panel import check_rule, match_genes
 from stpredict.data.tiles import Tiles, read_tiles, write_tiles
 from stpredict.errors import ResultError
 from stpredict.evaluation.features import colour_texture_features
-from stpredict.evaluation.spatial_statistics import neighbour_mean
 from stpredict.evaluation.splits import DEPTH_CONTROLLED, Split, evaluate_split
 from stpredict.files import atomic_path
-from stpredict.networks import architecture_config
-from stpredict.networks.m2ort import M2ORT
+from stpredict.networks import FITTED, check_architecture
+from stpredict.networks.encoder import Encoded, EncoderConfig
+from stpredict.networks.encoder_files import count_features, open_encoder
 from stpredict.prediction.shards import describe_difference
 from stpredict.training.fit import (
-    Log,
+    EncoderSettings,
     Report,
     Settings,
-    agree_on,
     is_main_process,
-    new_network,
     pick_device,
-    predict_z,
     process_group,
-    teach,
-    train_on_spots,
     wait_for_all,
 )
 from stpredict.training.folds import Fold, check_leaks, check_split, choose_validation, plan_folds
-from stpredict.training.objectives import Objective, check_objective, make_objective
+from stpredict.training.heads import describe_patches
+from stpredict.training.objectives import check_objective
+from stpredict.training.one_network import Panel, Run, Trained, predict_rows, train_network
+from stpredict.training.programmes import N_PROGRAMMES
 from stpredict.training.protocols import find_protocol, show_protocol
-
-
-@dataclass(frozen=True)
-class Panel:
-    """How to choose the genes: a list, or a rule of data/panel.py with a size and required genes."""
-
-    genes: Sequence[str] = ()
-    size: int | None = None
-    required: Sequence[str] = ()
-    rule: str = "variance"
-
-
-@dataclass(frozen=True)
-class Run:
-    """What all networks of one training run share."""
-
-    tiles: Tiles
-    features: Float
-    unlabelled_features: Float
-    panel: Panel
-    settings: Settings
-    licence: str
-    device: torch.device
-    report: Report
 
 
 def train_model(
     dataset: Path, out: Path, settings: Settings, panel: Panel, *, folds: str, hold_out: Sequence[str],
-    allow_patient_leak: bool, protocol: str | None, unlabelled: int, mpp: float | None, licence: str, device: str,
-    threads: int, overwrite: bool, report: Report,
+    allow_patient_leak: bool, protocol: str | None, counts_only: Path | None, encoder: Path | None, unlabelled: int,
+    mpp: float | None, licence: str, device: str, threads: int, overwrite: bool, report: Report,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a model from a data set or a tiles file, by way of the folder MODEL.run; returns its card.
 
@@ -82,7 +55,7 @@ def train_model(
     Raises ResultError if the model exists, or the folder holds a run with other settings, unless `overwrite`;
     UsageError for a held-out section of a patient who is also trained on, unless `allow_patient_leak`.
     """
-    architecture_config(settings.architecture, n_genes=1)
+    check_architecture(settings.architecture)
     check_objective(settings.objective)
     check_rule(panel.rule)
     check_split(folds)
@@ -98,6 +71,7 @@ def train_model(
     wanted = {
         **asdict(settings), "panel": asdict(panel), "folds": protocol or folds, "hold_out": list(hold_out), "mpp": mpp,
         "unlabelled": unlabelled, "licence": licence, "dataset": dataset.name, "files": fingerprint(dataset),
+        "counts_only": counts_only and [counts_only.name, fingerprint(counts_only)],
     }  # fmt: skip
     wanted = json.loads(json.dumps(wanted))
     with process_group(device):
@@ -108,19 +82,44 @@ def train_model(
                 (folder / "features.npz").unlink(missing_ok=True)
             if not tiles_path.exists():
                 sections = read_dataset(dataset)
-                write_tiles(sections, tiles_path, mpp=mpp, unlabelled=unlabelled, seed=settings.seed, report=report)
+                more = read_counts(counts_only) if counts_only else ()
+                write_tiles(
+                    sections, tiles_path, counts_only=more, mpp=mpp, unlabelled=unlabelled, seed=settings.seed,
+                    report=report,
+                )  # fmt: skip
             check_leaks(plan(read_tiles(tiles_path)), allow_patient_leak)
             match_genes([*panel.required, *panel.genes], read_tiles(tiles_path).genes, "measured genes")
             if not begun:
                 with atomic_path(folder / "run.json") as temporary:
                     temporary.write_text(json.dumps(wanted, indent=1))
-            read_features(read_tiles(tiles_path), folder / "features.npz", report, threads)
+            read_features(read_tiles(tiles_path), settings, folder / "features.npz", report, threads)
         wait_for_all()
         tiles = read_tiles(tiles_path)
-        features, unlabelled_features = read_features(tiles, folder / "features.npz", report, threads)
+        features, unlabelled_features = read_features(tiles, settings, folder / "features.npz", report, threads)
         torch.set_num_threads(threads)
         run = Run(tiles, features, unlabelled_features, panel, settings, licence, pick_device(device), report)
+        if encoder and settings.encoder:
+            run = with_encoder(run, encoder, settings.encoder, folder / "encoded.npy")
         return run_crossvalidation(run, plan(tiles), protocol, out, folder)
+
+
+def with_encoder(run: Run, path: Path, known: EncoderSettings, cache: Path) -> Run:
+    """The run with an encoder and what that says of each spot, kept in `cache`; the encoder runs once per spot.
+
+    Raises ModelFileError for a file that is no encoder, or that does not take patches of this size.
+    """
+    encoder = open_encoder(path)
+    width = count_features(encoder, run.tiles.patch_px, path.name)
+    network = Encoded(EncoderConfig(1, width, known.file, known.sha256, known.mean, known.std, run.tiles.patch_px))
+    network.encoder = encoder
+    network.to(run.device)
+    if not cache.exists() and is_main_process():
+        run.report(f"{path.name}: {width} features of {len(run.tiles.spot)} spots")
+        described = describe_patches(network, run.tiles, np.arange(len(run.tiles.spot)), run.device)
+        with atomic_path(cache) as temporary, temporary.open("wb") as file:
+            np.save(file, described)
+    wait_for_all()
+    return replace(run, encoder=network, encoded=np.load(cache))
 
 
 def find_run(folder: Path, out: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
@@ -150,50 +149,6 @@ def fingerprint(dataset: Path) -> str:
     return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:16]
 
 
-def train_network(
-    run: Run, sections: Sequence[str], validation: Sequence[str], epochs: int | None, folder: Path
-) -> tuple[M2ORT, Objective, list[str], int]:
-    """Teach, choose the number of epochs on `validation` unless `epochs` is given, and train on all of `sections`.
-
-    Returns the network (its head predicts z), its objective, its panel, and the number of epochs.
-    """
-    tiles, settings = run.tiles, run.settings
-    folder.mkdir(parents=True, exist_ok=True)
-    in_training = np.isin(tiles.section, sections)
-    in_validation = np.isin(tiles.section, validation)
-    panel = list(run.panel.genes) or choose_panel(
-        tiles.counts[np.flatnonzero(in_training)].toarray(), tiles.section[in_training], tiles.genes,
-        run.panel.size, run.panel.required, settings.seed, run.panel.rule,
-    )  # fmt: skip
-    counts = tiles.panel_counts(panel)
-    smooth = neighbour_mean(tiles.section, tiles.centres) if settings.smooth_labels else None
-    objective = make_objective(settings.objective, counts, tiles.depth, tiles.section, in_training, smooth)
-    log = Log(folder / "log.csv", run.report)
-    network = new_network(settings, tiles, len(panel))
-    places = np.flatnonzero(np.isin(tiles.unlabelled_section, sections))
-    # The teacher must not know the validation's counts, or the first epochs would look too good.
-    known = np.flatnonzero(in_training & ~in_validation)
-    if settings.teach_patches and len(places):
-        teach(network, tiles, run.features, run.unlabelled_features, objective, known, places,
-              settings, log, folder / "teach.pt", run.device)  # fmt: skip
-
-    def train(rows: Int, tested: Int, n_epochs: int, stage: str) -> M2ORT:
-        student = copy.deepcopy(network)
-        train_on_spots(student, tiles, objective, rows, tested, counts, n_epochs, stage,
-                       settings, log, folder / f"{stage}.pt", run.device)  # fmt: skip
-        return student
-
-    if epochs is None and len(validation):
-        train(known, np.flatnonzero(in_validation), settings.epochs, "select")
-        epochs = agree_on(log.best_epoch("select"))
-    # Without a validation, stop half way: on few spots the later epochs were seen to overfit.
-    epochs = epochs or max(1, settings.epochs // 2)
-    student = train(np.flatnonzero(in_training), np.empty(0, np.int64), epochs, "train")
-    if is_main_process():
-        draw_curves(log, folder / "curves.png")
-    return student, objective, panel, epochs
-
-
 def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     """Train without the fold's sections and score on them. A finished fold is read back from its folder."""
     done = folder / "scores.json"
@@ -201,17 +156,19 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
         return dict(json.loads(done.read_text()))
     tiles = run.tiles
     sections = fold.train or sorted(set(tiles.section) - set(fold.test_sections))
-    validation = choose_validation(tiles, sections) if fold.validation is None else fold.validation
-    how_long = f"epochs chosen on {', '.join(validation)}" if validation else "no section left to choose epochs on"
-    run.report(f"hold out {fold.kind} {fold.name}: train on {', '.join(sections)}, {how_long}")
-    network, objective, panel, epochs = train_network(run, sections, validation, None, folder)
+    validation = choose_sections_for_epochs(run, sections) if fold.validation is None else fold.validation
+    how_long = f", epochs chosen on {', '.join(validation)}" if validation else ""
+    run.report(f"hold out {fold.kind} {fold.name}: train on {', '.join(sections)}{how_long}")
+    trained = train_network(run, sections, validation, None, folder)
     test = np.isin(tiles.section, fold.test_sections)
     training = np.isin(tiles.section, sections)
+    panel, objective = trained.panel, trained.objective
     split = Split(tiles.panel_counts(panel), tiles.depth, tiles.section, tiles.patient, tiles.centres, training, test)
-    predicted = objective.expression(predict_z(network, tiles, np.flatnonzero(test), run.device))
+    predicted = objective.expression(predict_rows(run, trained.network, np.flatnonzero(test)))
     scores = {
         "name": fold.name, "kind": fold.kind, "test": fold.test_sections, "train": sections,
-        "validation": validation, "epochs": epochs, "panel": panel, **({"leak": fold.leak} if fold.leak else {}),
+        "validation": validation, "epochs": trained.epochs, "panel": panel,
+        **({"leak": fold.leak} if fold.leak else {}),
         **evaluate_split(predicted, split, run.features, objective),
     }  # fmt: skip
     if is_main_process():
@@ -220,13 +177,15 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
         beaten_by = better_baselines(scores)
         if beaten_by:
             run.report(f"held-out {fold.name}: the model has learnt nothing that {' and '.join(beaten_by)} had not")
-        name = f"{folder.parent.stem}-{folder.name}"
-        write_card_and_model(
-            run, folder / "model.safetensors", name, network, objective, panel, sections, [scores], epochs
-        )
+        write_trained(run, trained, folder / "model.safetensors", f"{folder.parent.stem}-{folder.name}", [scores])
         with atomic_path(done) as temporary:
             temporary.write_text(json.dumps(scores))
     return scores
+
+
+def choose_sections_for_epochs(run: Run, sections: Sequence[str]) -> list[str]:
+    """The sections on which the number of epochs is chosen; none where there are no epochs, or too few sections."""
+    return [] if run.settings.architecture in FITTED else choose_validation(run.tiles, sections)
 
 
 def run_crossvalidation(
@@ -240,39 +199,47 @@ def run_crossvalidation(
         run.report(line)
     chosen = [scores["epochs"] for scores in held_out if scores["validation"]]
     sections = sorted(set(run.tiles.section))
-    validation = [] if chosen else choose_validation(run.tiles, sections)
+    validation = [] if chosen else choose_sections_for_epochs(run, sections)
     run.report(f"train on everything: {', '.join(sections)}")
-    network, objective, panel, epochs = train_network(
-        run, sections, validation, median_low(chosen) if chosen else None, folder / "all"
-    )
-    return write_card_and_model(run, out, out.stem, network, objective, panel, sections, held_out, epochs)
+    trained = train_network(run, sections, validation, median_low(chosen) if chosen else None, folder / "all")
+    return write_trained(run, trained, out, out.stem, held_out)
 
 
-def write_card_and_model(
-    run: Run, path: Path, name: str, network: M2ORT, objective: Objective, panel: list[str],
-    sections: Sequence[str], held_out: Sequence[dict[str, Any]], epochs: int,
-) -> dict[str, Any]:  # fmt: skip
-    rows = np.flatnonzero(np.isin(run.tiles.section, sections))
-    expression = objective.expression(predict_z(network, run.tiles, rows, run.device))
+def write_trained(
+    run: Run, trained: Trained, path: Path, name: str, held_out: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Write the model with its card, which is returned."""
+    rows = np.flatnonzero(np.isin(run.tiles.section, trained.sections))
+    expression = trained.objective.expression(predict_rows(run, trained.network, rows))
     training = {
-        **asdict(run.settings),
-        "epochs_used": epochs,
+        **trained_how(run.settings, trained),
         "licence": run.licence,
-        "sections": list(sections),
+        "sections": list(trained.sections),
         "patients": sorted(set(run.tiles.patient[rows].tolist())),
         "spots": len(rows),
-        "unlabelled_patches": int(np.isin(run.tiles.unlabelled_section, sections).sum()),
+        "unlabelled_patches": int(np.isin(run.tiles.unlabelled_section, trained.sections).sum()),
     }
-    card = make_card(name, run.tiles, panel, network, objective, expression, training, held_out)
+    card = make_card(name, run.tiles, trained.panel, trained.network, trained.objective, expression, training, held_out)
     if is_main_process():
-        write_model(path, card, network, objective, run.features[rows])
+        write_model(path, card, trained.network, trained.objective, run.features[rows])
     return card
 
 
-def read_features(tiles: Tiles, cache: Path, report: Report, threads: int) -> tuple[Float, Float]:
-    """Colour and texture features of the spots and of the unlabelled places, kept in `cache`."""
+def trained_how(settings: Settings, trained: Trained) -> dict[str, Any]:
+    """The settings that mattered, for the card."""
+    everything = {key: value for key, value in asdict(settings).items() if value is not None}
+    if settings.architecture not in FITTED:
+        return {**everything, "epochs_used": trained.epochs}
+    mattered = ("architecture", "objective", "smooth_labels", "seed", "encoder")
+    kept = {key: value for key, value in everything.items() if key in mattered}
+    return {**kept, "gene_programmes": N_PROGRAMMES, "gene_programmes_from": list(trained.counts_from)}
+
+
+def read_features(tiles: Tiles, settings: Settings, cache: Path, report: Report, threads: int) -> tuple[Float, Float]:
+    """Colour and texture features of the spots and, for who is taught, of the unlabelled places, kept in `cache`."""
     if not cache.exists():
-        n, extra = len(tiles.spot), len(tiles.unlabelled_section)
+        n = len(tiles.spot)
+        extra = 0 if settings.architecture in FITTED else len(tiles.unlabelled_section)
         report(f"colour and texture features of {n} spots and {extra} unlabelled patches")
         spots = colour_texture_features((tiles.read_patches([i])[0] for i in range(n)), threads)
         unlabelled = colour_texture_features(
@@ -282,24 +249,3 @@ def read_features(tiles: Tiles, cache: Path, report: Report, threads: int) -> tu
             np.savez(temporary, spots=spots, unlabelled=unlabelled)
     with np.load(cache) as saved:
         return saved["spots"], saved["unlabelled"]
-
-
-def draw_curves(log: Log, path: Path) -> None:
-    """A PNG of the loss and the validation score over the epochs of each stage."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for stage in dict.fromkeys(row["stage"] for row in log.rows):
-        rows = [row for row in log.rows if row["stage"] == stage]
-        left.plot([row["epoch"] for row in rows], [float(row["loss"]) for row in rows], "o-", label=stage)
-        scored = [row for row in rows if row["validation"]]
-        if scored:
-            right.plot(
-                [row["epoch"] for row in scored], [float(row["validation"]) for row in scored], "o-", label=stage
-            )
-    left.set(xlabel="epoch", ylabel="loss")
-    right.set(xlabel="epoch", ylabel="validation depth-controlled correlation")
-    left.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)

@@ -25,7 +25,7 @@ from stpredict.errors import UsageError
 from stpredict.evaluation import metrics
 from stpredict.evaluation.baselines import fit_ridge
 from stpredict.files import atomic_path
-from stpredict.networks import architecture_config
+from stpredict.networks import Network, architecture_config
 from stpredict.networks.m2ort import M2ORT
 from stpredict.training.objectives import Objective
 
@@ -35,6 +35,17 @@ LOG_COLUMNS = ("stage", "epoch", "loss", "validation", "seconds")
 TAUGHT_LIMIT = 4.0
 #: For a process that waits while the first one cuts patches.
 LONGEST_WAIT = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """A frozen encoder's file, known by its content, and how it was trained. `mean` and `std` are of RGB in 0..1."""
+
+    file: str
+    sha256: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    licence: str
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Settings:
     stain_jitter: float = 0.1
     smooth_labels: bool = False
     seed: int = 0
+    encoder: EncoderSettings | None = None
 
 
 @dataclass
@@ -216,7 +228,7 @@ def fit(
                 torch.save(saved, temporary)
 
 
-def predict_z(network: M2ORT, tiles: Tiles, index: Int, device: torch.device, batch_size: int = 64) -> Float:
+def predict_z(network: Network, tiles: Tiles, index: Int, device: torch.device, batch_size: int = 64) -> Float:
     """The network's raw output for some spots, in fp32, spots x genes."""
     network.to(device).eval()
     out = []

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from stpredict.arrays import Bool, Float, Labels
 from stpredict.errors import UsageError
 from stpredict.evaluation.metrics import THETA, log_cpm, pearson_residuals
-from stpredict.networks.m2ort import Link
 
+Link = Literal["identity", "softplus"]
 ObjectiveName = Literal["residuals", "nb", "poisson", "mse"]
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 
@@ -36,6 +36,7 @@ class Objective:
     slope: Float
     link: Link
     loss: Callable[[Tensor, Tensor], Tensor]  # (z of a batch, indices of its spots) to a mean loss
+    residual_scale: Float | None = None  # targets are Pearson residuals times this; None where they are something else
 
     def expression(self, z: Float) -> Float:
         """ln(1 + CPM) of the expected share, from z."""
@@ -86,10 +87,10 @@ def make_objective(
     if name == "residuals":
         spread = _spread(residuals[fit])
         targets = residuals / spread
-        return Objective(name, targets, offset, relative * spread, "softplus", _squared_error(targets))
+        return Objective(name, targets, offset, relative * spread, "softplus", _squared_error(targets), 1 / spread)
     theta = THETA if name == "nb" else None
     likelihood = _count_likelihood(counts, depth, share, theta)
-    return Objective(name, residuals * relative, offset, np.ones(len(share)), "softplus", likelihood)
+    return Objective(name, residuals * relative, offset, np.ones(len(share)), "softplus", likelihood, relative)
 
 
 def check_objective(name: str) -> None:

@@ -1,0 +1,85 @@
+"""A dictionary of image windows, read by a linear head (Coates, Lee and Ng 2011, AISTATS, "An Analysis of Single-Layer
+Networks in Unsupervised Feature Learning").
+
+Small windows of optical density are whitened and compared with centres that k-means found in unlabelled tissue. A patch
+is described by how much nearer than average its windows are to each centre: mean and spread over the patch, and mean
+within the spot. Sums of differences that lower precisions cannot tell apart: everything runs in fp32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stpredict.networks.autocast import no_autocast
+
+POOLINGS = 3
+
+
+@dataclass(frozen=True)
+class DictionaryConfig:
+    """Sizes of one dictionary. `components` are those kept of a whitened window, `spot_px` the spot's diameter."""
+
+    n_genes: int
+    spot_px: float
+    components: int
+    centres: int = 200
+    window_px: int = 8
+    stride_px: int = 3
+    patch_px: int = 224
+    link: Literal["identity", "softplus"] = "identity"  # "softplus": the head predicts ln(CPM), not ln(1 + CPM)
+
+
+def optical_density(patches: Tensor) -> Tensor:
+    """Patches, uint8 N x P x P x 3, to natural optical density N x 3 x P x P."""
+    return -torch.log((patches.permute(0, 3, 1, 2).float() + 1) / 256)
+
+
+class Dictionary(nn.Module):
+    """Expression of `n_genes` from one square patch per spot."""
+
+    def __init__(self, config: DictionaryConfig) -> None:
+        super().__init__()
+        self.config = config
+        k, c, window = config.centres, config.components, config.window_px
+        n_features = POOLINGS * k
+        self.centres: Tensor
+        self.feature_mean: Tensor
+        self.feature_scale: Tensor
+        self.in_spot: Tensor
+        self.whiten = nn.Conv2d(3, c, window, stride=config.stride_px)
+        self.register_buffer("centres", torch.randn(k, c))
+        self.register_buffer("feature_mean", torch.zeros(n_features))
+        self.register_buffer("feature_scale", torch.ones(n_features))
+        self.head = nn.Linear(n_features, config.n_genes)
+        side = (config.patch_px - window) // config.stride_px + 1
+        from_centre = (torch.arange(side) + 0.5) / side - 0.5
+        radius = config.spot_px / config.patch_px / 2
+        in_spot = (from_centre[:, None] ** 2 + from_centre**2 < radius**2).flatten()
+        self.register_buffer("in_spot", in_spot / in_spot.sum().clamp(min=1), persistent=False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Patches, uint8 N x P x P x 3, to float32 N x genes."""
+        with no_autocast(patches):
+            output = self.read(self.features(patches))
+        return F.softplus(output) if self.config.link == "softplus" else output
+
+    def read(self, features: Tensor) -> Tensor:
+        """What the head makes of features, N x genes."""
+        return self.head((features - self.feature_mean) * self.feature_scale)  # type: ignore[no-any-return]
+
+    def features(self, patches: Tensor) -> Tensor:
+        """What the head reads, before it is standardised: N x 3 centres."""
+        windows = self.whiten(optical_density(patches)).flatten(2)  # N x components x windows
+        squares = (windows**2).sum(1, keepdim=True) + (self.centres**2).sum(1)[:, None]
+        distance = (squares - 2 * (self.centres @ windows)).clamp(min=0).sqrt()  # N x centres x windows
+        near = (distance.mean(1, keepdim=True) - distance).clamp(min=0)
+        return torch.cat([near.mean(2), near.std(2), near @ self.in_spot], dim=1)
+
+    def cast(self, _dtype: torch.dtype) -> Dictionary:
+        """Nothing is cast: lower precisions cannot tell the distances apart."""
+        return self

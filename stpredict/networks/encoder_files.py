@@ -1,0 +1,94 @@
+"""Files of encoders: exported programs and TorchScript. A file that would run pickled code is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stpredict.errors import ModelFileError, first_line
+
+EXPORTED, SCRIPTED = (".pt2",), (".pt", ".ts")
+
+
+def file_sha256(path: Path) -> str:
+    """Raises ModelFileError if the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def open_encoder(path: Path) -> nn.Module:
+    """An encoder from pixels, N x 3 x P x P, to features, N x features, ready to run on the CPU.
+
+    Raises ModelFileError if it is neither an exported program (.pt2) nor TorchScript (.pt, .ts), or holds pickles.
+    """
+    if path.suffix not in (*EXPORTED, *SCRIPTED):
+        raise ModelFileError(
+            f"{path.name}: not an encoder's file; save one with torch.export.save (.pt2) or torch.jit.save (.pt)."
+        )
+    try:
+        if path.suffix in EXPORTED:
+            refuse_pickles(path)
+            encoder: nn.Module = torch.export.load(path).module()
+        else:
+            encoder = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+    except ModelFileError:
+        raise
+    except Exception as error:  # torch fails in many ways on a damaged file
+        raise ModelFileError(f"{path.name}: cannot be read as an encoder ({first_line(error)}).") from error
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(False)
+    return encoder
+
+
+def refuse_pickles(path: Path) -> None:
+    """Raises ModelFileError if loading an exported program would unpickle anything but plain tensors."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith("_config.json"):
+                entries = json.loads(archive.read(name))["config"].values()
+                if any(entry["use_pickle"] is not False or entry.get("tensor_meta") is None for entry in entries):
+                    raise ModelFileError(f"{path.name}: holds pickled objects, which are not read; export it anew.")
+            elif "/sample_inputs/" in name:
+                torch.load(io.BytesIO(archive.read(name)), weights_only=True)
+        if not any(name.endswith("weights_config.json") for name in archive.namelist()):
+            raise ModelFileError(f"{path.name}: not a program exported by torch 2.11 or later.")
+
+
+def count_features(encoder: nn.Module, patch_px: int, name: str) -> int:
+    """How many numbers an encoder gives of a patch. Raises ModelFileError if it does not give a row for each."""
+    try:
+        with torch.inference_mode():
+            sizes = {tuple(encoder(torch.zeros(n, 3, patch_px, patch_px)).shape) for n in (2, 3)}
+    except Exception as error:  # whatever the encoder raises
+        raise ModelFileError(
+            f"{name}: does not take batches of any number of patches of {patch_px} px ({first_line(error)})."
+        ) from error
+    widths = {shape[1] for shape in sizes if len(shape) == 2}
+    if len(widths) != 1 or {shape[0] for shape in sizes} != {2, 3}:
+        raise ModelFileError(f"{name}: gives {sorted(sizes)} of 2 and 3 patches, not a row of features for each.")
+    return int(widths.pop())
+
+
+def find_encoder(name: str, sha256: str, folders: Sequence[Path]) -> Path:
+    """The encoder's file of this name and content in one of the folders. Raises ModelFileError if it is in none."""
+    if Path(name).name != name:
+        raise ModelFileError(f"the model's card names an encoder {name!r}, which is no file's name.")
+    others = []
+    for path in (folder / name for folder in folders):
+        if path.is_file():
+            if file_sha256(path) == sha256:
+                return path
+            others.append(path)
+    if others:
+        raise ModelFileError(f"{name}: not the encoder that the model was trained with (its sha256 is another).")
+    raise ModelFileError(f"the model needs its encoder {name} beside it, or in the folder $STPREDICT_MODELS.")

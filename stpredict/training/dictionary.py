@@ -1,0 +1,67 @@
+"""Learn the windows of a dictionary network by k-means on unlabelled tissue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from sklearn.cluster import MiniBatchKMeans
+
+from stpredict.arrays import Float, UInt8
+from stpredict.data.tiles import Tiles
+from stpredict.networks.dictionary import Dictionary, DictionaryConfig, optical_density
+
+N_WINDOWS, N_PATCHES = 60_000, 1200
+#: Of the largest variance of windows: directions of less are noise.
+NOISE_FLOOR = 1e-3
+KMEANS_BATCH, KMEANS_ITERATIONS = 4096, 15
+PATCHES_AT_A_TIME = 64
+
+
+def learn_windows(tiles: Tiles, sections: Sequence[str], n_genes: int, seed: int) -> Dictionary:
+    """A dictionary of the windows of some sections' unlabelled patches, or of their spots where there are none."""
+    rng = np.random.default_rng(seed)
+    window_px = DictionaryConfig.window_px
+    windows = [
+        sample_windows(patches, window_px, N_WINDOWS // len(sections) * len(patches) // n_patches, rng)
+        for name in sections
+        for patches, n_patches in some_patches(tiles, name, N_PATCHES // len(sections), rng)
+    ]
+    flat = np.concatenate(windows)
+    mean = flat.mean(axis=0)
+    variance, vectors = np.linalg.eigh(np.cov((flat - mean).T))
+    floor = NOISE_FLOOR * variance.max()
+    kept = variance > floor
+    whiten = vectors[:, kept] / np.sqrt(variance[kept] + floor)
+    means = MiniBatchKMeans(
+        DictionaryConfig.centres, batch_size=KMEANS_BATCH, n_init=1, max_iter=KMEANS_ITERATIONS, random_state=seed
+    ).fit((flat - mean) @ whiten)
+    spot_px = tiles.spot_diameter_um / tiles.mpp
+    network = Dictionary(DictionaryConfig(n_genes, spot_px, int(kept.sum()), patch_px=tiles.patch_px))
+    with torch.no_grad():
+        for parameter, values in (
+            (network.whiten.weight, whiten.T.reshape(-1, 3, window_px, window_px)),
+            (network.whiten.bias, -(mean @ whiten)), (network.centres, means.cluster_centers_),
+        ):  # fmt: skip
+            # Rounded as they will be stored, so that the head is fitted to what it will read.
+            parameter.copy_(torch.as_tensor(values).half())  # type: ignore[union-attr]
+    return network
+
+
+def some_patches(tiles: Tiles, section: str, n: int, rng: np.random.Generator) -> Iterator[tuple[UInt8, int]]:
+    """Parts of at most `n` unlabelled patches of a section, or of spots if there are none; and how many in all."""
+    places = np.flatnonzero(tiles.unlabelled_section == section)
+    unlabelled = bool(len(places))
+    if not unlabelled:
+        places = np.flatnonzero(tiles.section == section)
+    chosen = np.sort(rng.choice(places, min(n, len(places)), replace=False))
+    for start in range(0, len(chosen), PATCHES_AT_A_TIME):
+        yield tiles.read_patches(chosen[start : start + PATCHES_AT_A_TIME], unlabelled), len(chosen)
+
+
+def sample_windows(patches: UInt8, window_px: int, n: int, rng: np.random.Generator) -> Float:
+    """`n` windows at random places of patches, n x values."""
+    every = optical_density(torch.from_numpy(patches)).unfold(2, window_px, 1).unfold(3, window_px, 1)
+    which, y, x = (rng.integers(0, every.shape[axis], n) for axis in (0, 2, 3))
+    return every[which, :, y, x].reshape(n, -1).double().numpy()

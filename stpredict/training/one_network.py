@@ -1,0 +1,172 @@
+"""Train one network on some sections, and choose its genes: what each fold and the final model need."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stpredict.arrays import Float, Int
+from stpredict.data.panel import choose_panel
+from stpredict.data.tiles import Tiles
+from stpredict.evaluation.spatial_statistics import neighbour_mean
+from stpredict.files import atomic_path
+from stpredict.networks import FITTED, Network
+from stpredict.networks.dictionary import Dictionary
+from stpredict.networks.encoder import Encoded
+from stpredict.networks.m2ort import M2ORT
+from stpredict.training.dictionary import learn_windows
+from stpredict.training.fit import (
+    Log,
+    Report,
+    Settings,
+    agree_on,
+    is_main_process,
+    new_network,
+    predict_z,
+    teach,
+    train_on_spots,
+)
+from stpredict.training.heads import describe_patches, fit_head
+from stpredict.training.objectives import Objective, make_objective
+
+
+@dataclass(frozen=True)
+class Panel:
+    """How to choose the genes: a list, or a rule of data/panel.py with a size and required genes."""
+
+    genes: Sequence[str] = ()
+    size: int | None = None
+    required: Sequence[str] = ()
+    rule: str = "variance"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network whose head predicts z, and what it was trained with and on."""
+
+    network: Network
+    objective: Objective
+    panel: list[str]
+    sections: Sequence[str]
+    epochs: int  # 0 of a network that is fitted at once
+    counts_from: Sequence[str] = ()  # the sections that told how genes vary together, where one is fitted so
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all networks of one training run share."""
+
+    tiles: Tiles
+    features: Float
+    unlabelled_features: Float
+    panel: Panel
+    settings: Settings
+    licence: str
+    device: torch.device
+    report: Report
+    encoder: Encoded | None = None  # as yet of one gene, its head not fitted
+    encoded: Float | None = None  # what it says of each spot, spots x features
+
+
+def train_network(
+    run: Run, sections: Sequence[str], validation: Sequence[str], epochs: int | None, folder: Path
+) -> Trained:
+    """Choose the panel of `sections` and train on them: a dictionary at once, other networks epoch by epoch."""
+    tiles, settings = run.tiles, run.settings
+    folder.mkdir(parents=True, exist_ok=True)
+    in_training = np.isin(tiles.section, sections)
+    panel = list(run.panel.genes) or choose_panel(
+        tiles.counts[np.flatnonzero(in_training)].toarray(), tiles.section[in_training], tiles.genes,
+        run.panel.size, run.panel.required, settings.seed, run.panel.rule,
+    )  # fmt: skip
+    counts = tiles.panel_counts(panel)
+    smooth = neighbour_mean(tiles.section, tiles.centres) if settings.smooth_labels else None
+    objective = make_objective(settings.objective, counts, tiles.depth, tiles.section, in_training, smooth)
+    if settings.architecture in FITTED:
+        rows = np.flatnonzero(in_training)
+        network = new_described_network(run, sections, len(panel))
+        features = describe_patches(network, tiles, rows, run.device) if run.encoded is None else run.encoded[rows]
+        counts_from = fit_head(network, features, rows, tiles, panel, objective)
+        return Trained(network, objective, panel, sections, 0, counts_from)
+    student, epochs = train_epochs(run, sections, validation, objective, counts, epochs, folder)
+    return Trained(student, objective, panel, sections, epochs)
+
+
+def new_described_network(run: Run, sections: Sequence[str], n_genes: int) -> Dictionary | Encoded:
+    """A network that describes patches, its head yet to be fitted: the run's encoder, or a dictionary of `sections`."""
+    if run.encoder is None:
+        return learn_windows(run.tiles, sections, n_genes, run.settings.seed)
+    network = Encoded(replace(run.encoder.config, n_genes=n_genes)).to(run.device)
+    network.encoder = run.encoder.encoder
+    return network
+
+
+def predict_rows(run: Run, network: Network, rows: Int) -> Float:
+    """The network's raw output for some spots, in fp32, spots x genes."""
+    if run.encoded is None or not isinstance(network, Encoded):
+        return predict_z(network, run.tiles, rows, run.device)
+    with torch.inference_mode():
+        features = torch.as_tensor(run.encoded[rows], dtype=torch.float32, device=run.device)
+        return network.read(features).double().cpu().numpy()
+
+
+def train_epochs(
+    run: Run, sections: Sequence[str], validation: Sequence[str], objective: Objective, counts: Float,
+    epochs: int | None, folder: Path,
+) -> tuple[M2ORT, int]:  # fmt: skip
+    """Teach, choose the number of epochs on `validation` unless `epochs` is given, and train on all of `sections`.
+
+    `counts` are spots x genes of the panel. Returns the network and the number of epochs.
+    """
+    tiles, settings = run.tiles, run.settings
+    in_training, in_validation = (np.isin(tiles.section, names) for names in (sections, validation))
+    log = Log(folder / "log.csv", run.report)
+    network = new_network(settings, tiles, counts.shape[1])
+    places = np.flatnonzero(np.isin(tiles.unlabelled_section, sections))
+    # The teacher must not know the validation's counts, or the first epochs would look too good.
+    known = np.flatnonzero(in_training & ~in_validation)
+    if settings.teach_patches and len(places):
+        teach(network, tiles, run.features, run.unlabelled_features, objective, known, places,
+              settings, log, folder / "teach.pt", run.device)  # fmt: skip
+
+    def train(rows: Int, tested: Int, n_epochs: int, stage: str) -> M2ORT:
+        student = copy.deepcopy(network)
+        train_on_spots(student, tiles, objective, rows, tested, counts, n_epochs, stage,
+                       settings, log, folder / f"{stage}.pt", run.device)  # fmt: skip
+        return student
+
+    if epochs is None and len(validation):
+        train(known, np.flatnonzero(in_validation), settings.epochs, "select")
+        epochs = agree_on(log.best_epoch("select"))
+    # Without a validation, stop half way: on few spots the later epochs were seen to overfit.
+    epochs = epochs or max(1, settings.epochs // 2)
+    student = train(np.flatnonzero(in_training), np.empty(0, np.int64), epochs, "train")
+    if is_main_process():
+        draw_curves(log, folder / "curves.png")
+    return student, epochs
+
+
+def draw_curves(log: Log, path: Path) -> None:
+    """A PNG of the loss and the validation score over the epochs of each stage."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for stage in dict.fromkeys(row["stage"] for row in log.rows):
+        rows = [row for row in log.rows if row["stage"] == stage]
+        left.plot([row["epoch"] for row in rows], [float(row["loss"]) for row in rows], "o-", label=stage)
+        scored = [row for row in rows if row["validation"]]
+        if scored:
+            right.plot(
+                [row["epoch"] for row in scored], [float(row["validation"]) for row in scored], "o-", label=stage
+            )
+    left.set(xlabel="epoch", ylabel="loss")
+    right.set(xlabel="epoch", ylabel="validation depth-controlled correlation")
+    left.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GENES, SLIDE, write_section
+from typer.testing import CliRunner
+
+from stpredict.cli import app
+from stpredict.data.dataset import read_dataset
+from stpredict.data.tiles import read_tiles, write_tiles
+from stpredict.engines.eager import load_network
+from stpredict.result import read_result
+from stpredict.training.dictionary import learn_windows
+from stpredict.training.programmes import N_PROGRAMMES
+from stpredict.weights import load_model
+
+
+@pytest.fixture(scope="module")
+def counts_only(region: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A deep section of a third patient, whose image was lost."""
+    folder = tmp_path_factory.mktemp("counts")
+    write_section(folder, "C1", region, seed=7, depth=20)
+    (folder / "C1.jpg").unlink()
+    return folder
+
+
+def train(source: Path, out: Path, *more: object):
+    options = ["--arch", "dictionary", "--unlabelled", "40", "--threads", "1", *map(str, more)]
+    return CliRunner().invoke(app, ["train", str(source), "-o", str(out), *options])
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Path, counts_only: Path, tmp_path_factory: pytest.TempPathFactory):
+    out = tmp_path_factory.mktemp("run") / "words.safetensors"
+    done = train(dataset, out, "--counts-only", counts_only)
+    assert done.exit_code == 0, done.output
+    return out, done
+
+
+def test_the_card_says_how_it_was_fitted_and_how_good_it_is(trained):
+    out, done = trained
+    card = load_model(out).card
+    assert card["architecture"] == "dictionary"
+    assert set(GENES) <= set(card["panel"])
+    training = card["training"]
+    assert training["gene_programmes"] == N_PROGRAMMES
+    assert training["gene_programmes_from"] == ["C1"]  # the others are too shallow
+    assert not {"epochs", "learning_rate", "teach_patches"} & set(training)
+    assert [fold["name"] for fold in card["held_out"]] == ["A", "B"]
+    for fold in card["held_out"]:
+        assert "ridge on colour and texture" in fold["rows"]
+        assert fold["validation"] == []
+    assert "epochs" not in done.stderr
+    assert "counts of 1 more sections, without images" in done.stderr
+
+
+def test_it_predicts_what_follows_the_image(trained, dataset: Path, tmp_path: Path):
+    model = load_model(trained[0])
+    write_tiles(read_dataset(dataset), tmp_path / "t.h5", report=print)
+    tiles = read_tiles(tmp_path / "t.h5")
+    patches = tiles.read_patches(range(len(tiles.spot)))
+    with torch.inference_mode():
+        predicted = load_network(model)(torch.from_numpy(patches)).numpy()
+    np.testing.assert_allclose(predicted.mean(axis=0), model.card["genes"]["training_mean"], atol=0.5)
+    # In the data made for these tests the last gene's share rises with darkness and the first one's falls.
+    dark = -patches.mean(axis=(1, 2, 3))
+    first, last = (model.panel.index(gene) for gene in (GENES[0], GENES[-1]))
+    assert np.corrcoef(predicted[:, last] - predicted[:, first], dark)[0, 1] > 0.5
+
+
+def test_it_predicts_a_slide(trained, tmp_path: Path):
+    done = CliRunner().invoke(
+        app, ["predict", str(SLIDE), "-m", str(trained[0]), "--pitch", "200", "--engine", "eager", "-o", str(tmp_path)]
+    )
+    assert done.exit_code == 0, done.output
+    assert len(read_result(tmp_path / "CMU-1-Small-Region.h5ad").genes) == len(load_model(trained[0]).panel)
+
+
+def test_windows_are_whitened_and_the_same_each_time(dataset: Path, tmp_path: Path):
+    write_tiles(read_dataset(dataset), tmp_path / "t.h5", unlabelled=12, report=print)
+    tiles = read_tiles(tmp_path / "t.h5")
+    network, again = (learn_windows(tiles, ["A1", "B1"], 2, seed=0) for _ in range(2))
+    for name, tensor in network.state_dict().items():
+        if name != "head.weight" and name != "head.bias":
+            torch.testing.assert_close(tensor, again.state_dict()[name], rtol=0, atol=0)
+    patches = torch.from_numpy(tiles.read_patches(np.flatnonzero(tiles.unlabelled_section == "A1"), True))
+    density = -torch.log((patches.permute(0, 3, 1, 2).float() + 1) / 256)
+    with torch.inference_mode():
+        white = network.whiten(density).transpose(0, 1).flatten(1)
+    # Of variance one, but for the floor under what is mostly noise, and for the second section.
+    assert 0.3 < white.var(dim=1).min() < white.var(dim=1).max() < 2
+
+
+def test_the_papers_objective_has_no_programmes(dataset: Path, tmp_path: Path):
+    done = train(dataset, tmp_path / "m.safetensors", "--objective", "mse", "--folds", "none")
+    assert done.exit_code == 0, done.output
+    card = load_model(tmp_path / "m.safetensors").card
+    assert card["training"]["gene_programmes_from"] == []
+
+
+def test_counts_that_would_not_be_used_are_refused(dataset: Path, counts_only: Path, tmp_path: Path):
+    out = tmp_path / "m.safetensors"
+    refused = train(dataset, out, "--counts-only", counts_only, "--arch", "m2ort-small")
+    assert refused.exit_code == 2
+    assert "learns nothing from counts alone" in refused.stderr
+    tiles = tmp_path / "x.tiles.h5"
+    tiles.touch()
+    refused = train(tiles, out, "--counts-only", counts_only)
+    assert refused.exit_code == 2
+    assert "already cut" in refused.stderr
+    missing = train(dataset, out, "--counts-only", tmp_path / "nowhere")
+    assert missing.exit_code == 2
+    assert "nowhere: no such file or folder" in missing.stderr

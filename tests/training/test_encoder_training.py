@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GENES, SLIDE
+from torch import nn
+from typer.testing import CliRunner
+
+from stpredict.cli import app
+from stpredict.result import read_result
+from stpredict.weights import load_model
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.edges = nn.Conv2d(3, 6, 7, stride=4)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.cat([pixels.mean(dim=(2, 3)), self.edges(pixels).abs().mean(dim=(2, 3))], dim=1)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("encoders") / "tiny.pt2"
+    shapes = ({0: torch.export.Dim("n")},)
+    torch.export.save(torch.export.export(Tiny().eval(), (torch.rand(2, 3, 224, 224),), dynamic_shapes=shapes), path)
+    return path
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory):
+    out = tmp_path_factory.mktemp("run") / "mine.safetensors"
+    done = run(
+        "train", dataset, "-o", out, "--encoder", encoder, "--mpp", "0.69", "--encoder-licence", "MIT", "--threads", "1"
+    )
+    assert done.exit_code == 0, done.output
+    return out, done
+
+
+def test_the_card_knows_the_encoder_and_the_model_does_not_hold_it(trained, encoder: Path):
+    out, done = trained
+    model = load_model(out)
+    known = model.card["training"]["encoder"]
+    assert (known["file"], known["licence"], len(known["sha256"])) == ("tiny.pt2", "MIT", 64)
+    assert known["mean"] == [0.485, 0.456, 0.406]
+    assert model.card["parameters"]["n_features"] == 9
+    assert not any(name.startswith("encoder") for name in model.tensors)
+    assert str(encoder.parent) not in str(model.card)
+    assert [fold["name"] for fold in model.card["held_out"]] == ["A", "B"]
+    assert "mine.safetensors needs tiny.pt2 beside it" in done.stderr
+    assert "9 features of" in done.stderr
+
+
+@pytest.mark.parametrize("engine", ["eager", "openvino"])
+def test_it_predicts_a_slide_with_its_encoder_at_hand(trained, encoder: Path, tmp_path: Path, engine: str):
+    model = shutil.copy(trained[0], tmp_path)
+    call = ["predict", SLIDE, "-m", model, "--pitch", "200", "--engine", engine, "-o", tmp_path / "out"]
+    alone = run(*call)
+    assert alone.exit_code != 0
+    assert "tiny.pt2 beside it" in alone.stderr
+    shutil.copy(encoder, tmp_path)
+    done = run(*call)
+    assert done.exit_code == 0, done.output
+    result = read_result(tmp_path / "out" / "CMU-1-Small-Region.h5ad")
+    assert set(GENES) <= {gene.name for gene in result.genes}
+    assert np.ptp(result.expression(GENES[-1])) > 0
+
+
+def test_a_run_with_another_encoder_is_another_run(trained, dataset: Path, tmp_path: Path):
+    other = tmp_path / "tiny.pt2"
+    torch.manual_seed(1)
+    changed = Tiny()
+    with torch.no_grad():
+        changed.edges.weight.add_(1)
+    shapes = ({0: torch.export.Dim("n")},)
+    torch.export.save(torch.export.export(changed.eval(), (torch.rand(2, 3, 224, 224),), dynamic_shapes=shapes), other)
+    again = run("train", dataset, "-o", trained[0], "--encoder", other, "--mpp", "0.69", "--encoder-licence", "MIT")
+    assert again.exit_code == 1
+    assert "sha256" in again.stderr
+
+
+def test_what_is_missing_is_said(dataset: Path, encoder: Path, tmp_path: Path):
+    out = tmp_path / "m.safetensors"
+    for more, said in (
+        ((), "--mpp"),
+        (("--mpp", "0.69", "--arch", "dictionary"), "takes no --arch"),
+        (("--mpp", "0.69", "--encoder-mean", "127,127,127"), "--encoder-mean 127,127,127"),
+        (("--mpp", "0.69", "--encoder-std", "half"), "--encoder-std half"),
+    ):
+        refused = run("train", dataset, "-o", out, "--encoder", encoder, *more)
+        assert refused.exit_code == 2, refused.output
+        assert said in refused.stderr
+    missing = run("train", dataset, "-o", out, "--encoder", tmp_path / "nowhere.pt2", "--mpp", "0.69")
+    assert missing.exit_code == 2
+    assert "nowhere.pt2" in missing.stderr

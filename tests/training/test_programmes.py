@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from sklearn.linear_model import RidgeCV
+from sklearn.preprocessing import StandardScaler
+
+from stpredict.data.tiles import Counted, Tiles
+from stpredict.training.programmes import STRENGTHS, fit_programmes, gene_covariance, signal_covariance
+
+GENES = [f"G{i}" for i in range(12)]
+
+
+def draw_counts(rng: np.random.Generator, n: int, biology: float) -> np.ndarray:
+    """Counts of spots x genes whose first half of genes rises together, and whose second half falls."""
+    together = biology * rng.normal(size=(n, 1)) * np.repeat([1, -1], len(GENES) // 2)
+    return rng.poisson(rng.uniform(300, 900, (n, 1)) * np.exp(together) / 6)
+
+
+def test_covariance_is_of_the_signal_and_not_of_the_noise():
+    rng = np.random.default_rng(0)
+    for biology in (0.0, 0.2):
+        counts = draw_counts(rng, 3000, biology).astype(float)
+        found = signal_covariance(counts, counts.sum(axis=1))
+        np.testing.assert_allclose(found, found.T)
+        same, other = found[:6, :6], found[:6, 6:]
+        if biology:
+            # About 100 counts each: 0.2 of them is two standard deviations of their noise, so about 4 of variance.
+            assert same.min() > 1.5
+            assert other.max() < -1.5
+        else:
+            assert np.abs(found).max() < 0.15
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(5, 40))
+def test_with_an_even_prior_it_is_ridge_regression(seed: int, n: int):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(n, 7)) * rng.uniform(0.1, 10, 7), rng.normal(size=(n, 4))
+    found = fit_programmes(x, y, np.eye(4), n=4)
+    scaler = StandardScaler().fit(x)
+    ridge = RidgeCV(alphas=STRENGTHS).fit(scaler.transform(x), y)
+    new = rng.normal(size=(9, 7))
+    np.testing.assert_allclose(found.predict(new), ridge.predict(scaler.transform(new)), atol=1e-6)
+
+
+def test_what_varies_together_is_predicted_together():
+    """A gene too noisy to learn alone is learnt with those it varies with."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 30))
+    signal = np.outer(x[:, 0], np.ones(20))
+    observed = signal + rng.normal(0, 3, signal.shape)
+    new = rng.normal(size=(500, 30))
+    errors = [
+        ((fit_programmes(x, observed, covariance, n=20).predict(new) - new[:, :1]) ** 2).mean()
+        for covariance in (np.ones((20, 20)) + 1e-6 * np.eye(20), np.eye(20))
+    ]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_constant_features_and_negative_eigenvalues_do_no_harm():
+    rng = np.random.default_rng(0)
+    x = np.hstack([rng.normal(size=(20, 3)), np.ones((20, 2))])
+    found = fit_programmes(x, rng.normal(size=(20, 3)), np.diag([1.0, -1.0, 0.0]))
+    assert np.isfinite(found.predict(x)).all()
+    assert np.ptp(found.predict(x)[:, 1:]) < 1e-9
+
+
+def make_tiles() -> Tiles:
+    rng = np.random.default_rng(0)
+    section = np.repeat(["A1", "B1", "B2"], 30)
+    more = np.repeat(["A2", "B3", "C1", "D1"], 30)
+    deep = draw_counts(rng, 120, 0.2)
+    deep[90:] //= 1000  # D1 is too shallow
+    return Tiles(
+        None, 64, 0.69, 100.0, 200.0, np.arange(90).astype(str), section, np.array([s[0] for s in section]),
+        np.zeros((90, 2)), GENES, csr_array(draw_counts(rng, 90, 0.2)), np.array([], dtype=object),
+        Counted(more, np.array([s[0] for s in more]), csr_array(deep)),
+    )  # fmt: skip
+
+
+def test_nothing_is_learnt_of_a_patient_who_is_held_out():
+    tiles = make_tiles()
+    assert gene_covariance(tiles, GENES, ["A1"])[1] == ["A1", "A2", "C1"]
+    # Of a held-out section's patient, who is also trained on, the other sections may tell.
+    assert gene_covariance(tiles, GENES, ["A1", "B1"])[1] == ["A1", "B1", "A2", "B3", "C1"]
+    covariance, used = gene_covariance(tiles, GENES, ["B1", "B2"])
+    assert used == ["B1", "B2", "B3", "C1"]
+    per_patient = [
+        np.mean([signal_covariance(c, c.sum(axis=1)) for c in sections], axis=0)
+        for sections in (
+            [tiles.counts[30:60].toarray(), tiles.counts[60:].toarray(), tiles.counts_only.counts[30:60].toarray()],
+            [tiles.counts_only.counts[60:90].toarray()],
+        )
+    ]
+    np.testing.assert_allclose(covariance, np.mean(per_patient, axis=0))
