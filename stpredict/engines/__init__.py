@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from stpredict.arrays import Float32, UInt8
@@ -86,7 +86,7 @@ def open_engine(
     failures = []
     for name, precision in candidates(model, request, n_spots):
         try:
-            engine = _open(name, model, precision, request, sample, report, keep)
+            engine = _open_smaller(name, model, precision, request, sample, report, keep)
         except PrecisionError as error:
             if request.precision != "auto":  # unasked, an older processor is no failure
                 failures.append(str(error))
@@ -100,6 +100,32 @@ def open_engine(
             return engine
         failures.append(f"{name} {precision} failed its numeric check ({engine.verdict.summary()}).")
     raise EngineError(" ".join([*dict.fromkeys(failures), "Another --engine or --precision may do."]))
+
+
+def _open_smaller(
+    name: str, model: Model, precision: str, request: EngineRequest, sample: UInt8, report: Report, keep: bool
+) -> Engine:
+    """Open an engine, with batches of half the size, aloud, for as long as a GPU has no memory for them."""
+    while True:
+        try:
+            return _open(name, model, precision, request, sample, report, keep)
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
+            from stpredict.engines.running import BATCH_SIZES
+
+            size = request.batch_size or BATCH_SIZES["cuda"]
+            if size == 1:
+                raise EngineError(f"{name}: the GPU has no memory for even one patch at a time.") from error
+            report(f"{name}: the GPU has no memory for {size} patches at a time; trying {size // 2}.")
+            request = replace(request, batch_size=size // 2)
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Did torch run out of a GPU's memory, here or in what this error came from? Without importing torch."""
+    while error is not None and type(error).__name__ != "OutOfMemoryError":
+        error = error.__cause__
+    return error is not None
 
 
 def _open(

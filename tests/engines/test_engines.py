@@ -286,3 +286,24 @@ def test_requests_that_cannot_be_met(tiny_model, patches):
     if not torch.cuda.is_available():
         with pytest.raises(EngineError, match="sees no GPU"):
             open_engine(tiny_model, EngineRequest("eager", device="cuda"), patches, print)
+
+
+def test_a_gpu_without_memory_gets_smaller_batches(monkeypatch, tiny_model, patches):
+    import stpredict.engines.eager as room
+
+    real, room_for, said = room.infer_batches, 5, []
+
+    def small(run, device, batches):
+        for batch in batches:
+            if len(batch) > room_for:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            yield from real(run, device, [batch])
+
+    monkeypatch.setattr(room, "infer_batches", small)
+    engine = open_engine(tiny_model, EngineRequest("eager", batch_size=16), patches, said.append)
+    assert engine.batch_size == 4
+    assert [line.split("; ")[1] for line in said] == ["trying 8.", "trying 4."]
+    np.testing.assert_allclose(infer(engine, patches[:8]), run_reference(tiny_model, patches[:8]), atol=1e-4)
+    room_for = 0
+    with pytest.raises(EngineError, match="no memory for even one patch"):
+        open_engine(tiny_model, EngineRequest("eager", batch_size=2), patches, said.append)
