@@ -27,7 +27,6 @@ import torch
 from large_slides import write_slide
 from PIL import Image
 
-from stpredict import DEFAULT_MODEL
 from stpredict.engines import Engine, EngineRequest, open_engine
 from stpredict.engines.eager import load_network
 from stpredict.engines.rate import spots_per_second
@@ -39,6 +38,7 @@ from stpredict.slides.slide import Mpp, open_slide, resolve_mpp
 from stpredict.weights import Model, find_model, load_model
 
 HERE = Path(__file__).parent
+MODEL = "m2ort-small-her2st"
 ROUNDS = 5
 PITCH_UM = 56.0
 ENGINES = (
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help="some of the parts; default all")
     arguments = parser.parse_args()
     arguments.scratch.mkdir(parents=True, exist_ok=True)
-    model = load_model(find_model(DEFAULT_MODEL))
+    model = load_model(find_model(MODEL))
     parts: dict[str, Callable[[Model, Path], Iterator[str]]] = {
         "engines": engines, "reader": reader, "start": start, "predict": predict, "memory": memory, "scaling": scaling,
     }  # fmt: skip
@@ -202,10 +202,10 @@ def bare_decoder(path: Path) -> float:
 def start(_: Model, scratch: Path) -> Iterator[str]:
     """What a shell loop pays besides reading and inference, and how long help takes."""
     slide = HERE.parents[0] / "data" / "CMU-1-Small-Region.svs"
-    run(["predict", slide, "-o", scratch / "start", "--overwrite"])
+    run(["predict", slide, "-m", MODEL, "-o", scratch / "start", "--overwrite"])
     outside = []
     for _ in range(ROUNDS):
-        seconds, _, timings = run(["predict", slide, "-o", scratch / "start", "--overwrite"])
+        seconds, _, timings = run(["predict", slide, "-m", MODEL, "-o", scratch / "start", "--overwrite"])
         outside.append(seconds - timings["reading_and_inference"])
     helps = {name: [] for name in ("", "predict", "render", "tile", "train", "evaluate", "models", "doctor")}
     for _ in range(ROUNDS):
@@ -232,9 +232,11 @@ def predict(model: Model, scratch: Path) -> Iterator[str]:
         return spots / spots_per_second(engine, patches, spots / 80)
 
     before = inference(5000)
-    whole, _, timings = run(["predict", stored, "--pitch", PITCH_UM, "-o", scratch / "whole", "--overwrite"])
+    whole, _, timings = run(
+        ["predict", stored, "-m", MODEL, "--pitch", PITCH_UM, "-o", scratch / "whole", "--overwrite"]
+    )
     between = inference(5000)
-    from_finer, _, _ = run(["predict", finer, "--pitch", PITCH_UM, "-o", scratch / "whole", "--overwrite"])
+    from_finer, _, _ = run(["predict", finer, "-m", MODEL, "--pitch", PITCH_UM, "-o", scratch / "whole", "--overwrite"])
     after = inference(5000)
     papers = papers_way(model, stored, 200)
     spots = timings["spots"]
@@ -275,7 +277,7 @@ def scaling(_: Model, scratch: Path) -> Iterator[str]:
     )
     first = 0.0
     for path, rounds in ((slide_of(scratch, 32, 0.25), ROUNDS), (slide_of(scratch, 120, 0.25), ROUNDS), (large, 1)):
-        command = ["predict", path, "--pitch", PITCH_UM, "-o", scratch / "scaling", "--overwrite"]
+        command = ["predict", path, "-m", MODEL, "--pitch", PITCH_UM, "-o", scratch / "scaling", "--overwrite"]
         runs = [run(command) for _ in range(rounds)]
         rate = statistics.median(t["spots"] / t["reading_and_inference"] for _, _, t in runs)
         waiting = statistics.median(t["waiting_for_patches"] / t["reading_and_inference"] for _, _, t in runs)
