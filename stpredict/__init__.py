@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 __version__ = "0.1.0"
-DEFAULT_MODEL = "m2ort-small-her2st"
+DEFAULT_MODEL = "dictionary-her2st"

@@ -250,6 +250,11 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
             f"({', '.join(training['sections'])}) of {len(training['patients'])} patients; "
             f"licence of the data: {training['licence']}"
         )
+    if counted := training.get("counts_only_sections"):
+        yield (
+            f"how genes vary together: also from the counts of {len(counted)} sections without images, of "
+            f"{len(training['counts_only_patients'])} patients"
+        )
     yield card["intended_use"]
     for fold in card["held_out"]:
         leak = "" if fold["kind"] == "patient" else ", of a patient that was also trained on"

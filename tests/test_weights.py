@@ -23,6 +23,8 @@ def test_card_and_tensors_come_back(tiny_model_path: Path, tmp_path: Path):
     np.testing.assert_array_equal(again.tensors["extra"], [[0, 1, 2], [3, 4, 5]])
     assert len(again.sha256) == 64
     assert again.sha256 != model.sha256
+    (tmp_path / "any").touch()
+    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 @pytest.mark.parametrize(
@@ -93,8 +95,9 @@ def test_models_are_found_by_name_and_by_path(tiny_model_path: Path, tmp_path: P
         find_model(str(tmp_path / "tiny.safetensors"))
 
 
-def test_the_default_model_keeps_what_its_card_promises():
-    path = find_model(DEFAULT_MODEL)
+@pytest.mark.parametrize("name", [DEFAULT_MODEL, "m2ort-small-her2st"])
+def test_shipped_models_keep_what_their_cards_promise(name: str):
+    path = find_model(name)
     assert path.stat().st_size < 15e6
     model = load_model(path)
     assert {"GNAS", "DDX5", "BRD2", "ERBB2", "CLDN4", "KRT19", "FASN", "CD24", "COL1A1", "CD74"} <= set(model.panel)

@@ -73,7 +73,9 @@ def assess(
 
 def check_training_patients(name: str, card: dict[str, Any], patient: Labels, allow: bool) -> list[str]:
     """A note if the model was trained on patients of these names. Raises UsageError for it unless `allow`."""
-    leak = sorted(set(card.get("training", {}).get("patients", [])) & set(patient.tolist()))
+    training = card.get("training", {})
+    known = {*training.get("patients", []), *training.get("counts_only_patients", [])}
+    leak = sorted(known & set(patient.tolist()))
     if leak and not allow:
         raise UsageError(
             f"{name}: the model was trained on patients of these names ({', '.join(leak)}); if they are the same "

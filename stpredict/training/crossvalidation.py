@@ -218,11 +218,21 @@ def write_trained(
         "patients": sorted(set(run.tiles.patient[rows].tolist())),
         "spots": len(rows),
         "unlabelled_patches": int(np.isin(run.tiles.unlabelled_section, trained.sections).sum()),
+        **counted_only(run.tiles, trained.counts_from),
     }
     card = make_card(name, run.tiles, trained.panel, trained.network, trained.objective, expression, training, held_out)
     if is_main_process():
         write_model(path, card, trained.network, trained.objective, run.features[rows])
     return card
+
+
+def counted_only(tiles: Tiles, counts_from: Sequence[str]) -> dict[str, list[str]]:
+    """The sections without images that told how genes vary together, and their patients, for the card."""
+    if tiles.counts_only is None:
+        return {}
+    used = np.isin(tiles.counts_only.section, counts_from)
+    kinds = {"sections": tiles.counts_only.section, "patients": tiles.counts_only.patient}
+    return {f"counts_only_{kind}": sorted(set(labels[used].tolist())) for kind, labels in kinds.items()}
 
 
 def trained_how(settings: Settings, trained: Trained) -> dict[str, Any]:
@@ -232,7 +242,7 @@ def trained_how(settings: Settings, trained: Trained) -> dict[str, Any]:
         return {**everything, "epochs_used": trained.epochs}
     mattered = ("architecture", "objective", "smooth_labels", "seed", "encoder")
     kept = {key: value for key, value in everything.items() if key in mattered}
-    return {**kept, "gene_programmes": N_PROGRAMMES, "gene_programmes_from": list(trained.counts_from)}
+    return {**kept, "gene_programmes": N_PROGRAMMES}
 
 
 def read_features(tiles: Tiles, settings: Settings, cache: Path, report: Report, threads: int) -> tuple[Float, Float]:

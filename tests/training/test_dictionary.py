@@ -8,10 +8,13 @@ import torch
 from conftest import GENES, SLIDE, write_section
 from typer.testing import CliRunner
 
+from stpredict.cards import show_card
 from stpredict.cli import app
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles, write_tiles
 from stpredict.engines.eager import load_network
+from stpredict.errors import UsageError
+from stpredict.evaluation.assessment import check_training_patients
 from stpredict.result import read_result
 from stpredict.training.dictionary import learn_windows
 from stpredict.training.programmes import N_PROGRAMMES
@@ -47,7 +50,9 @@ def test_the_card_says_how_it_was_fitted_and_how_good_it_is(trained):
     assert set(GENES) <= set(card["panel"])
     training = card["training"]
     assert training["gene_programmes"] == N_PROGRAMMES
-    assert training["gene_programmes_from"] == ["C1"]  # the others are too shallow
+    assert training["counts_only_sections"] == ["C1"]
+    assert training["counts_only_patients"] == ["C"]
+    assert "of 1 sections without images, of 1 patients" in "\n".join(show_card(load_model(out)))
     assert not {"epochs", "learning_rate", "teach_patches"} & set(training)
     assert [fold["name"] for fold in card["held_out"]] == ["A", "B"]
     for fold in card["held_out"]:
@@ -55,6 +60,13 @@ def test_the_card_says_how_it_was_fitted_and_how_good_it_is(trained):
         assert fold["validation"] == []
     assert "epochs" not in done.stderr
     assert "counts of 1 more sections, without images" in done.stderr
+
+
+def test_patients_whose_counts_were_used_are_no_test(trained):
+    card = load_model(trained[0]).card
+    with pytest.raises(UsageError, match="C"):
+        check_training_patients("words", card, np.array(["C"]), allow=False)
+    assert check_training_patients("words", card, np.array(["D"]), allow=False) == []
 
 
 def test_it_predicts_what_follows_the_image(trained, dataset: Path, tmp_path: Path):
@@ -98,7 +110,7 @@ def test_the_papers_objective_has_no_programmes(dataset: Path, tmp_path: Path):
     done = train(dataset, tmp_path / "m.safetensors", "--objective", "mse", "--folds", "none")
     assert done.exit_code == 0, done.output
     card = load_model(tmp_path / "m.safetensors").card
-    assert card["training"]["gene_programmes_from"] == []
+    assert "counts_only_sections" not in card["training"]
 
 
 def test_counts_that_would_not_be_used_are_refused(dataset: Path, counts_only: Path, tmp_path: Path):
