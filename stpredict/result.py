@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stpredict.arrays import Float, Float32, Int, UInt8
+from stpredict.arrays import Bool, Float32, Int, UInt8
 from stpredict.errors import ResultError
 from stpredict.files import atomic_path
 from stpredict.slides.lattice import MAX_SIDE, MAX_SPOTS, Spots, lattice_shape
@@ -26,6 +26,10 @@ FORMAT_VERSION = 1
 CHUNK_SPOTS = 4096
 CHUNK_GENES = 16
 MAX_THUMBNAIL = 10_000
+#: Distance of a spot's colours to the training patches; above 1 it is unusual. Results of some models have none.
+UNUSUAL = "unusual"
+#: What else may be wrong with a spot.
+FLAGS = ("blurred", "pen", "fold", "pale")
 #: ln(1 + CPM) is at most 14; other models may have other units.
 MAX_EXPRESSION = 1e6
 
@@ -70,6 +74,18 @@ class Result:
     genes: list[Gene]
     provenance: dict[str, Any]
     thumbnail: UInt8
+    quality: Mapping[str, Float32 | Bool]  # UNUSUAL and FLAGS; older results have none of them
+
+    def flagged(self) -> dict[str, Bool]:
+        """Which spots are unusual, blurred and so on, as far as the result says."""
+        return flagged(self.quality)
+
+    def quality_of(self, spot: int) -> dict[str, float]:
+        """UNUSUAL and FLAGS, as 0 or 1, of one spot, for a table."""
+        return {
+            name: round(float(values[spot]), 3) if name == UNUSUAL else int(values[spot])
+            for name, values in self.quality.items()
+        }
 
     def expression(self, gene: str) -> Float32:
         """ln(1 + CPM) of one gene, per spot; NaN where the slide could not be read."""
@@ -102,7 +118,7 @@ def write_result(
     path: Path,
     name: str,
     spots: Spots,
-    tissue_fraction: Float,
+    columns: Mapping[str, Float32 | Bool],
     genes: Sequence[Gene],
     rows: Iterable[Float32],
     provenance: dict[str, Any],
@@ -111,7 +127,10 @@ def write_result(
     thumbnail_downsample: float,
     spot_diameter_px: float,
 ) -> None:
-    """Write a result, whole or not at all; `rows` are blocks of spots x genes in the order of the spots."""
+    """Write a result, whole or not at all; `rows` are blocks of spots x genes in the order of the spots.
+
+    `columns` hold `tissue_fraction`, UNUSUAL and FLAGS, as far as they are known.
+    """
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         _tag(file, "anndata", "0.1.0")
         shape, chunks = (len(spots), len(genes)), (min(CHUNK_SPOTS, len(spots)), min(CHUNK_GENES, len(genes)))
@@ -125,7 +144,7 @@ def write_result(
             start += len(block)
         assert start == len(spots), f"{start} rows for {len(spots)} spots"
         _write_table(file, "obs", spot_names(name, spots), {
-            "row": spots.row, "col": spots.column, "tissue_fraction": tissue_fraction.astype(np.float32),
+            "row": spots.row, "col": spots.column, **columns,
         })  # fmt: skip
         _write_table(file, "var", [gene.name for gene in genes], {
             column: np.array([getattr(gene, column) for gene in genes], np.float32) for column in GENE_COLUMNS
@@ -146,6 +165,11 @@ def write_result(
             _tag(file.create_dataset(f"{library}/scalefactors/{key}", data=value), "numeric-scalar", "0.2.0")
         _write_text(file, "uns/stpredict", json.dumps({"format_version": FORMAT_VERSION, **provenance}, sort_keys=True))
         _write_text(file, "uns/stpredict_timings", json.dumps(timings))
+
+
+def flagged(quality: Mapping[str, Float32 | Bool]) -> dict[str, Bool]:
+    """Which spots have each flag: those that are unusual, and FLAGS as they are."""
+    return {name: values > 1 if name == UNUSUAL else values.astype(np.bool_) for name, values in quality.items()}
 
 
 def spot_names(name: str, spots: Spots) -> list[str]:
@@ -194,6 +218,11 @@ def read_result(path: Path) -> Result:
             low, high = np.asarray(ranges, dtype=float)
             if low.shape != (n_genes,) or not ((low < high) & (np.abs(ranges) < MAX_EXPRESSION).all(axis=0)).all():
                 raise ValueError("colour ranges and genes do not fit together")
+        quality = {
+            name: _read(file, f"obs/{name}", (n_spots,)).astype(np.float32 if name == UNUSUAL else np.bool_)
+            for name in (UNUSUAL, *FLAGS)
+            if name in set(file["obs"])
+        }
         images = _dataset(file, f"{library}/images/hires")
         if images.dtype != np.uint8 or images.ndim != 3 or images.shape[2] != 3 or max(images.shape) > MAX_THUMBNAIL:
             raise ValueError("the thumbnail is no picture")
@@ -206,6 +235,7 @@ def read_result(path: Path) -> Result:
             genes=[Gene(gene, *map(float, values)) for gene, *values in zip(names, *columns, strict=True)],
             provenance=provenance,
             thumbnail=images[:],
+            quality=quality,
         )
 
 
@@ -301,7 +331,7 @@ def _write_text(file: h5py.File, name: str, text: str) -> None:
     _tag(file.create_dataset(name, data=text, dtype=h5py.string_dtype()), "string", "0.2.0")
 
 
-def _write_table(file: h5py.File, name: str, index: Sequence[str], columns: dict[str, Float32 | Int]) -> None:
+def _write_table(file: h5py.File, name: str, index: Sequence[str], columns: dict[str, Float32 | Int | Bool]) -> None:
     group = file.create_group(name)
     _tag(group, "dataframe", "0.2.0")
     group.attrs["_index"] = "_index"

@@ -19,14 +19,14 @@ from stpredict.errors import ResultError, UsageError
 from stpredict.files import atomic_path
 from stpredict.rendering.frame import Origin, make_frame
 from stpredict.rendering.table import plain_cell
-from stpredict.result import Result, read_result
+from stpredict.result import FLAGS, UNUSUAL, Result, read_result
 from stpredict.slides.regions import read_regions
 
 PERCENTILES = (5, 25, 50, 75, 95)
 STATISTICS = ("mean", *(f"p{percentile}" for percentile in PERCENTILES))
 FACTS = (
-    "slide", "fingerprint", "region", "spots", "spots_not_predicted", "tissue_mm2", "unusual_patches", "model",
-    "model_sha256", "engine", "precision", "mpp", "pitch_um", "expression_unit",
+    "slide", "fingerprint", "region", "spots", "spots_not_predicted", "tissue_mm2", "unusual_patches", UNUSUAL, *FLAGS,
+    "model", "model_sha256", "engine", "precision", "mpp", "pitch_um", "expression_unit",
 )  # fmt: skip
 #: Digits of a sha256 that tell files apart.
 SHORT = 12
@@ -185,11 +185,12 @@ def _describe(values: Float32) -> Float:
 
 
 def _facts(result: Result, region: str, part: Bool, predicted: Bool) -> Iterator[Cell]:
-    """The cells of FACTS. The share of unusual patches is known of a whole slide only."""
-    provenance, whole = result.provenance, not region
+    """The cells of FACTS. The share of unusual patches is told of a whole slide only."""
+    provenance, whole, flagged = result.provenance, not region, result.flagged()
     yield from (_cell(text) for text in (result.name, provenance["slide"]["fingerprint"][:SHORT], region))
     yield from (int(part.sum()), int((part & ~predicted).sum()), _number(_tissue_mm2(result, part)))
     yield _number(float(provenance["unusual_patches"])) if whole else None
+    yield from (int((part & flagged[name]).sum()) if name in flagged else None for name in (UNUSUAL, *FLAGS))
     yield from (_cell(provenance["model"]["name"]), _cell(provenance["model"]["sha256"][:SHORT]))
     yield from (_cell(str(provenance.get(key, ""))) for key in ("engine", "precision"))
     yield from (_number(float(np.mean(result.canvas.mpp))), _number(result.spots.pitch_um))

@@ -16,16 +16,17 @@ import numpy as np
 import stpredict
 from stpredict.arrays import Float, Int, UInt8
 from stpredict.cards import PREDICTED_FROM, card_without_genes, held_out_correlation, read_reliability
-from stpredict.console import Report
+from stpredict.console import Report, log
 from stpredict.data.panel import match_genes
 from stpredict.engines import Engine, EngineRequest, open_engine
 from stpredict.errors import ResultError, StpredictError, UsageError
-from stpredict.prediction.jobs import Job, slide_name
+from stpredict.prediction.jobs import Job
 from stpredict.prediction.leases import take_lease
-from stpredict.prediction.out_of_distribution import UNUSUAL_FROM, unusual_fraction
+from stpredict.prediction.out_of_distribution import UNUSUAL_FROM, reference_of
 from stpredict.prediction.pipeline import predict_shards
+from stpredict.prediction.quality import flags_in_words, judge_spots, measure_patches, unusual_share
 from stpredict.prediction.shards import Shards, describe_difference, open_shards, pin_engine, pinned_engine
-from stpredict.result import CHUNK_SPOTS, Gene, read_provenance, write_result
+from stpredict.result import CHUNK_SPOTS, UNUSUAL, Gene, read_provenance, write_result
 from stpredict.slides.grid import GridRequest, choose_spots
 from stpredict.slides.lattice import Spots
 from stpredict.slides.mask import MaskRequest, Origin
@@ -158,11 +159,11 @@ def predict_slide(
     """
     slide, spots, shards, clock = prepared.slide, prepared.spots, prepared.shards, prepared.clock
     threads = request.engine.threads
-    unusual = unusual_fraction(prepared.sample, model)
+    reference = reference_of(model)
+    unusual = unusual_share(measure_patches(prepared.sample, reference))
     if unusual > UNUSUAL_FROM:
-        report(
-            f"{slide.path.name}: {unusual:.0%} of patches look unlike those the model was trained on; expect little."
-        )
+        warning = f"{unusual:.0%} of patches look unlike those the model was trained on; expect little."
+        log("warning", f"{job.shown.name}: {warning}", slide=str(job.shown))
     with clock.stage("engine"):
         pinned = pinned_engine(shards)
         if pinned is None:
@@ -172,21 +173,26 @@ def predict_slide(
         pin_engine(shards, used.name, used.precision, used.calibration)
     columns = np.array(match_genes(prepared.settings["genes"], model.panel))
     with clock.stage("reading_and_inference"):
-        waits = predict_shards(shards, prepared.raster, spots, model.card["patch_px"], columns, used, threads, progress)
+        waits = predict_shards(
+            shards, prepared.raster, spots, model.card["patch_px"], columns, reference, used, threads, progress
+        )
     clock.seconds.update(waits.by_cause())
+    quality = judge_spots(shards.measures())
+    if flags := flags_in_words(quality.counts, len(spots), but=UNUSUAL if unusual > UNUSUAL_FROM else None):
+        log("warning", f"{job.shown.name}: of {len(spots):,} spots {flags}", slide=str(job.shown))
     provenance = {
         **used.description(),
         **describe_prediction(prepared, job, model, request),
-        "unusual_patches": round(unusual, 3),
+        **quality.account,
         "display_range": display_range(model, columns),
         "card": card_without_genes(model.card),
     }
     with clock.stage("result"):
         thumbnail, thumbnail_downsample = make_thumbnail(slide, prepared.tissue.overview, threads)
         write_result(
-            job.result, slide_name(slide.path), spots, prepared.fraction, describe_genes(model, columns),
-            shards.rows(CHUNK_SPOTS), provenance, clock.seconds, thumbnail, thumbnail_downsample,
-            model.card["spot_diameter_um"] / prepared.mpp.x,
+            job.result, job.name, spots, {"tissue_fraction": prepared.fraction.astype(np.float32), **quality.columns},
+            describe_genes(model, columns), shards.rows(CHUNK_SPOTS), provenance, clock.seconds, thumbnail,
+            thumbnail_downsample, model.card["spot_diameter_um"] / prepared.mpp.x,
         )  # fmt: skip
         shards.remove()
     return engine
@@ -228,8 +234,8 @@ def describe_prediction(prepared: Prepared, job: Job, model: Model, request: Req
         "expression_unit": model.card["expression_unit"],
         "settings": prepared.settings,
         "slide": {
-            "name": slide_name(slide.path),
-            "path": path_from(slide.path, job.result.parent),
+            "name": job.name,
+            "path": "" if job.anonymous else path_from(slide.path, job.result.parent),
             "fingerprint": prepared.settings["slide"],
             "dimensions": list(slide.dimensions),
             "bounds": list(slide.bounds),

@@ -1,28 +1,100 @@
-"""Does a slide look like what the model was trained on? Colour and texture against the model file's reference."""
+"""Do patches look like those that the model was trained on? Their colours against the model file's reference."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from stpredict.arrays import UInt8
-from stpredict.evaluation.features import colour_texture_features
+from stpredict.arrays import Float, Float32, UInt8
+from stpredict.evaluation.features import PERCENTILES
 from stpredict.weights import REFERENCE_FEATURES, Model
 
-#: A patch is unusual if it lies further from the training patches than this fraction of them does.
+#: A patch is unusual if it lies further from the training patches than this fraction of them does from the others.
 UNUSUAL_QUANTILE = 0.99
 #: From this share of unusual patches on, `predict` and the pictures say so.
 UNUSUAL_FROM = 0.5
-#: Added to the variances, so that features which hardly vary in training do not decide alone.
+#: Added to the variances, so that combinations of features which hardly vary in training do not decide alone.
 SHRINKAGE = 0.1
+#: No feature counts as more constant than this, a few grey levels.
+LEAST_SPREAD = 1e-3
+#: Of the reference's features, those of colour come first; texture costs fifty times as much and is left out.
+N_COLOURS = 6 * (2 + len(PERCENTILES))
+#: Optical density of the darkest that scikit-image's colour deconvolution knows.
+BLACK = 6
+#: Below this many patches there is no spread to speak of.
+MIN_REFERENCE = 3
 
 
-def unusual_fraction(patches: UInt8, model: Model) -> float:
-    """Fraction of patches (n x P x P x 3) outside the training's by Mahalanobis distance; 0 without a reference."""
-    reference = model.tensors.get(REFERENCE_FEATURES)
-    if reference is None or len(reference) < 2:
-        return 0.0
-    mean, spread = reference.mean(axis=0), reference.std(axis=0) + 1e-9
-    known, new = (reference - mean) / spread, (colour_texture_features(patches) - mean) / spread
-    precision = np.linalg.inv(np.cov(known, rowvar=False) + SHRINKAGE * np.eye(known.shape[1]))
-    ours, theirs = (np.einsum("ij,jk,ik->i", x, precision, x) for x in (known, new))
-    return float((theirs > np.quantile(ours, UNUSUAL_QUANTILE)).mean())
+@dataclass(frozen=True)
+class Reference:
+    """Training patches as a distance: the length of (features - mean) @ whitening, 1 at the bound of the usual."""
+
+    mean: Float
+    whitening: Float
+
+
+def reference_of(model: Model) -> Reference | None:
+    """The reference that a model file holds, if it does."""
+    features = model.tensors.get(REFERENCE_FEATURES)
+    if features is None or len(features) < MIN_REFERENCE or not np.isfinite(features).all():
+        return None
+    return make_reference(features[:, :N_COLOURS].astype(np.float64))
+
+
+def make_reference(features: Float) -> Reference:
+    """The Mahalanobis distance to the colours of training patches (n x 36), in units of the bound.
+
+    The bound is the 99th percentile of their own distances, each from mean and covariance of the others, which follow
+    from those of all in closed form (Sherman and Morrison 1950).
+    """
+    n, n_features = features.shape
+    mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), LEAST_SPREAD)
+    known = (features - mean) / spread
+    covariance, shrinkage = np.cov(known, rowvar=False), SHRINKAGE * np.eye(n_features)
+    others = np.linalg.inv((n - 1) / (n - 2) * covariance + shrinkage)
+    squared = np.einsum("ij,jk,ik->i", known, others, known)
+    left_out = (n / (n - 1)) ** 2 * squared / (1 - n / ((n - 1) * (n - 2)) * squared)
+    bound = max(float(np.quantile(np.sqrt(left_out), UNUSUAL_QUANTILE)), LEAST_SPREAD)
+    whitening = np.linalg.cholesky(np.linalg.inv(covariance + shrinkage))
+    return Reference(mean, whitening / spread[:, None] / bound)
+
+
+def optical_density(levels: UInt8) -> Float32:
+    """-log10 of transmission, from a table of the 256 grey levels; black is 6, as scikit-image takes it."""
+    transmission = np.maximum(np.arange(256) / 255, 10.0**-BLACK)
+    return (-np.log10(transmission)).astype(np.float32)[levels]
+
+
+def colour_planes(rgb: UInt8, density: Float32) -> Float32:
+    """R, G, B, haematoxylin, eosin and DAB of pixels, as scikit-image separates them: n x 6 x pixels.
+
+    `rgb` is n x 3 x pixels, `density` its optical density.
+    """
+    from skimage.color import hed_from_rgb
+
+    planes = np.empty((len(rgb), 6, rgb.shape[2]), np.float32)
+    planes[:, :3] = rgb
+    # One by one: a matrix product rounds differently for a patch alone and among others.
+    for stain, (red, green, blue) in enumerate((hed_from_rgb / BLACK).astype(np.float32).T):
+        mixed = density[:, 0] * red + density[:, 1] * green + density[:, 2] * blue
+        np.maximum(mixed, 0, out=planes[:, 3 + stain])
+    return planes
+
+
+def colour_features(planes: Float32) -> Float:
+    """The 36 colour features of patches, as `patch_features` has them; `planes` are sorted along their pixels."""
+    position = np.array(PERCENTILES) / 100 * (planes.shape[2] - 1)
+    below = np.floor(position).astype(np.int64)
+    low, high = planes[:, :, below], planes[:, :, np.minimum(below + 1, planes.shape[2] - 1)]
+    percentiles = low + (high - low) * (position - below)
+    mean = planes.mean(axis=2)
+    spread = np.sqrt(np.square(planes - mean[:, :, None]).mean(axis=2))
+    return np.concatenate([mean, spread, *np.moveaxis(percentiles, 2, 0)], axis=1).astype(np.float64)
+
+
+def unusual(features: Float, reference: Reference) -> Float:
+    """Distance of each patch's colours (n x 36) to the training patches', of which 99 % lie within 1."""
+    whitened = ((features - reference.mean)[:, :, None] * reference.whitening).sum(axis=1)  # rounds alike, too
+    distance: Float = np.sqrt(np.square(whitened).sum(axis=1))
+    return distance

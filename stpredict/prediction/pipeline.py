@@ -1,11 +1,11 @@
-"""One slide's patches through an engine into shards: reading, inference and writing go on at the same time."""
+"""One slide's patches through an engine into shards: reading, measuring, inference and writing overlap."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,6 +14,8 @@ import numpy as np
 
 from stpredict.arrays import Float32, Int, UInt8
 from stpredict.engines import Engine
+from stpredict.prediction.out_of_distribution import Reference
+from stpredict.prediction.quality import measure_patches
 from stpredict.prediction.shards import Shards
 from stpredict.slides.lattice import Spots
 from stpredict.slides.raster import Raster, read_patches
@@ -60,35 +62,51 @@ def predict_shards(
     spots: Spots,
     patch_px: int,
     columns: Int,
+    reference: Reference | None,
     engine: Engine,
     threads: int,
     progress: Callable[[int, int], None],
 ) -> Waits:
-    """Predict the shards that are not there yet. Raises SlideError where the slide cannot be decoded."""
+    """Predict and measure the shards that are not there yet. Raises SlideError where the slide cannot be decoded."""
     missing = shards.missing()
     wanted = np.concatenate([shards.spots(shard) for shard in missing]) if missing else np.empty(0, np.int64)
     done, waits = len(spots) - len(wanted), Waits()
     reading = read_patches(raster, spots.centres[wanted], patch_px, threads)
     patches = (patch for _, block in timed(reading, waits, "patches") for patch in block)
     batches = timed(fixed_batches(patches, engine.batch_size, (patch_px, patch_px, 3)), waits, "batches")
-    outputs = timed(engine.infer(batches), waits, "outputs")
+    measuring: deque[Future[Float32]] = deque()
     writing: deque[Future[None]] = deque()
     buffer: list[Float32] = []
     held = 0
-    with closing(reading), ThreadPoolExecutor(1) as writer:  # no thread reads on when the slide is closed
+    with (
+        closing(reading),  # no thread reads on when the slide is closed
+        ThreadPoolExecutor(threads) as measurer,
+        ThreadPoolExecutor(1) as writer,
+    ):
+        outputs = timed(engine.infer(measured(batches, reference, measurer, measuring)), waits, "outputs")
         for shard in missing:
             size = len(shards.spots(shard))
             while held < size:
-                batch = next(outputs)[:, columns]
+                expression = next(outputs)[:, columns]
+                batch = np.concatenate([expression, measuring.popleft().result()], axis=1)
                 buffer.append(batch)
                 held += len(batch)
                 progress(min(done + held, len(spots)), len(spots))
-            expression = np.concatenate(buffer)
-            writing.append(writer.submit(shards.write, shard, np.ascontiguousarray(expression[:size])))
-            buffer, held, done = [expression[size:]], held - size, done + size
+            values = np.concatenate(buffer)
+            writing.append(writer.submit(shards.write, shard, np.ascontiguousarray(values[:size])))
+            buffer, held, done = [values[size:]], held - size, done + size
             _wait_for(writing, MAX_WAITING_SHARDS, waits)
         _wait_for(writing, 0, waits)
     return waits
+
+
+def measured(
+    batches: Iterator[UInt8], reference: Reference | None, pool: Executor, measuring: deque[Future[Float32]]
+) -> Iterator[UInt8]:
+    """The batches as they come; what the pool measures of each is appended to `measuring`."""
+    for batch in batches:
+        measuring.append(pool.submit(measure_patches, batch, reference))
+        yield batch
 
 
 def fixed_batches(patches: Iterator[UInt8], batch_size: int, shape: tuple[int, int, int]) -> Iterator[UInt8]:

@@ -15,15 +15,19 @@ import numpy as np
 from stpredict.arrays import Float, Float32, Int
 from stpredict.errors import ResultError
 from stpredict.files import atomic_path
+from stpredict.prediction.quality import MEASURES
 
 SHARD_SPOTS = 1024
 MANIFEST = "manifest.json"
+#: What the columns of a shard hold.
+COLUMNS = ["genes", *MEASURES]
 
 
 @dataclass(frozen=True)
 class Shards:
     """The folder of one slide's shards: shard k holds the spots order[k * 1024 : (k + 1) * 1024].
 
+    Each has the expression of the genes, then the measures of the patches, in columns.
     `digest` tells these spots in this order from others that the same settings may give, as another version would.
     """
 
@@ -44,25 +48,33 @@ class Shards:
     def path(self, shard: int) -> Path:
         return self.folder / f"{shard:06d}.npy"
 
-    def write(self, shard: int, expression: Float32) -> None:
-        """Write spots x genes of one shard, whole or not at all."""
+    def write(self, shard: int, values: Float32) -> None:
+        """Write spots x columns of one shard, whole or not at all."""
         with atomic_path(self.path(shard)) as temporary, temporary.open("wb") as file:
-            np.save(file, expression)
-            file.write(_checksum(expression))
+            np.save(file, values)
+            file.write(_checksum(values))
 
     def read(self, shard: int) -> Float32 | None:
         """A shard, or None if it is missing or damaged."""
         try:
             with self.path(shard).open("rb") as file:
-                expression = np.load(file, allow_pickle=False)
+                values = np.load(file, allow_pickle=False)
                 checksum = file.read()
         except (OSError, ValueError, EOFError):
             return None
-        whole = expression.shape == (len(self.spots(shard)), self.n_genes) and checksum == _checksum(expression)
-        return expression if whole else None
+        shape = (len(self.spots(shard)), self.n_genes + len(MEASURES))
+        return values if values.shape == shape and checksum == _checksum(values) else None
 
     def missing(self) -> list[int]:
         return [shard for shard in range(self.count) if self.read(shard) is None]
+
+    def measures(self) -> Float32:
+        """MEASURES of all spots, in the order of the lattice."""
+        measures = np.empty((len(self.order), len(MEASURES)), np.float32)
+        for shard in range(self.count):
+            values = np.load(self.path(shard), mmap_mode="r", allow_pickle=False)
+            measures[self.spots(shard)] = values[:, self.n_genes :]
+        return measures
 
     def rows(self, block_spots: int) -> Iterator[Float32]:
         """Spots x genes in the order of the lattice, `block_spots` at a time; shards stay on disk in between."""
@@ -73,8 +85,8 @@ class Shards:
             block = np.empty((len(wanted), self.n_genes), np.float32)
             for shard in np.unique(wanted // SHARD_SPOTS):
                 here = wanted // SHARD_SPOTS == shard
-                expression = np.load(self.path(int(shard)), mmap_mode="r", allow_pickle=False)
-                block[here] = expression[wanted[here] % SHARD_SPOTS]
+                values = np.load(self.path(int(shard)), mmap_mode="r", allow_pickle=False)
+                block[here] = values[wanted[here] % SHARD_SPOTS, : self.n_genes]
             yield block
 
     def remove(self) -> None:
@@ -97,10 +109,16 @@ def open_shards(
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         found, same_spots = manifest["settings"], manifest["spots"] == digest
-    except (OSError, ValueError, TypeError, KeyError):
-        found, same_spots = None, False
+        same_columns = manifest.get("columns") == COLUMNS
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        found, same_spots, same_columns = None, False, False
     if overwrite or found is None:
         shards.remove()
+    elif not same_columns:
+        raise ResultError(
+            f"{folder.name}: an interrupted prediction of another version of stpredict stands here; that version "
+            "finishes it, --overwrite discards it."
+        )
     elif found != settings or not same_spots:
         difference = describe_difference(found, settings) or "the spots lie elsewhere or in another order"
         raise ResultError(
@@ -123,7 +141,8 @@ def pin_engine(shards: Shards, name: str, precision: str, calibration: str | Non
     """Make the folder of the shards and note what they are made with."""
     shards.folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(shards.folder / MANIFEST) as temporary:
-        manifest = {"settings": shards.settings, "spots": shards.digest, "engine": [name, precision, calibration]}
+        engine = [name, precision, calibration]
+        manifest = {"settings": shards.settings, "spots": shards.digest, "columns": COLUMNS, "engine": engine}
         temporary.write_text(json.dumps(manifest))
 
 
@@ -138,5 +157,5 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:36]}..."
 
 
-def _checksum(expression: Float32) -> bytes:
-    return crc32(np.ascontiguousarray(expression).tobytes()).to_bytes(4, "little")
+def _checksum(values: Float32) -> bytes:
+    return crc32(np.ascontiguousarray(values).tobytes()).to_bytes(4, "little")

@@ -10,7 +10,8 @@ import numpy as np
 
 from stpredict.cards import PREDICTED_FROM, ROWS, SCORES, better_baselines
 from stpredict.prediction.out_of_distribution import UNUSUAL_FROM
-from stpredict.result import Gene, Result
+from stpredict.prediction.quality import flags_in_words
+from stpredict.result import UNUSUAL, Gene, Result
 
 #: Conventional words for a correlation (Cohen 1988), each up to its limit.
 WORDS = ((0.3, "weak"), (0.5, "moderate"), (inf, "strong"))
@@ -31,6 +32,9 @@ def facts(result: Result, genes: Sequence[int]) -> Iterator[tuple[str, bool]]:
     failed = int(np.sum(~np.isfinite(result.expression(result.genes[genes[0]].name)))) if genes else 0
     lost = f"; {failed} more could not be read from the slide" if failed else ""
     yield f"{len(spots) - failed:,} spots predicted{lost}", failed > 0
+    counts = {name: int(flag.sum()) for name, flag in result.flagged().items()}
+    if flags := flags_in_words(counts, len(spots), but=UNUSUAL):
+        yield f"Of the spots {flags}", True
     native, given, used = (provenance["slide"].get(key) for key in ("native_mpp", "given_mpp", "mpp"))
     um = " × ".join(dict.fromkeys(f"{side:.4g}" for side in used)) + " µm per pixel"
     if given is None:
@@ -83,7 +87,10 @@ def _trained_on(training: dict[str, Any]) -> str | None:
     if "sections" not in training:
         return None
     sections, patients = training["sections"], training["patients"]
-    return f"{training['spots']} spots of {len(sections)} sections ({', '.join(sections)}) of {len(patients)} patients"
+    counted = training.get("counts_only_sections", [])
+    more = f", and the counts of {len(counted)} sections without images" if counted else ""
+    of = f"{len(sections)} sections ({', '.join(sections)}) of {len(patients)} patients"
+    return f"{training['spots']} spots of {of}{more}"
 
 
 def _fold(fold: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ DECIMALS = 4
 
 
 def write_spots(path: Path, frame: Frame, result: Result, genes: Sequence[int]) -> None:
-    """A FeatureCollection of detections with a measurement for each gene, by index.
+    """A FeatureCollection of detections with measurements of their quality and for each gene, by index.
 
     Coordinates are pixels of the frame: squares of the pitch, hexagons, or circles around given positions.
     """
@@ -48,8 +48,8 @@ def write_spots(path: Path, frame: Frame, result: Result, genes: Sequence[int]) 
                     "isLocked": True,
                     # QuPath takes what is not there for missing; JSON has no NaN.
                     "measurements": {
-                        gene: round(value, DECIMALS)
-                        for gene, value in zip(measured, row, strict=True)
+                        what: round(value, DECIMALS)
+                        for what, value in (*result.quality_of(i).items(), *zip(measured, row, strict=True))
                         if math.isfinite(value)
                     },
                 },

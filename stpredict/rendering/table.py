@@ -15,11 +15,11 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "
 
 
 def write_table(path: Path, frame: Frame, result: Result, genes: Sequence[int]) -> None:
-    """One line per spot: name, place in the lattice, centre in the frame's px and um, tissue fraction, some genes."""
+    """One line per spot: name, place in the lattice, centre in the frame's px and um, tissue, quality, some genes."""
     spots, mpp = result.spots, result.canvas.mpp
     centres = spots.centres - (frame.left, frame.top)
     header = ("spot", "row", "col", "x_px", "y_px", "x_um", "y_um", "tissue_fraction")
-    names = [result.genes[index].name for index in genes]
+    names = [*result.quality, *(result.genes[index].name for index in genes)]
     rows = (row for block in result.blocks(genes) for row in block.tolist())
     # Spreadsheets take a file without a byte order mark for another encoding, and may split text without quotes.
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8-sig") as file:
@@ -29,8 +29,8 @@ def write_table(path: Path, frame: Frame, result: Result, genes: Sequence[int]) 
             x, y = centres[i].tolist()
             place = (round(side, 2) for side in (x, y, x * mpp.x, y * mpp.y))
             fraction = round(float(result.tissue_fraction[i]), 3)
-            expression = (round(value, 4) for value in row)
-            writer.writerow((plain_cell(name), int(spots.row[i]), int(spots.column[i]), *place, fraction, *expression))
+            values = (*result.quality_of(i).values(), *(round(value, 4) for value in row))
+            writer.writerow((plain_cell(name), int(spots.row[i]), int(spots.column[i]), *place, fraction, *values))
 
 
 def plain_cell(text: str) -> str:

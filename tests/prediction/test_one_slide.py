@@ -177,9 +177,11 @@ class Killed(BaseException):
     pass
 
 
-def test_an_interrupted_prediction_goes_on_and_ends_as_if_undisturbed(tiny_model, tmp_path, monkeypatch):
+def test_an_interrupted_prediction_goes_on_and_ends_as_if_undisturbed(model_with_reference_path, tmp_path, monkeypatch):
     monkeypatch.setattr("stpredict.prediction.shards.SHARD_SPOTS", 32)
-    whole = predict(tiny_model, tmp_path / "whole", pitch_um=80.0)[0].job.result
+    model = load_model(model_with_reference_path)
+    whole = predict(model, tmp_path / "whole", pitch_um=80.0)[0].job.result
+    assert set(read_result(whole).quality) == {"unusual", "blurred", "pen", "fold", "pale"}
     write, count = Shards.write, 0
 
     def die_from_the_third(self, shard, expression):
@@ -192,16 +194,16 @@ def test_an_interrupted_prediction_goes_on_and_ends_as_if_undisturbed(tiny_model
     with monkeypatch.context() as patch:
         patch.setattr(Shards, "write", die_from_the_third)
         with pytest.raises(Killed):
-            predict(tiny_model, tmp_path / "cut", pitch_um=80.0)
+            predict(model, tmp_path / "cut", pitch_um=80.0)
     target = tmp_path / "cut" / whole.name
     assert not target.exists()
     parts = target.with_name(target.name + ".parts")
     shards = sorted(parts.glob("*.npy"))
     assert len(shards) == 2
     shards[1].write_bytes(shards[1].read_bytes()[:-2])  # damaged: made again
-    (refused,) = predict(tiny_model, tmp_path / "cut", pitch_um=70.0)
+    (refused,) = predict(model, tmp_path / "cut", pitch_um=70.0)
     assert "pitch_um 80.0 instead of 70.0" in str(refused.error)
-    (resumed,) = predict(tiny_model, tmp_path / "cut", pitch_um=80.0)
+    (resumed,) = predict(model, tmp_path / "cut", pitch_um=80.0)
     assert not parts.exists()
     assert_same(whole, resumed.job.result)
 
@@ -226,6 +228,18 @@ def test_shards_of_other_spots_are_not_taken_for_these(tiny_model, tmp_path, mon
         interrupt(tiny_model, tmp_path, patch, pitch_um=100.0)
     (refused,) = predict(tiny_model, tmp_path, pitch_um=100.0)
     assert "the spots lie elsewhere or in another order" in str(refused.error)
+
+
+def test_shards_of_an_earlier_layout_are_not_misread(tiny_model, tmp_path, monkeypatch):
+    interrupt(tiny_model, tmp_path, monkeypatch, genes=("GNAS",))
+    path = tmp_path / "CMU-1-Small-Region.h5ad.parts" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["columns"]
+    path.write_text(json.dumps(manifest))
+    (refused,) = predict(tiny_model, tmp_path, genes=("GNAS",))
+    assert "another version of stpredict" in str(refused.error)
+    (anew,) = predict(tiny_model, tmp_path, genes=("GNAS",), overwrite_before=time.time())
+    assert anew.status == "done"
 
 
 def test_no_thread_reads_a_slide_that_is_closed(tiny_model, tmp_path, monkeypatch):

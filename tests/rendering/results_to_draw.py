@@ -34,8 +34,9 @@ MPP = Mpp(0.5, 0.5)
 def made_up(
     path: Path, spots: Spots, values: np.ndarray, mpp: Mpp = MPP, size: tuple[int, int] = (600, 400),
     bounds: Bounds | None = None, genes: list[str] | None = None, model: str = "made-up",
+    quality: dict[str, np.ndarray] | None = None,
 ) -> Result:  # fmt: skip
-    """A result with these `values`, spots x genes, of a slide that does not exist."""
+    """A result with these `values`, spots x genes, of a slide that does not exist; older ones know no `quality`."""
     names = genes or [f"G{i}" for i in range(values.shape[1])]
     provenance = {
         "stpredict": "0",
@@ -51,7 +52,8 @@ def made_up(
         "display_range": None,
     }  # fmt: skip
     write_result(
-        path, path.stem, spots, np.ones(len(spots)), [Gene(name, 0.3, 5.0) for name in names],
+        path, path.stem, spots, {"tissue_fraction": np.ones(len(spots), np.float32), **(quality or {})},
+        [Gene(name, 0.3, 5.0) for name in names],
         [values.astype(np.float32)], provenance, {}, np.full((40, 60, 3), 255, np.uint8), max(size) / 60, 100.0,
     )  # fmt: skip
     return read_result(path)

@@ -55,8 +55,9 @@ def make_result(
         "display_range": [[4.0] * len(genes), [6.0] * len(genes)],
     }  # fmt: skip
     write_result(
-        path, path.stem, spots, np.full(len(spots), 0.75), [Gene(name, 0.3, 5.0) for name in genes], [values],
-        provenance, {}, np.full((40, 30, 3), 255, np.uint8), max(size) / 40, 100 / mpp.x,
+        path, path.stem, spots, {"tissue_fraction": np.full(len(spots), 0.75, np.float32)},
+        [Gene(name, 0.3, 5.0) for name in genes], [values], provenance, {}, np.full((40, 30, 3), 255, np.uint8),
+        max(size) / 40, 100 / mpp.x,
     )  # fmt: skip
     return read_result(path)
 

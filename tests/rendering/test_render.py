@@ -314,7 +314,7 @@ def test_slides_of_any_name(tiny_model, tmp_path, name):
 
 def test_a_gene_that_is_named_twice_is_drawn_once(result, tmp_path):
     (table,) = draw(result, tmp_path, "csv", genes=["GNAS", "CD74", "GNAS"])
-    assert table.read_text("utf-8-sig").splitlines()[0].endswith('"tissue_fraction","GNAS","CD74"')
+    assert table.read_text("utf-8-sig").splitlines()[0].endswith('"fold","pale","GNAS","CD74"')
 
 
 def test_unknown_genes_are_named(result, tmp_path):

@@ -131,7 +131,7 @@ def check_geojson(picture: Picture) -> Iterator[Check]:
         right = np.allclose(shown, values, rtol=0, atol=5.1e-5, equal_nan=True)
         yield check(f"values of {gene}", right and not any(value is None for value in shown))
     known = {key for p in properties for key in p["measurements"]}
-    yield check("nothing else measured", known <= set(picture.genes))
+    yield check("nothing else measured", known <= {*picture.genes, *result.quality})
 
 
 def check_csv(picture: Picture) -> Iterator[Check]:
@@ -144,7 +144,8 @@ def check_csv(picture: Picture) -> Iterator[Check]:
     def check(what: str, passed: bool, detail: object = "") -> Check:
         return Check(picture.path.name, "CSV", what, bool(passed), str(detail))
 
-    columns = ["spot", "row", "col", "x_px", "y_px", "x_um", "y_um", "tissue_fraction", *picture.genes]
+    places = ["spot", "row", "col", "x_px", "y_px", "x_um", "y_um", "tissue_fraction"]
+    columns = [*places, *result.quality, *picture.genes]
     # a leading apostrophe keeps spreadsheets from taking a name for a formula
     yield check("header", [cell.removeprefix("'") for cell in header] == columns, header)
     yield check("a line for each spot", len(lines) == len(spots), len(lines))
@@ -155,7 +156,10 @@ def check_csv(picture: Picture) -> Iterator[Check]:
     yield check("places", np.allclose(numbers[:, 2:4], px, rtol=0, atol=0.0051))
     yield check("places in um", np.allclose(numbers[:, 4:6], px * mpp, rtol=0, atol=0.0051))
     yield check("tissue", np.allclose(numbers[:, 6], result.tissue_fraction, rtol=0, atol=5.1e-4))
-    for gene, column in zip(picture.genes, numbers[:, 7:].T, strict=True):
+    of_quality, of_genes = np.split(numbers[:, 7:].T, [len(result.quality)])
+    for what, column in zip(result.quality, of_quality, strict=True):
+        yield check(what, np.allclose(column, result.quality[what], rtol=0, atol=5.1e-4))
+    for gene, column in zip(picture.genes, of_genes, strict=True):
         right = np.allclose(column, result.expression(gene), rtol=0, atol=5.1e-5, equal_nan=True)
         yield check(f"values of {gene}", right)
 

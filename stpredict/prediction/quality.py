@@ -1,0 +1,168 @@
+"""What keeps a spot from being believed: colours unlike the training data, blur, pen, folds, little stain.
+
+A patch is measured while the engine infers; which spots are flagged is decided when all of a slide are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from stpredict.arrays import Bool, Float, Float32, UInt8
+from stpredict.prediction.out_of_distribution import (
+    Reference,
+    colour_features,
+    colour_planes,
+    optical_density,
+    unusual,
+)
+from stpredict.result import UNUSUAL, flagged
+
+#: What is measured of each patch, in this order.
+MEASURES = (UNUSUAL, "sharpness", "ink", "density", "stain")
+#: From this share of a slide's spots on a flag is told of: some spots are flagged wrongly.
+FEW = 0.05
+WORDS = {
+    UNUSUAL: "look unlike the training data", "blurred": "are blurred", "pen": "have pen on them",
+    "fold": "lie in folds", "pale": "are pale",
+}  # fmt: skip
+#: Colours are taken of every so many-th pixel in both directions, sharpness along every so many-th line.
+STEP = 4
+#: Patches measured at a time: their pixels fit into a processor's cache.
+CHUNK = 16
+#: Beyond this optical density a scanner's channels tell nothing apart.
+MOST_DENSITY = 2.0
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where flags begin. tests/benchmarks/quality.md says what they find and how often they are wrong."""
+
+    #: Blurred: neighbouring pixels differ by less than this, in squares and relative to pixels four apart. Relative,
+    #: so that it holds for pale tissue; 1/16 is what a smooth picture has, 1 noise, and sharp H&E 0.10 to 0.26.
+    sharpness_below: float = 0.1
+    #: Pen: from this share of pixels in colours that haematoxylin and eosin do not have. Strokes are wider than
+    #: patches; bluish nuclei reach 0.17 where they lie densely.
+    ink_from: float = 0.2
+    #: Such a colour absorbs red more than green by this optical density, as blue and green ink; or
+    ink_red_over_green: float = 0.15
+    #: all channels by this much, the least by this share of the most, as black ink. In nuclei blue has 0.4 of it, and
+    #: eosin, also in erythrocytes, hardly absorbs red; nor does red ink, which is therefore not looked for.
+    ink_black: float = 0.6
+    ink_black_share: float = 0.7
+    #: Fold: half the pixels absorb this much blue, of which dense nuclei absorb little but two layers twice as much,
+    fold_density_from: float = 0.25
+    #: and so many times as much as in the slide's median spot, of those that are
+    fold_times_slide: float = 1.6
+    #: not mostly glass, where half the pixels absorb less blue than this.
+    glass_below: float = 0.05
+    #: Pale: nine tenths of the pixels absorb less green, the channel that both stains absorb most.
+    stain_below: float = 0.2
+
+
+THRESHOLDS = Thresholds()
+
+
+def measure_patches(patches: UInt8, reference: Reference | None) -> Float32:
+    """MEASURES of patches (n x P x P x 3): n x 5. `unusual` is NaN without a reference.
+
+    The measures of a patch do not depend on the others.
+    """
+    chunks = (patches[start : start + CHUNK] for start in range(0, len(patches), CHUNK))
+    return np.concatenate([_measure(chunk, reference) for chunk in chunks]).astype(np.float32)
+
+
+def unusual_share(measures: Float32) -> float:
+    """Share of patches that are unusual; 0 without a reference."""
+    return float((measures[:, 0] > 1).mean())
+
+
+def typical_density(measures: Float32) -> float:
+    """The `density` of the median spot that is not mostly glass, with which folds are compared; infinite without."""
+    density = measures[:, MEASURES.index("density")]
+    tissue = density[density >= THRESHOLDS.glass_below]
+    return float(np.median(tissue)) if len(tissue) else np.inf
+
+
+def flag_spots(measures: Float32, typical: float) -> dict[str, Bool]:
+    """The flags of spots of a slide with this typical density."""
+    _, sharpness, ink, density, stain = measures.T
+    pen = ink >= THRESHOLDS.ink_from
+    dense = density >= max(THRESHOLDS.fold_density_from, THRESHOLDS.fold_times_slide * typical)
+    return {
+        "blurred": sharpness < THRESHOLDS.sharpness_below,
+        "pen": pen,
+        "fold": dense & ~pen,
+        "pale": stain < THRESHOLDS.stain_below,
+    }
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a result says of its spots: columns of a value per spot, the number with each flag, and the account."""
+
+    columns: dict[str, Float32 | Bool]
+    counts: dict[str, int]
+    account: dict[str, Any]
+
+
+def judge_spots(measures: Float32) -> Quality:
+    """The flags of all spots of a slide. `unusual` is left out where the model has no reference."""
+    distance, typical = measures[:, 0], typical_density(measures)
+    known = {} if np.isnan(distance).all() else {UNUSUAL: distance}
+    columns: dict[str, Float32 | Bool] = {**known, **flag_spots(measures, typical)}
+    counts = {name: int(spots.sum()) for name, spots in flagged(columns).items()}
+    described = {
+        "spots": counts,
+        "thresholds": {"unusual_above": 1.0, **asdict(THRESHOLDS)},
+        "typical_density": round(typical, 4) if np.isfinite(typical) else None,
+    }
+    return Quality(columns, counts, {"unusual_patches": round(unusual_share(measures), 3), "quality": described})
+
+
+def flags_in_words(counts: Mapping[str, int], n_spots: int, but: str | None = None) -> str:
+    """The flags, `but` one, that more than a few spots have: "120 are blurred, 30 have pen on them"."""
+    told = (name for name, count in counts.items() if count > FEW * n_spots and name != but)
+    return ", ".join(f"{counts[name]:,} {WORDS[name]}" for name in told)
+
+
+def _measure(patches: UInt8, reference: Reference | None) -> Float:
+    rgb = np.moveaxis(patches[:, ::STEP, ::STEP], 3, 1).reshape(len(patches), 3, -1)
+    density = optical_density(rgb)
+    planes = np.sort(colour_planes(rgb, density), axis=2)
+    distance = unusual(colour_features(planes), reference) if reference else np.full(len(patches), np.nan)
+    n_pixels = rgb.shape[2]
+    green, blue = (
+        optical_density(planes[:, channel, place].astype(np.uint8))
+        for channel, place in ((1, n_pixels // 10), (2, n_pixels // 2))
+    )
+    return np.column_stack([distance, _sharpness(patches[..., 1]), _ink(density), blue, green])
+
+
+def _sharpness(green: UInt8) -> Float32:
+    """Mean squared difference of pixels side by side, relative to that of pixels four apart."""
+    along, down = green[:, ::STEP].astype(np.float32), green[:, :, ::STEP].astype(np.float32)
+    near, far = (
+        _mean_square(along[:, :, lag:] - along[:, :, :-lag]) + _mean_square(down[:, lag:] - down[:, :-lag])
+        for lag in (1, 4)
+    )
+    sharpness: Float32 = (near + 0.01) / (far + 0.01)  # a blank patch is not blurred
+    return sharpness
+
+
+def _mean_square(values: Float32) -> Float32:
+    mean: Float32 = np.square(values).reshape(len(values), -1).mean(axis=1)
+    return mean
+
+
+def _ink(density: Float32) -> Float:
+    """Share of pixels in colours that haematoxylin and eosin do not have: of blue, green and black ink."""
+    red, green, blue = np.moveaxis(np.minimum(density, MOST_DENSITY), 1, 0)
+    coloured = red - green > THRESHOLDS.ink_red_over_green
+    least, most = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    black = (least > THRESHOLDS.ink_black) & (least > THRESHOLDS.ink_black_share * most)
+    share: Float = (coloured | black).mean(axis=1)
+    return share
