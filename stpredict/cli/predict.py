@@ -27,7 +27,7 @@ from stpredict.cli.options import (
     parse_genes,
     parse_layout,
 )
-from stpredict.cli.program import app, command
+from stpredict.cli.program import LOG_JSON, app, command
 from stpredict.machine import usable_cores
 
 
@@ -64,7 +64,17 @@ def predict(
     render: Annotated[bool, typer.Option("--render", help="Also draw heatmaps and overlays.")] = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done: spots, time, disk.")] = False,
+    anonymous: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TABLE.csv",
+            help="Call slides by salted hashes in all output; this table, for you alone to read, says which is which.",
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say where each slide's time went.")] = False,
+    log_json: Annotated[  # noqa: ARG001 (`command` looks at it)
+        bool, typer.Option(LOG_JSON, help="Log JSON, an object per line, for schedulers.")
+    ] = False,
 ) -> None:
     """Predict expression on slides: one SLIDE.h5ad each, which anndata and scanpy open.
 
@@ -81,5 +91,5 @@ def predict(
         engine=EngineRequest(engine, precision, device, batch_size, threads or usable_cores()),
     )  # fmt: skip
     if dry_run:
-        raise typer.Exit(plan_command(slides, model, request, out))
-    raise typer.Exit(predict_command(slides, model, request, out, render, verbose))
+        raise typer.Exit(plan_command(slides, model, request, out, anonymous))
+    raise typer.Exit(predict_command(slides, model, request, out, render, verbose, anonymous))

@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from stpredict import __version__
-from stpredict.console import report
-from stpredict.errors import StpredictError
+from stpredict.console import json_lines, log, logs_json
+from stpredict.errors import StpredictError, UsageError, first_line
 
 INTERRUPTED = 130
-
+LOG_JSON = "--log-json"
 
 app = typer.Typer(
     help="Predict spatial gene expression from H&E whole-slide images. Research use only.",
@@ -27,33 +29,58 @@ app = typer.Typer(
 )
 
 
+class Command(TyperCommand):
+    """A command that tells of wrong options as JSON where that is asked for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        as_json = LOG_JSON in args
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if not as_json or not hasattr(error, "format_message"):
+                raise
+            with json_lines(True):
+                _fail(error.format_message(), UsageError.exit_code)
+
+
 def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command whose errors become one line on stderr and an exit code."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> None:
-            try:
-                function(*args, **kwargs)
-            except StpredictError as error:
-                _fail(str(error), error.exit_code)
-            except KeyboardInterrupt:
-                _fail("interrupted; the same command goes on where it stopped.", INTERRUPTED)
-            except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                raise typer.Exit(1) from None
-            except OSError as error:
-                _fail(f"{error.strerror or error}{f': {Path(error.filename).name}' if error.filename else ''}.", 1)
+            with json_lines(kwargs.get("log_json", False)):
+                _run(function, *args, **kwargs)
 
-        return group.command(name, no_args_is_help=name not in ("doctor", "list"))(run)
+        return group.command(name, cls=Command, no_args_is_help=name not in ("doctor", "list"))(run)
 
     return decorate
 
 
-def _fail(message: str, code: int) -> None:
-    if os.environ.get("STPREDICT_DEBUG"):
+def _run(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    try:
+        function(*args, **kwargs)
+    except typer.Exit:
         raise
-    report(f"stpredict: {message}")
+    except StpredictError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on where it stopped.", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {Path(error.filename).name}' if error.filename else ''}.", 1)
+    except Exception as error:  # noqa: BLE001 (told in one line)
+        _fail(f"unexpected {type(error).__name__}: {first_line(error)} (stpredict --debug says where).", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    debug = bool(os.environ.get("STPREDICT_DEBUG"))
+    if debug and not logs_json():
+        raise
+    where = {"traceback": traceback.format_exc()} if debug else {}
+    log("error", f"stpredict: {message}", exit_code=code, **where)
     raise typer.Exit(code) from None
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from stpredict.cards import reliable_genes
-from stpredict.commands.inputs import Failure, for_each, sum_up
+from stpredict.commands.inputs import Failure, for_each, table_of_failures
 from stpredict.commands.render import render_one
-from stpredict.console import progress_of_spots, report
-from stpredict.errors import UsageError
+from stpredict.console import log, progress_of_spots, report
+from stpredict.errors import ResultError, UsageError
 from stpredict.files import atomic_path
 from stpredict.prediction.batch import Outcome, plan_slides, predict_slides
-from stpredict.prediction.jobs import find_jobs
+from stpredict.prediction.jobs import Anonymity, Job, find_jobs
 from stpredict.prediction.one_slide import Request
 from stpredict.rendering.table import plain_cell
 from stpredict.weights import Model, find_model, load_model
@@ -30,66 +31,107 @@ FAILURE_COLUMNS = ("slide", "reason")
 
 
 def predict_command(
-    slides: Sequence[str], model_name: str, request: Request, out: Path, render: bool, verbose: bool
-) -> int:
+    slides: Sequence[str], model_name: str, request: Request, out: Path, render: bool, verbose: bool,
+    anonymous: Path | None,
+) -> int:  # fmt: skip
     """Predict slides and print the results' paths. Returns the exit code.
 
-    Where there are several, those that failed are also listed in OUT/failures.csv.
+    Where there are several, those that failed are also listed in OUT/failures.csv. With `anonymous`, a table, the
+    slides' names are in that alone.
     """
-    from stpredict.rendering.styles import MAX_GENES_BY_DEFAULT, RenderRequest
+    from stpredict.rendering.styles import MAX_GENES_BY_DEFAULT
 
+    start = time.monotonic()
     model = load_model(find_model(model_name))
     request = replace(request, genes=chosen_genes(request.genes, model))
     if render and not request.genes and len(model.panel) > MAX_GENES_BY_DEFAULT:
         raise UsageError(f"--render draws up to {MAX_GENES_BY_DEFAULT} genes; name those to predict with --genes.")
-    jobs = find_jobs(slides, out, report)
+    jobs = find_jobs(slides, out, report, Anonymity(anonymous) if anonymous else None)
     failures: list[Failure] = []
-    n_elsewhere = 0
-    with progress_of_spots() as (progress, say):
-        for outcome in predict_slides(jobs, model, request, say, progress):
-            slide, result = outcome.job.slide, outcome.job.result
+    count: Counter[str] = Counter()
+    with progress_of_spots() as progress:
+        for outcome in predict_slides(jobs, model, request, report, progress):
+            count[outcome.status] += 1
+            log_outcome(outcome, verbose)
             if outcome.status == "failed":
-                failures.append((slide, str(outcome.error)))
-                say(f"stpredict: {outcome.error}")
-                continue
-            if outcome.status == "elsewhere":
-                n_elsewhere += 1
-                say(f"{slide}: another process is predicting it; left to that")
-                continue
-            if outcome.status == "up to date":
-                say(f"{result}: up to date")
-            elif verbose:
-                say(describe_timings(outcome))
-            print(result, flush=True)
-            if render:
-                request_of_pictures = RenderRequest(slide=slide, overwrite=request.overwrite_before > 0)
-                draw = partial(render_one, request_of_pictures, result.parent)
-                failures += [(slide, reason) for _, reason in for_each([result], draw, alone=len(jobs) == 1)]
+                failures.append((outcome.job.shown, str(outcome.error)))
+            elif outcome.status != "elsewhere":
+                print(outcome.job.result, flush=True)
+                if render:
+                    failures += draw_pictures(outcome.job, request.overwrite_before > 0, alone=len(jobs) == 1)
     if len(jobs) > 1:
-        list_failures(failures, [job.slide for job in jobs], out / "failures.csv")
-    return sum_up(failures, len(jobs), "slides") or (LEFT_TO_ANOTHER if n_elsewhere else 0)
+        list_failures(failures, [job.shown for job in jobs], out / "failures.csv")
+    return sum_up_slides(failures, count, len(jobs), time.monotonic() - start)
 
 
-def plan_command(slides: Sequence[str], model_name: str, request: Request, out: Path) -> int:
+def plan_command(slides: Sequence[str], model_name: str, request: Request, out: Path, anonymous: Path | None) -> int:
     """Print what a prediction would do: spots, time, disk. Returns the exit code."""
+    start = time.monotonic()
     model = load_model(find_model(model_name))
     request = replace(request, genes=chosen_genes(request.genes, model))
-    jobs = find_jobs(slides, out, report)
+    jobs = find_jobs(slides, out, report, Anonymity(anonymous, keep=False) if anonymous else None)
     failures: list[Failure] = []
+    count: Counter[str] = Counter()
     total = np.zeros(3)
     for plan in plan_slides(jobs, model, request, report):
+        job = plan.job
         if plan.error is not None:
-            failures.append((plan.job.slide, str(plan.error)))
-            report(f"stpredict: {plan.error}")
+            failures.append((job.shown, str(plan.error)))
+            count["failed"] += 1
+            log("slide-failed", f"stpredict: {plan.error}", **job.facts)
             continue
         if not plan.n_spots:
-            print(f"{plan.job.slide} -> {plan.job.result}: up to date")
+            count["up to date"] += 1
+            print(f"{job.shown} -> {job.result}: up to date")
             continue
         total += (plan.n_spots, plan.seconds, plan.n_bytes)
-        print(f"{plan.job.slide} -> {plan.job.result}: {describe_plan(plan.n_spots, plan.seconds, plan.n_bytes)}")
+        print(f"{job.shown} -> {job.result}: {describe_plan(plan.n_spots, plan.seconds, plan.n_bytes)}")
     if len(jobs) > 1:
         print(f"{len(jobs) - len(failures)} slides: {describe_plan(*total)}")
-    return sum_up(failures, len(jobs), "slides")
+    return sum_up_slides(failures, count, len(jobs), time.monotonic() - start)
+
+
+def log_outcome(outcome: Outcome, verbose: bool) -> None:
+    """Tell what became of a slide; people hear of one that went well only if they want to."""
+    job = outcome.job
+    if outcome.status == "failed":
+        log("slide-failed", f"stpredict: {outcome.error}", **job.facts)
+    elif outcome.status == "elsewhere":
+        log("slide-left", f"{job.shown}: another process is predicting it; left to that", **job.facts)
+    elif outcome.status == "up to date":
+        log("slide-skipped", f"{job.result}: up to date", **job.facts)
+    else:
+        seconds = round(sum(took for stage, took in outcome.seconds.items() if not is_wait(stage)), 3)
+        line = describe_timings(outcome) if verbose else None
+        log("slide-finished", line, **job.facts, spots=outcome.n_spots, seconds=seconds)
+
+
+def draw_pictures(job: Job, overwrite: bool, alone: bool) -> list[Failure]:
+    """Draw a result beside itself and print the pictures' paths. Returns why that failed, if it did."""
+    from stpredict.rendering.styles import RenderRequest
+
+    def draw(result: Path) -> Iterator[Path]:
+        try:
+            yield from render_one(RenderRequest(slide=job.slide, overwrite=overwrite), result.parent, result)
+        except Exception as error:
+            job.hide_names(error)
+            raise
+
+    def tell(line: str) -> None:
+        log("pictures-failed", line, **job.facts)
+
+    return [(job.shown, reason) for _, reason in for_each([job.result], draw, alone, tell)]
+
+
+def sum_up_slides(failures: Sequence[Failure], count: Counter[str], n_slides: int, seconds: float) -> int:
+    """Tell how many slides were done, and which failed. Returns the exit code."""
+    code = ResultError.exit_code if failures else LEFT_TO_ANOTHER if count["elsewhere"] else 0
+    log(
+        "summary", table_of_failures(failures, n_slides, "slides"), slides=n_slides, finished=count["done"],
+        skipped=count["up to date"], left=count["elsewhere"], failed=count["failed"],
+        pictures_failed=len(failures) - count["failed"], seconds=round(seconds, 3), exit_code=code,
+    )  # fmt: skip
+    return code
 
 
 def chosen_genes(genes: Sequence[str], model: Model) -> Sequence[str]:
@@ -110,21 +152,26 @@ def chosen_genes(genes: Sequence[str], model: Model) -> Sequence[str]:
 def describe_plan(n_spots: float, seconds: float, n_bytes: float) -> str:
     """Spots, and about how long and how much room they take."""
     minutes, hours = seconds / 60, seconds / 3600
-    time = f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
-    return f"{n_spots:,.0f} spots, about {time}, up to {max(n_bytes / 1e6, 1):,.0f} MB"
+    took = f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
+    return f"{n_spots:,.0f} spots, about {took}, up to {max(n_bytes / 1e6, 1):,.0f} MB"
 
 
 def describe_timings(outcome: Outcome) -> str:
     """Where the time of one slide went, and what its flow of patches waited for."""
     seconds = outcome.seconds
     flow = max(seconds["reading_and_inference"], 1e-3)
-    waits = [stage for stage in seconds if stage.startswith(("waiting", "filling"))]
+    waits = [stage for stage in seconds if is_wait(stage)]
     stages = ", ".join(
         f"{stage.replace('_', ' ')} {took:.1f} s" for stage, took in seconds.items() if stage not in waits
     )
     shares = ", ".join(f"{stage.replace('_', ' ')} {seconds[stage] / flow:.0%}" for stage in waits)
-    name, rate = outcome.job.slide.name, outcome.n_spots / flow
+    name, rate = outcome.job.shown.name, outcome.n_spots / flow
     return f"{name}: {outcome.n_spots} spots, {rate:.0f} a second; {stages}; of the reading and inference {shares}"
+
+
+def is_wait(stage: str) -> bool:
+    """Whether it is part of another stage, which it says the reason of."""
+    return stage.startswith(("waiting", "filling"))
 
 
 def list_failures(failures: Sequence[Failure], slides: Sequence[Path], path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from stpredict.console import Report
+from stpredict.console import Report, log
 from stpredict.data.panel import match_genes
 from stpredict.engines import Engine, open_engine
 from stpredict.engines.rate import spots_per_second
@@ -76,6 +76,7 @@ def predict_slides(
                     elif isinstance(prepared, str):
                         yield Outcome(job, prepared)
                     else:
+                        log("slide-started", **job.facts, spots=len(prepared.spots))
                         n_slides = len(turn) - n_done
                         with prepared.held:
                             engine = predict_slide(prepared, job, model, request, engine, n_slides, report, progress)
@@ -137,17 +138,21 @@ def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Rep
 def _as_ours(error: Exception, job: Job, alone: bool) -> StpredictError:
     """An error of one slide as one sentence. Raises what a call cannot go on after, and UsageError for a lone slide."""
     name = job.slide.name
-    if isinstance(error, UsageError):
-        raise error
-    if isinstance(error, SlideError) and error.remediable and alone:
-        raise UsageError(str(error)) from error
+    ours: StpredictError
     if isinstance(error, StpredictError):
-        return error
-    if isinstance(error, MemoryError):
-        return SlideError(f"{name}: not enough memory.")
-    if isinstance(error, OSError):
+        ours = error
+    elif isinstance(error, MemoryError):
+        ours = SlideError(f"{name}: not enough memory.")
+    elif isinstance(error, OSError):
         where = f" ({Path(error.filename).name})" if error.filename else ""
-        return ResultError(f"{name}: {error.strerror or error}{where}.")
-    if os.environ.get("STPREDICT_DEBUG"):
+        ours = ResultError(f"{name}: {error.strerror or error}{where}.")
+    elif os.environ.get("STPREDICT_DEBUG"):
         raise error
-    return SlideError(f"{name}: unexpected {type(error).__name__}: {error} (stpredict --debug says where).")
+    else:
+        ours = SlideError(f"{name}: unexpected {type(error).__name__}: {error} (stpredict --debug says where).")
+    job.hide_names(ours)
+    if isinstance(ours, UsageError):
+        raise ours
+    if isinstance(ours, SlideError) and ours.remediable and alone:
+        raise UsageError(str(ours)) from error
+    return ours

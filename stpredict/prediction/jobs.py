@@ -9,11 +9,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stpredict.console import Report
 from stpredict.errors import UsageError
+from stpredict.prediction.anonymous import anonymous_names, demand_apart, readable_by_others, without_names
 
 RESULT_SUFFIX = ".h5ad"
 #: What folders are searched for. Plain images and DICOM have to be named: in folders they are mostly something else.
@@ -30,15 +31,48 @@ class Job:
     result: Path
     mpp: float | None = None
     mask: Path | None = None
+    anonymous: str | None = None  # what all output calls the slide
+
+    @property
+    def name(self) -> str:
+        """The slide's name in its result."""
+        return self.anonymous or slide_name(self.slide)
+
+    @property
+    def shown(self) -> Path:
+        """What messages call the slide."""
+        return Path(self.anonymous) if self.anonymous else self.slide
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What each event of the log says of the slide."""
+        return {"slide": str(self.shown), "output": str(self.result)}
+
+    def hide_names(self, error: Exception) -> None:
+        """Let an error of an anonymous slide call it by that name only."""
+        if self.anonymous:
+            names = ({self.mask: "mask"} if self.mask else {}) | {self.slide: self.anonymous}
+            error.args = tuple(without_names(part, names) if isinstance(part, str) else part for part in error.args)
 
 
-def find_jobs(arguments: Sequence[str], out: Path, report: Report) -> list[Job]:
+@dataclass(frozen=True)
+class Anonymity:
+    """The table of anonymous names, and whether those that it lacks are added."""
+
+    table: Path
+    keep: bool = True
+
+
+def find_jobs(arguments: Sequence[str], out: Path, report: Report, anonymity: Anonymity | None = None) -> list[Job]:
     """The slides that a call names: files, patterns, folders (searched throughout), or lists (`@FILE.csv`).
 
-    The results of a folder's slides go to folders of the same names within `out`; other results straight into it.
-    What is passed over in folders is reported. Raises UsageError for no slides, or two of one result.
+    The results of a folder's slides go to folders of the same names within `out`; other results, and those of anonymous
+    slides, straight into it. What is passed over in folders is reported. Raises UsageError for no slides, two of one
+    result, or a table of names that cannot be used.
     """
-    jobs = [job for argument in arguments for job in _jobs_of(argument, out, report)]
+    jobs = [job for argument in arguments for job in _jobs_of(argument, out, report, flat=anonymity is not None)]
+    if anonymity:
+        jobs = _anonymised(jobs, out, report, anonymity)
     results: dict[Path, Path] = {}
     for job in jobs:
         other = results.setdefault(job.result, job.slide)
@@ -54,10 +88,22 @@ def slide_name(path: Path) -> str:
     return os.fsencode(path.stem).decode("utf-8", "replace")
 
 
-def _jobs_of(argument: str, out: Path, report: Report) -> Iterator[Job]:
+def _anonymised(jobs: Sequence[Job], out: Path, report: Report, anonymity: Anonymity) -> list[Job]:
+    table = anonymity.table
+    demand_apart(table, {out, *(job.result.parent for job in jobs)})
+    names = anonymous_names([job.slide for job in jobs], table, anonymity.keep)
+    if readable_by_others(table):
+        report(f"{table}: others can read which slide is which; chmod 600 keeps them from it")
+    return [
+        replace(job, result=job.result.with_name(f"{name}{RESULT_SUFFIX}"), anonymous=name)
+        for job, name in zip(jobs, names, strict=True)
+    ]
+
+
+def _jobs_of(argument: str, out: Path, report: Report, flat: bool) -> Iterator[Job]:
     path = Path(argument)
     if path.is_dir():
-        yield from _in_folder(path, out, report)
+        yield from _in_folder(path, out, report, flat)
     elif argument.startswith("@") and not path.exists():
         yield from _in_list(Path(argument[1:]), out)
     elif glob.has_magic(argument) and not path.exists():
@@ -73,20 +119,22 @@ def _job(slide: Path, out: Path, mpp: float | None = None, mask: Path | None = N
     return Job(slide, out / f"{slide_name(slide)}{RESULT_SUFFIX}", mpp, mask)
 
 
-def _in_folder(folder: Path, out: Path, report: Report) -> Iterator[Job]:
+def _in_folder(folder: Path, out: Path, report: Report, flat: bool) -> Iterator[Job]:
     passed_over: Counter[str] = Counter()
     found = 0
     for parent, folders, names in os.walk(folder, onerror=_cannot_be_read):
-        for name in folders:
-            if Path(parent, name).is_symlink():
-                report(f"{Path(parent, name)}: a link to a folder, not followed; name it to search it")
+        for path in (Path(parent, name) for name in folders):
+            if path.is_symlink() and flat:  # whose name may be a patient's
+                passed_over["a link to a folder, not followed"] += 1
+            elif path.is_symlink():
+                report(f"{path}: a link to a folder, not followed; name it to search it")
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(parent, name) for name in sorted(names)):
             if reason := _not_a_slide(path):
                 passed_over[reason] += 1
                 continue
             found += 1
-            yield _job(path, out / path.parent.relative_to(folder))
+            yield _job(path, out if flat else out / path.parent.relative_to(folder))
     for reason, count in sorted(passed_over.items()):
         report(f"{folder}: passed over {count} {'file' if count == 1 else 'files'}: {reason}")
     if not found:

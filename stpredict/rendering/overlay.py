@@ -68,6 +68,8 @@ def blend(base: UInt8, rgb: UInt8, inside: Bool, opacity: float) -> UInt8:
 
 def open_source_slide(path: Path, result: Result) -> Slide:
     """The slide that a result was made from. Raises SlideError if it is not there or another file."""
+    if not result.provenance["slide"]["path"] and path == result.path.parent:
+        raise SlideError(f"{result.path.name}: does not say where its slide lies; name the slide with --slide.")
     if not path.is_file():
         where = os.path.normpath(path)
         raise SlideError(f"{where}: there is no such file; name the slide of {result.path.name} with --slide.")

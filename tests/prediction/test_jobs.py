@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stpredict.errors import UsageError
-from stpredict.prediction.jobs import Job, find_jobs
+from stpredict.prediction.jobs import Anonymity, Job, find_jobs
 
 
 @pytest.fixture
@@ -99,6 +99,17 @@ def test_linked_folders_are_named_and_not_followed(folder):
     lines: list[str] = []
     assert len(find_jobs([str(folder)], Path("o"), lines.append)) == 4
     assert any("loop: a link to a folder, not followed" in line for line in lines)
+
+
+def test_anonymous_slides_lie_side_by_side_and_no_folder_of_theirs_is_named(folder):
+    (folder / "loop").symlink_to(folder)
+    lines: list[str] = []
+    jobs = find_jobs([str(folder)], Path("o"), lines.append, Anonymity(folder.parent / "names.csv", keep=False))
+    assert len({job.result for job in jobs}) == 4
+    assert {job.result.parent for job in jobs} == {Path("o")}
+    assert all(job.result.stem == job.name == str(job.shown) for job in jobs)
+    assert any("passed over 1 file: a link to a folder" in line for line in lines)
+    assert not any("loop" in line or "2024" in line for line in lines)
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads every folder")
