@@ -140,12 +140,12 @@ def test_an_unexpected_error_and_what_libraries_warn_of_are_events(tiny_model_pa
         raise RuntimeError("all is lost")
 
     monkeypatch.setattr(predict, "find_jobs", fail)
+    monkeypatch.setenv("STPREDICT_DEBUG", "")  # which --debug sets, and is undone with this
     asked = ("predict", SLIDE, "-m", tiny_model_path, "--log-json")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         done = run(*asked)
         debugged = run("--debug", *asked)
-    monkeypatch.delenv("STPREDICT_DEBUG")
     assert done.exit_code == debugged.exit_code == 1
     old, odd, lost = events(done.stderr)
     assert (old["event"], old["message"]) == ("warning", "DeprecationWarning: this is old")
