@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stpredict.cli.options import Threads, refuse_with_protocol, split
+from stpredict.cli.options import Threads, refuse_epochs, refuse_with_protocol, split
 from stpredict.cli.program import app, command
 from stpredict.errors import UsageError
 from stpredict.machine import usable_cores
@@ -115,7 +115,7 @@ def train(
     Example: stpredict train her2st/ -o mine.safetensors
     """
     from stpredict.commands.train import describe_encoder, train_command
-    from stpredict.training.fit import Settings
+    from stpredict.training.settings import Settings
 
     if encoder:
         if arch != ARCHITECTURE or mpp is None:
@@ -125,6 +125,13 @@ def train(
         "--objective": objective != Settings.objective, "--panel": panel != PANEL_RULE, "--folds": folds != FOLDS,
         "--hold-out": bool(hold_out), "--smooth-labels": smooth_labels,
     })  # fmt: skip
+    if arch in ("dictionary", "encoder"):
+        refuse_epochs({
+            "--epochs": epochs != Settings.epochs, "--teach-patches": teach_patches != Settings.teach_patches,
+            "--batch-size": batch_size != Settings.batch_size, "--stain-jitter": stain_jitter != Settings.stain_jitter,
+            "--learning-rate": learning_rate != Settings.learning_rate,
+            "--teach-learning-rate": teach_learning_rate != Settings.teach_learning_rate,
+        })  # fmt: skip
     settings = Settings(
         architecture=arch, objective=objective, epochs=epochs, teach_patches=teach_patches, batch_size=batch_size,
         learning_rate=learning_rate, teach_learning_rate=teach_learning_rate, stain_jitter=stain_jitter,

@@ -15,7 +15,7 @@ from stpredict.files import make_folder
 from stpredict.weights import can_name_files
 
 if TYPE_CHECKING:
-    from stpredict.training.fit import EncoderSettings, Settings
+    from stpredict.training.settings import EncoderSettings, Settings
 
 
 def train_command(
@@ -69,7 +69,7 @@ def check_counts_only(counts_only: Path | None, dataset: Path, architecture: str
 def describe_encoder(path: Path, mean: str, std: str, licence: str) -> EncoderSettings:
     """What a model's card says of its encoder. Raises UsageError for means that are not three numbers."""
     from stpredict.networks.encoder_files import file_sha256
-    from stpredict.training.fit import EncoderSettings
+    from stpredict.training.settings import EncoderSettings
 
     def three(option: str, text: str) -> tuple[float, ...]:
         try:

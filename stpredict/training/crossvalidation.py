@@ -28,9 +28,7 @@ from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.networks.encoder_files import count_features, open_encoder
 from stpredict.prediction.shards import describe_difference
 from stpredict.training.fit import (
-    EncoderSettings,
     Report,
-    Settings,
     is_main_process,
     pick_device,
     process_group,
@@ -42,6 +40,7 @@ from stpredict.training.objectives import check_objective
 from stpredict.training.one_network import Panel, Run, Trained, predict_rows, train_network
 from stpredict.training.programmes import N_PROGRAMMES
 from stpredict.training.protocols import find_protocol, show_protocol
+from stpredict.training.settings import EncoderSettings, Settings
 
 
 def train_model(

@@ -28,6 +28,7 @@ from stpredict.files import atomic_path
 from stpredict.networks import Network, architecture_config
 from stpredict.networks.m2ort import M2ORT
 from stpredict.training.objectives import Objective
+from stpredict.training.settings import Settings
 
 Report = Callable[[str], None]
 LOG_COLUMNS = ("stage", "epoch", "loss", "validation", "seconds")
@@ -35,35 +36,6 @@ LOG_COLUMNS = ("stage", "epoch", "loss", "validation", "seconds")
 TAUGHT_LIMIT = 4.0
 #: For a process that waits while the first one cuts patches.
 LONGEST_WAIT = timedelta(hours=24)
-
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """A frozen encoder's file, known by its content, and how it was trained. `mean` and `std` are of RGB in 0..1."""
-
-    file: str
-    sha256: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    licence: str
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train. Learning rates are the peaks of one-cycle schedules."""
-
-    architecture: str = "m2ort-small"
-    objective: str = "residuals"
-    epochs: int = 8
-    teach_patches: int = 25_000  # seen in all, each of the unlabelled ones several times
-    batch_size: int = 48
-    learning_rate: float = 1e-4
-    teach_learning_rate: float = 5e-4
-    weight_decay: float = 0.05
-    stain_jitter: float = 0.1
-    smooth_labels: bool = False
-    seed: int = 0
-    encoder: EncoderSettings | None = None
 
 
 @dataclass

@@ -23,7 +23,6 @@ from stpredict.training.dictionary import learn_windows
 from stpredict.training.fit import (
     Log,
     Report,
-    Settings,
     agree_on,
     is_main_process,
     new_network,
@@ -33,6 +32,7 @@ from stpredict.training.fit import (
 )
 from stpredict.training.heads import describe_patches, fit_head
 from stpredict.training.objectives import Objective, make_objective
+from stpredict.training.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def test_the_papers_objective_has_no_programmes(dataset: Path, tmp_path: Path):
     assert "counts_only_sections" not in card["training"]
 
 
-def test_counts_that_would_not_be_used_are_refused(dataset: Path, counts_only: Path, tmp_path: Path):
+def test_what_would_not_be_used_is_refused(dataset: Path, counts_only: Path, tmp_path: Path):
     out = tmp_path / "m.safetensors"
     refused = train(dataset, out, "--counts-only", counts_only, "--arch", "m2ort-small")
     assert refused.exit_code == 2
@@ -126,3 +126,6 @@ def test_counts_that_would_not_be_used_are_refused(dataset: Path, counts_only: P
     missing = train(dataset, out, "--counts-only", tmp_path / "nowhere")
     assert missing.exit_code == 2
     assert "nowhere: no such file or folder" in missing.stderr
+    refused = train(dataset, out, "--epochs", 3, "--learning-rate", 0.1)
+    assert refused.exit_code == 2
+    assert "--epochs, --learning-rate: for m2ort alone" in refused.stderr

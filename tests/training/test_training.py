@@ -289,3 +289,11 @@ def test_there_are_52_features_and_they_see_colour_and_texture(region):
     assert np.isfinite(features).all()
     np.testing.assert_allclose(features[0, :3], patches[0].mean(axis=(0, 1)))
     np.testing.assert_allclose(features[1, 6:12], 0, atol=1e-6)  # no spread in a flat patch
+
+
+def test_without_its_libraries_training_says_what_to_install(dataset: Path, tmp_path: Path):
+    start = "import sys; sys.modules['sklearn'] = None; from stpredict.cli import app; app(sys.argv[1:])"
+    call = [sys.executable, "-c", start, "train", dataset, "-o", tmp_path / "m.safetensors"]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "install stpredict with its extra [train]" in done.stderr

@@ -1,0 +1,34 @@
+"""How to train, as the command line says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """A frozen encoder's file, known by its content, and how it was trained. `mean` and `std` are of RGB in 0..1."""
+
+    file: str
+    sha256: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    licence: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. Learning rates are the peaks of one-cycle schedules."""
+
+    architecture: str = "m2ort-small"
+    objective: str = "residuals"
+    epochs: int = 8
+    teach_patches: int = 25_000  # seen in all, each of the unlabelled ones several times
+    batch_size: int = 48
+    learning_rate: float = 1e-4
+    teach_learning_rate: float = 5e-4
+    weight_decay: float = 0.05
+    stain_jitter: float = 0.1
+    smooth_labels: bool = False
+    seed: int = 0
+    encoder: EncoderSettings | None = None
