@@ -112,6 +112,11 @@ def engines(model: Model, scratch: Path) -> Iterator[str]:
             opened.append(open_engine(model, EngineRequest(name, precision, threads=usable_cores()), patches, quiet))
         except EngineError as error:
             not_run.append(f"{name} {precision}: {error}")
+    if not torch.cuda.is_available():
+        not_run.append(
+            "on a GPU: eager, compile and TensorRT with Small, Base and Large, and a whole slide from file to result: "
+            "there is none."
+        )
     rates: list[list[float]] = [[] for _ in opened]
     for _ in range(ROUNDS):
         for engine, measured in zip(opened, rates, strict=True):
