@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from stpredict.training.objectives import Objective
 
 N_REFERENCE = 512
+PIXEL_SCALING = {
+    "m2ort": "RGB uint8 / 255",
+    "dictionary": "optical density, -ln((RGB uint8 + 1) / 256)",
+    "encoder": "RGB uint8 / 255, less the encoder's mean, over its deviation",
+}
 DISPLAY_PERCENTILES = (1, 99)
 MIN_DISPLAY_RANGE = 0.2
 #: Of the Student distribution, which is then the normal one.
@@ -64,7 +69,7 @@ def make_card(
         "mpp": tiles.mpp,
         "spot_diameter_um": tiles.spot_diameter_um,
         "pitch_um": tiles.pitch_um,
-        "pixel_scaling": "RGB uint8 / 255",
+        "pixel_scaling": PIXEL_SCALING[network_parameters(network.config)["network"]],
         "objective": objective.name,
         "expression_unit": "ln(1 + CPM) of the expected share",
         "genes": {
@@ -92,7 +97,13 @@ def write_model(path: Path, card: dict[str, Any], network: Network, objective: O
     saved = build_network(card["parameters"])
     saved.load_state_dict(own_state(network))
     objective.fold_into(saved.head)
-    tensors = {name: tensor.detach().cpu().numpy().astype(np.float16) for name, tensor in saved.state_dict().items()}
+    # What standardises features stays in fp32: those that hardly vary have scales beyond fp16.
+    tensors = {
+        name: tensor.detach().cpu().numpy().astype(np.float32 if name.startswith("feature_") else np.float16)
+        for name, tensor in saved.state_dict().items()
+    }
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ModelFileError(f"{path.name}: its weights are not finite, and are not written.")
     chosen = np.random.default_rng(0).permutation(len(features))[:N_REFERENCE]
     save_model(path, {**tensors, REFERENCE_FEATURES: features[chosen].astype(np.float32)}, card)
     load_model(path)

@@ -15,6 +15,7 @@ from stpredict.machine import usable_cores
 #: Defaults that a paper's protocol replaces.
 FOLDS, PANEL_RULE = "patient", "variance"
 ARCHITECTURE = "m2ort-small"
+UNKNOWN_LICENCE = "not stated"
 IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
 
@@ -76,7 +77,7 @@ def train(
     counts_only: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of further sections, which need no images, to learn how genes vary together. Not for m2ort.",
+            help="More sections, which tell how genes vary together; HER2ST ones need no images. Not for m2ort.",
             show_default="none",
         ),
     ] = None,
@@ -89,10 +90,10 @@ def train(
     ] = None,
     encoder_mean: Annotated[str, typer.Option(help="Mean of RGB in 0 to 1 that it was trained with.")] = IMAGENET_MEAN,
     encoder_std: Annotated[str, typer.Option(help="Their standard deviation.")] = IMAGENET_STD,
-    encoder_licence: Annotated[str, typer.Option(help="Its licence, for the model's card.")] = "not stated",
+    encoder_licence: Annotated[str, typer.Option(help="Its licence, for the model's card.")] = UNKNOWN_LICENCE,
     epochs: Annotated[int, typer.Option(min=1, help="Most epochs on measured spots; validation chooses the best.")] = 8,
     unlabelled: Annotated[
-        int, typer.Option(min=0, help="Unlabelled patches of tissue, on which ridge teaches.")
+        int, typer.Option(min=0, help="Unlabelled patches of tissue, to be taught on or to learn windows from.")
     ] = 5000,
     teach_patches: Annotated[
         int, typer.Option(min=0, help="How many of them to see in all, with repetition.")
@@ -104,7 +105,7 @@ def train(
     mpp: Annotated[
         float | None, typer.Option(help="Micrometres per pixel of the model.", show_default="the sections'")
     ] = None,
-    licence: Annotated[str, typer.Option(help="Licence of the data, for the model's card.")] = "not stated",
+    licence: Annotated[str, typer.Option(help="Licence of the data, for the model's card.")] = UNKNOWN_LICENCE,
     seed: int = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Threads = None,
@@ -117,6 +118,9 @@ def train(
     from stpredict.commands.train import describe_encoder, train_command
     from stpredict.training.settings import Settings
 
+    described = (encoder_mean, encoder_std, encoder_licence) != (IMAGENET_MEAN, IMAGENET_STD, UNKNOWN_LICENCE)
+    if not encoder and (described or arch == "encoder"):
+        raise UsageError("--encoder FILE names the encoder that --encoder-mean, -std and -licence are of.")
     if encoder:
         if arch != ARCHITECTURE or mpp is None:
             raise UsageError("--encoder: needs --mpp, the um per pixel that it was trained at, and takes no --arch.")
@@ -131,6 +135,7 @@ def train(
             "--batch-size": batch_size != Settings.batch_size, "--stain-jitter": stain_jitter != Settings.stain_jitter,
             "--learning-rate": learning_rate != Settings.learning_rate,
             "--teach-learning-rate": teach_learning_rate != Settings.teach_learning_rate,
+            f"--objective {objective}": objective in ("nb", "poisson"),
         })  # fmt: skip
     settings = Settings(
         architecture=arch, objective=objective, epochs=epochs, teach_patches=teach_patches, batch_size=batch_size,

@@ -70,6 +70,8 @@ def plan_command(slides: Sequence[str], model_name: str, request: Request, out: 
     model = load_model(find_model(model_name))
     request = replace(request, genes=chosen_genes(request.genes, model))
     jobs = find_jobs(slides, out, report, Anonymity(anonymous, keep=False) if anonymous else None)
+    if anonymous and not anonymous.exists():
+        report(f"{anonymous} is not there yet: the slides' names below are not those that the prediction will make")
     failures: list[Failure] = []
     count: Counter[str] = Counter()
     total = np.zeros(3)

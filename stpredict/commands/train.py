@@ -71,15 +71,15 @@ def describe_encoder(path: Path, mean: str, std: str, licence: str) -> EncoderSe
     from stpredict.networks.encoder_files import file_sha256
     from stpredict.training.settings import EncoderSettings
 
-    def three(option: str, text: str) -> tuple[float, ...]:
+    def three(option: str, text: str, least: float) -> tuple[float, ...]:
         try:
             numbers = tuple(float(part) for part in text.split(","))
         except ValueError:
             numbers = ()
-        if len(numbers) != 3 or not all(0 < number < 1 for number in numbers):
-            raise UsageError(f"{option} {text}: three numbers between 0 and 1, separated by commas.")
+        if len(numbers) != 3 or not all(least <= number <= 1 for number in numbers):
+            raise UsageError(f"{option} {text}: three numbers from {least:g} to 1, separated by commas.")
         return numbers
 
     return EncoderSettings(
-        path.name, file_sha256(path), three("--encoder-mean", mean), three("--encoder-std", std), licence
+        path.name, file_sha256(path), three("--encoder-mean", mean, 0), three("--encoder-std", std, 0.01), licence
     )

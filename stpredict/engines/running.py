@@ -33,6 +33,8 @@ def choose_device(request: EngineRequest) -> torch.device:
         raise EngineError(f"--device {request.device}: there are {torch.cuda.device_count()} GPUs.")
     if device.type == "cpu":
         torch.set_num_threads(request.threads)
+    else:
+        torch.backends.cudnn.allow_tf32 = False  # by default fp32 convolutions are not
     return device
 
 

@@ -25,6 +25,8 @@ def candidates(model: Model, request: EngineRequest, n_spots: int) -> list[Candi
 
     Raises EngineError for a precision that the model's network cannot do with.
     """
+    if request.precision == "int8" and model.card["parameters"].get("network", "m2ort") != "m2ort":
+        raise EngineError(f"--precision int8: for M2ORT alone, which {model.name} is not.")
     if model.fp32_only:
         if request.precision not in ("auto", "fp32"):
             raise EngineError(f"--precision {request.precision}: {model.name} needs fp32.")

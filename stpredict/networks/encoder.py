@@ -32,6 +32,8 @@ class Encoded(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        if min(config.std) <= 0:
+            raise ValueError("the encoder's deviation is not above 0")
         self.config = config
         self.encoder: nn.Module | None = None
         self.pixel_mean: Tensor

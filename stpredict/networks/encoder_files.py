@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -20,10 +21,16 @@ EXPORTED, SCRIPTED = (".pt2",), (".pt", ".ts")
 def file_sha256(path: Path) -> str:
     """Raises ModelFileError if the file cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        known = path.stat()
+        return _sha256(path, known.st_size, known.st_mtime_ns)
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+@lru_cache
+def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_encoder(path: Path) -> nn.Module:
@@ -81,7 +88,7 @@ def count_features(encoder: nn.Module, patch_px: int, name: str) -> int:
 
 def find_encoder(name: str, sha256: str, folders: Sequence[Path]) -> Path:
     """The encoder's file of this name and content in one of the folders. Raises ModelFileError if it is in none."""
-    if Path(name).name != name:
+    if not isinstance(name, str) or Path(name).name != name:
         raise ModelFileError(f"the model's card names an encoder {name!r}, which is no file's name.")
     others = []
     for path in (folder / name for folder in folders):

@@ -19,7 +19,7 @@ from stpredict.cards import better_baselines, make_card, show_crossvalidation, w
 from stpredict.data.dataset import read_counts, read_dataset
 from stpredict.data.panel import check_rule, match_genes
 from stpredict.data.tiles import Tiles, read_tiles, write_tiles
-from stpredict.errors import ResultError
+from stpredict.errors import ResultError, UsageError
 from stpredict.evaluation.features import colour_texture_features
 from stpredict.evaluation.splits import DEPTH_CONTROLLED, Split, evaluate_split
 from stpredict.files import atomic_path
@@ -78,7 +78,8 @@ def train_model(
             begun = find_run(folder, out, wanted, overwrite)
             if not begun:
                 own_tiles.unlink(missing_ok=True)
-                (folder / "features.npz").unlink(missing_ok=True)
+                for cache in ("features.npz", "encoded.npy"):
+                    (folder / cache).unlink(missing_ok=True)
             if not tiles_path.exists():
                 sections = read_dataset(dataset)
                 more = read_counts(counts_only) if counts_only else ()
@@ -86,8 +87,10 @@ def train_model(
                     sections, tiles_path, counts_only=more, mpp=mpp, unlabelled=unlabelled, seed=settings.seed,
                     report=report,
                 )  # fmt: skip
-            check_leaks(plan(read_tiles(tiles_path)), allow_patient_leak)
-            match_genes([*panel.required, *panel.genes], read_tiles(tiles_path).genes, "measured genes")
+            found = read_tiles(tiles_path)
+            check_resolution(found, mpp)
+            check_leaks(plan(found), allow_patient_leak)
+            match_genes([*panel.required, *panel.genes], genes_with_images(found), "measured genes")
             if not begun:
                 with atomic_path(folder / "run.json") as temporary:
                     temporary.write_text(json.dumps(wanted, indent=1))
@@ -100,6 +103,20 @@ def train_model(
         if encoder and settings.encoder:
             run = with_encoder(run, encoder, settings.encoder, folder / "encoded.npy")
         return run_crossvalidation(run, plan(tiles), protocol, out, folder)
+
+
+def check_resolution(tiles: Tiles, mpp: float | None) -> None:
+    """Raises UsageError if a tiles file was cut at another resolution than the one that was asked for."""
+    if mpp and abs(tiles.mpp / mpp - 1) > 0.01:
+        raise UsageError(f"--mpp {mpp:g}: {tiles.path.name} was cut at {tiles.mpp:g} um per pixel; cut it again.")
+
+
+def genes_with_images(tiles: Tiles) -> list[str]:
+    """The genes that were counted in sections with images; a gene that never was there cannot be predicted."""
+    if tiles.counts_only is None:
+        return tiles.genes
+    counted = np.asarray(tiles.counts.sum(axis=0)).ravel() > 0
+    return [gene for gene, there in zip(tiles.genes, counted, strict=True) if there]
 
 
 def with_encoder(run: Run, path: Path, known: EncoderSettings, cache: Path) -> Run:
@@ -155,7 +172,8 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
         return dict(json.loads(done.read_text()))
     tiles = run.tiles
     sections = fold.train or sorted(set(tiles.section) - set(fold.test_sections))
-    validation = choose_sections_for_epochs(run, sections) if fold.validation is None else fold.validation
+    fitted = run.settings.architecture in FITTED  # which has no epochs to be chosen
+    validation = [] if fitted else fold.validation or choose_validation(tiles, sections)
     how_long = f", epochs chosen on {', '.join(validation)}" if validation else ""
     run.report(f"hold out {fold.kind} {fold.name}: train on {', '.join(sections)}{how_long}")
     trained = train_network(run, sections, validation, None, folder)
@@ -167,7 +185,7 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     scores = {
         "name": fold.name, "kind": fold.kind, "test": fold.test_sections, "train": sections,
         "validation": validation, "epochs": trained.epochs, "panel": panel,
-        **({"leak": fold.leak} if fold.leak else {}),
+        **({"leak": fold.leak} if fold.leak and not fitted else {}),
         **evaluate_split(predicted, split, run.features, objective),
     }  # fmt: skip
     if is_main_process():
@@ -182,11 +200,6 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     return scores
 
 
-def choose_sections_for_epochs(run: Run, sections: Sequence[str]) -> list[str]:
-    """The sections on which the number of epochs is chosen; none where there are no epochs, or too few sections."""
-    return [] if run.settings.architecture in FITTED else choose_validation(run.tiles, sections)
-
-
 def run_crossvalidation(
     run: Run, folds: Sequence[Fold], protocol: str | None, out: Path, folder: Path
 ) -> dict[str, Any]:
@@ -198,7 +211,7 @@ def run_crossvalidation(
         run.report(line)
     chosen = [scores["epochs"] for scores in held_out if scores["validation"]]
     sections = sorted(set(run.tiles.section))
-    validation = [] if chosen else choose_sections_for_epochs(run, sections)
+    validation = [] if chosen or run.settings.architecture in FITTED else choose_validation(run.tiles, sections)
     run.report(f"train on everything: {', '.join(sections)}")
     trained = train_network(run, sections, validation, median_low(chosen) if chosen else None, folder / "all")
     return write_trained(run, trained, out, out.stem, held_out)

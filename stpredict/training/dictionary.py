@@ -24,9 +24,9 @@ def learn_windows(tiles: Tiles, sections: Sequence[str], n_genes: int, seed: int
     rng = np.random.default_rng(seed)
     window_px = DictionaryConfig.window_px
     windows = [
-        sample_windows(patches, window_px, N_WINDOWS // len(sections) * len(patches) // n_patches, rng)
+        sample_windows(patches, window_px, max(1, N_WINDOWS // len(sections) * len(patches) // n_patches), rng)
         for name in sections
-        for patches, n_patches in some_patches(tiles, name, N_PATCHES // len(sections), rng)
+        for patches, n_patches in some_patches(tiles, name, max(1, N_PATCHES // len(sections)), rng)
     ]
     flat = np.concatenate(windows)
     mean = flat.mean(axis=0)

@@ -21,7 +21,7 @@ MIN_DEPTH = 500
 HALVINGS = 4
 STRENGTHS = np.logspace(1, 7, 25)
 #: Smaller singular values and variances than this part of the largest are rounding.
-NEGLIGIBLE = 1e-9
+NEGLIGIBLE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def fit_programmes(features: Float, residuals: Float, covariance: Float, n: int 
     first = first[variance[first] > NEGLIGIBLE * variance.max()]
     variance, vectors = variance[first], vectors[:, first]
     mean, spread = features.mean(axis=0), features.std(axis=0)
-    scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0)
+    varies = spread > NEGLIGIBLE * np.maximum(np.abs(mean), 1)
+    scale = np.divide(1, spread, out=np.zeros_like(spread), where=varies)
     u, s, vt = np.linalg.svd((features - mean) * scale, full_matrices=False)
     real = s > NEGLIGIBLE * max(s.max(), 1.0)
     u, s, vt = u[:, real], s[real], vt[real]

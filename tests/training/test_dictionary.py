@@ -126,6 +126,13 @@ def test_what_would_not_be_used_is_refused(dataset: Path, counts_only: Path, tmp
     missing = train(dataset, out, "--counts-only", tmp_path / "nowhere")
     assert missing.exit_code == 2
     assert "nowhere: no such file or folder" in missing.stderr
+    write_tiles(read_dataset(dataset), tiles, mpp=0.8, report=print)
+    refused = train(tiles, out, "--mpp", 0.69)
+    assert refused.exit_code == 2
+    assert "was cut at 0.8 um per pixel" in refused.stderr
+    refused = train(dataset, out, "--objective", "nb")
+    assert refused.exit_code == 2
+    assert "--objective nb: for m2ort alone" in refused.stderr
     refused = train(dataset, out, "--epochs", 3, "--learning-rate", 0.1)
     assert refused.exit_code == 2
     assert "--epochs, --learning-rate: for m2ort alone" in refused.stderr

@@ -61,6 +61,14 @@ def test_the_card_knows_the_encoder_and_the_model_does_not_hold_it(trained, enco
     assert "9 features of" in done.stderr
 
 
+def test_int8_is_refused(trained, encoder: Path, tmp_path: Path):
+    shutil.copy(encoder, tmp_path)
+    model = shutil.copy(trained[0], tmp_path)
+    refused = run("predict", SLIDE, "-m", model, "--precision", "int8", "-o", tmp_path / "out")
+    assert refused.exit_code != 0
+    assert "for M2ORT alone" in refused.stderr
+
+
 @pytest.mark.parametrize("engine", ["eager", "openvino"])
 def test_it_predicts_a_slide_with_its_encoder_at_hand(trained, encoder: Path, tmp_path: Path, engine: str):
     model = shutil.copy(trained[0], tmp_path)
@@ -100,6 +108,10 @@ def test_what_is_missing_is_said(dataset: Path, encoder: Path, tmp_path: Path):
         refused = run("train", dataset, "-o", out, "--encoder", encoder, *more)
         assert refused.exit_code == 2, refused.output
         assert said in refused.stderr
+    for alone in (("--arch", "encoder"), ("--encoder-licence", "MIT")):
+        refused = run("train", dataset, "-o", out, *alone)
+        assert refused.exit_code == 2
+        assert "--encoder FILE" in refused.stderr
     missing = run("train", dataset, "-o", out, "--encoder", tmp_path / "nowhere.pt2", "--mpp", "0.69")
     assert missing.exit_code == 2
     assert "nowhere.pt2" in missing.stderr
