@@ -72,7 +72,8 @@ def without_names(text: str, names: Mapping[Path, str]) -> str:
     }
     for folder in sorted(folders - {"."}, key=len, reverse=True):
         text = text.replace(f"{folder}{os.sep}", "")
-        text = re.sub(rf"{re.escape(folder)}(?![^\W_])", "the slides' folder", text)
+        if os.sep in folder.rstrip(os.sep) and Path(folder).name != "..":  # else it may be any word
+            text = re.sub(rf"(?<![\w/]){re.escape(folder)}(?![^\W_])", "the slides' folder", text)
     known: dict[str, str] = {}
     for path, name in names.items():
         decoded = os.fsencode(path.name).decode("utf-8", "replace")

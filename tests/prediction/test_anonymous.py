@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from stpredict.cli import app
 from stpredict.errors import SlideError
-from stpredict.prediction.anonymous import anonymous_names
+from stpredict.prediction.anonymous import anonymous_names, without_names
 from stpredict.prediction.jobs import Job
 from stpredict.result import read_provenance, read_result
 
@@ -261,3 +261,13 @@ def test_a_slide_that_is_not_anonymous_keeps_its_name_and_place(tiny_model_path)
     assert slide["name"] == "CMU-1-Small-Region"
     assert [text for text in contents(Path("out/CMU-1-Small-Region.h5ad")) if "CMU-1-Small-Region:r" in text]
     assert Path("out", slide["path"]).resolve() == SLIDE.resolve()
+
+
+@pytest.mark.skipif(os.sep != "/", reason="folders are written otherwise here")
+def test_folders_go_from_messages_and_words_stay():
+    names = {Path("/data/Smith_John/a.svs"): "slide-1", Path("../b.svs"): "slide-2", Path("slides/c.svs"): "slide-3"}
+    assert without_names("/data/Smith_John: cannot be read", names) == "the slides' folder: cannot be read"
+    assert without_names("/data/Smith_John/a.svs is damaged", names) == "slide-1 is damaged"
+    for unchanged in ("2 slides failed ...", "/data/Smith_Johnson: gone", "compiling for this processor ..."):
+        assert without_names(unchanged, names) == unchanged
+    assert without_names("../b.svs and slides/c.svs", names) == "slide-2 and slide-3"
