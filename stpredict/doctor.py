@@ -85,7 +85,6 @@ def _engine(name: str) -> str:
 
             if reason := compiling.unavailable("cuda" if torch.cuda.is_available() else "cpu"):
                 return f"not available: {reason}"
-            return "available; not timed, since it compiles for a minute or more first"
         return f"available, {_rate(name)}"
     except StpredictError as error:
         return f"not available: {error}"

@@ -4,9 +4,11 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 import stpredict.doctor as doctor
 from stpredict.engines import EngineRequest, open_engine
+from stpredict.engines.compile import unavailable
 from stpredict.engines.rate import spots_per_second
 
 
@@ -24,7 +26,8 @@ def lines(start):
 @pytest.mark.usefixtures("tiny_default")
 def test_doctor_times_the_engines_and_keeps_nothing_of_what_it_compiles(own_folder):
     told = lines("engine ")
-    for name in ("openvino", "eager"):
+    compiles = unavailable("cuda" if torch.cuda.is_available() else "cpu") is None
+    for name in ("openvino", "eager", *(["compile"] if compiles else [])):
         (line,) = (line for line in told if line.startswith(f"engine {name}: available, "))
         assert re.search(r"[1-9]\d* spots per second of tiny in (fp32|bf16|fp16) on ", line)
     assert not list(own_folder.glob("*.bin"))

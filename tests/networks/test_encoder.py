@@ -7,28 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoders_to_try import Tiny, export
 from torch import nn
 
 from stpredict.errors import ModelFileError
 from stpredict.networks.encoder_files import count_features, file_sha256, find_encoder, open_encoder
-
-
-class Tiny(nn.Module):
-    """Mean colour and edges of patches."""
-
-    def __init__(self, width: int = 6) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.edges = nn.Conv2d(3, width, 7, stride=4)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.cat([pixels.mean(dim=(2, 3)), self.edges(pixels).abs().mean(dim=(2, 3))], dim=1)
-
-
-def export(path: Path, encoder: nn.Module, px: int = 32, dynamic: bool = True) -> Path:
-    shapes = ({0: torch.export.Dim("n")},) if dynamic else None
-    torch.export.save(torch.export.export(encoder.eval(), (torch.rand(2, 3, px, px),), dynamic_shapes=shapes), path)
-    return path
 
 
 @pytest.fixture

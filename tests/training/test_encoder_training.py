@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GENES, SLIDE
-from torch import nn
+from encoders_to_try import Tiny, export
 from typer.testing import CliRunner
 
 from stpredict.cli import app
@@ -15,22 +15,9 @@ from stpredict.result import read_result
 from stpredict.weights import load_model
 
 
-class Tiny(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.edges = nn.Conv2d(3, 6, 7, stride=4)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.cat([pixels.mean(dim=(2, 3)), self.edges(pixels).abs().mean(dim=(2, 3))], dim=1)
-
-
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("encoders") / "tiny.pt2"
-    shapes = ({0: torch.export.Dim("n")},)
-    torch.export.save(torch.export.export(Tiny().eval(), (torch.rand(2, 3, 224, 224),), dynamic_shapes=shapes), path)
-    return path
+    return export(tmp_path_factory.mktemp("encoders") / "tiny.pt2", Tiny(), px=224)
 
 
 def run(*arguments: object):
@@ -85,13 +72,10 @@ def test_it_predicts_a_slide_with_its_encoder_at_hand(trained, encoder: Path, tm
 
 
 def test_a_run_with_another_encoder_is_another_run(trained, dataset: Path, tmp_path: Path):
-    other = tmp_path / "tiny.pt2"
-    torch.manual_seed(1)
     changed = Tiny()
     with torch.no_grad():
         changed.edges.weight.add_(1)
-    shapes = ({0: torch.export.Dim("n")},)
-    torch.export.save(torch.export.export(changed.eval(), (torch.rand(2, 3, 224, 224),), dynamic_shapes=shapes), other)
+    other = export(tmp_path / "tiny.pt2", changed, px=224)
     again = run("train", dataset, "-o", trained[0], "--encoder", other, "--mpp", "0.69", "--encoder-licence", "MIT")
     assert again.exit_code == 1
     assert "sha256" in again.stderr
