@@ -173,7 +173,8 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     tiles = run.tiles
     sections = fold.train or sorted(set(tiles.section) - set(fold.test_sections))
     fitted = run.settings.architecture in FITTED  # which has no epochs to be chosen
-    validation = [] if fitted else fold.validation or choose_validation(tiles, sections)
+    chosen = choose_validation(tiles, sections) if fold.validation is None else fold.validation
+    validation = [] if fitted else chosen
     how_long = f", epochs chosen on {', '.join(validation)}" if validation else ""
     run.report(f"hold out {fold.kind} {fold.name}: train on {', '.join(sections)}{how_long}")
     trained = train_network(run, sections, validation, None, folder)
