@@ -14,11 +14,19 @@ import stpredict
 from stpredict.arrays import Bool, Float
 from stpredict.errors import ModelFileError
 from stpredict.evaluation.metrics import FALSE_DISCOVERIES, PATIENTS_FOR_INTERVALS, mean_of_known
-from stpredict.weights import REFERENCE_FEATURES, Model, load_model, save_model
+from stpredict.weights import (
+    REFERENCE_FEATURES,
+    REFERENCE_OUTPUT_MEAN,
+    REFERENCE_OUTPUT_WHITENING,
+    Model,
+    load_model,
+    save_model,
+)
 
 if TYPE_CHECKING:
     from stpredict.data.tiles import Tiles
     from stpredict.networks import Network
+    from stpredict.prediction.out_of_distribution import Reference
     from stpredict.training.objectives import Objective
 
 N_REFERENCE = 512
@@ -90,8 +98,13 @@ def make_card(
     }
 
 
-def write_model(path: Path, card: dict[str, Any], network: Network, objective: Objective, features: Float) -> None:
-    """Write the network in fp16 with `features` of some training patches; its head is made to predict expression."""
+def write_model(
+    path: Path, card: dict[str, Any], network: Network, objective: Objective, features: Float, outputs: Reference | None
+) -> None:
+    """Write the network in fp16 with what tells unusual patches; its head is made to predict expression.
+
+    That is colour and texture `features` of some training patches, and the reference of what is predicted of them.
+    """
     from stpredict.networks import build_network, own_state
 
     saved = build_network(card["parameters"])
@@ -105,7 +118,11 @@ def write_model(path: Path, card: dict[str, Any], network: Network, objective: O
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise ModelFileError(f"{path.name}: its weights are not finite, and are not written.")
     chosen = np.random.default_rng(0).permutation(len(features))[:N_REFERENCE]
-    save_model(path, {**tensors, REFERENCE_FEATURES: features[chosen].astype(np.float32)}, card)
+    references = {REFERENCE_FEATURES: features[chosen].astype(np.float32)}
+    if outputs:
+        references[REFERENCE_OUTPUT_MEAN] = outputs.mean.astype(np.float32)
+        references[REFERENCE_OUTPUT_WHITENING] = outputs.whitening.astype(np.float32)
+    save_model(path, tensors | references, card)
     load_model(path)
 
 

@@ -23,8 +23,11 @@ FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 64 << 20
 #: No network of this kind is wider, deeper or predicts more genes.
 MAX_SIZE = 100_000
-#: Tensors that are not the network's: colour and texture features of training patches, n x 52.
+#: Tensors that are not the network's: colour and texture features of training patches, n x 52;
 REFERENCE_FEATURES = "reference_features"
+#: the mean of what is predicted of them, and what turns a difference from it into a distance, genes x directions.
+REFERENCE_OUTPUT_MEAN, REFERENCE_OUTPUT_WHITENING = "reference_output_mean", "reference_output_whitening"
+REFERENCES = {REFERENCE_FEATURES, REFERENCE_OUTPUT_MEAN, REFERENCE_OUTPUT_WHITENING}
 
 Array = np.ndarray[Any, Any]
 
@@ -52,7 +55,7 @@ class Model:
         return bool(self.card["parameters"].get("network") == "dictionary")
 
     def network_tensors(self) -> dict[str, Array]:
-        return {name: tensor for name, tensor in self.tensors.items() if name != REFERENCE_FEATURES}
+        return {name: tensor for name, tensor in self.tensors.items() if name not in REFERENCES}
 
 
 def save_model(path: Path, tensors: Mapping[str, Array], card: Mapping[str, Any]) -> None:
@@ -133,6 +136,10 @@ def _check_card(card: dict[str, Any], tensors: Mapping[str, Array]) -> None:
         demand("held-out genes", np.asarray(fold["per_gene"]["correlation"], dtype=float).shape == (count,))
     reference = tensors.get(REFERENCE_FEATURES)
     demand("reference features", reference is None or (reference.ndim == 2 and reference.shape[1] == N_FEATURES))
+    mean, whitening = tensors.get(REFERENCE_OUTPUT_MEAN), tensors.get(REFERENCE_OUTPUT_WHITENING)
+    if mean is not None and whitening is not None:
+        demand("reference of outputs", mean.shape == (count,) and whitening.shape[:-1] == (count,))
+        demand("reference of outputs", bool(np.isfinite(mean).all() and np.isfinite(whitening).all()))
 
 
 def can_name_files(name: str) -> bool:

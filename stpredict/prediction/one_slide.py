@@ -22,7 +22,7 @@ from stpredict.engines import Engine, EngineRequest, open_engine
 from stpredict.errors import ResultError, StpredictError, UsageError
 from stpredict.prediction.jobs import Job
 from stpredict.prediction.leases import take_lease
-from stpredict.prediction.out_of_distribution import UNUSUAL_FROM, reference_of
+from stpredict.prediction.out_of_distribution import UNUSUAL_FROM, output_reference_of, reference_of
 from stpredict.prediction.pipeline import predict_shards
 from stpredict.prediction.quality import flags_in_words, judge_spots, measure_patches, unusual_share
 from stpredict.prediction.shards import Shards, describe_difference, open_shards, pin_engine, pinned_engine
@@ -174,8 +174,9 @@ def predict_slide(
     columns = np.array(match_genes(prepared.settings["genes"], model.panel))
     with clock.stage("reading_and_inference"):
         waits = predict_shards(
-            shards, prepared.raster, spots, model.card["patch_px"], columns, reference, used, threads, progress
-        )
+            shards, prepared.raster, spots, model.card["patch_px"], columns, reference, output_reference_of(model),
+            used, threads, progress,
+        )  # fmt: skip
     clock.seconds.update(waits.by_cause())
     quality = judge_spots(shards.measures())
     if flags := flags_in_words(quality.counts, len(spots), but=UNUSUAL if unusual > UNUSUAL_FROM else None):

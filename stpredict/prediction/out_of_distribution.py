@@ -1,4 +1,4 @@
-"""Do patches look like those that the model was trained on? Their colours against the model file's reference."""
+"""Are patches like those that the model was trained on? Their colours, and what the network makes of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stpredict.arrays import Float, Float32, UInt8
+from stpredict.arrays import Float, Float32, Int, Labels, UInt8
 from stpredict.evaluation.features import PERCENTILES
-from stpredict.weights import REFERENCE_FEATURES, Model
+from stpredict.weights import REFERENCE_FEATURES, REFERENCE_OUTPUT_MEAN, REFERENCE_OUTPUT_WHITENING, Model
 
 #: A patch is unusual if it lies further from the training patches than this fraction of them does from the others.
 UNUSUAL_QUANTILE = 0.99
@@ -24,18 +24,22 @@ N_COLOURS = 6 * (2 + len(PERCENTILES))
 BLACK = 6
 #: Below this many patches there is no spread to speak of.
 MIN_REFERENCE = 3
+#: Directions in which a network's output is compared with that for training patches: the widest, and
+N_DIRECTIONS = 20
+#: one for so many patches at most. A section alone is left out in so many parts.
+PATCHES_PER_DIRECTION, PARTS = 10, 5
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Training patches as a distance: the length of (features - mean) @ whitening, 1 at the bound of the usual."""
+    """Training patches as a distance: the length of (x - mean) @ whitening, 1 at the bound of the usual."""
 
     mean: Float
     whitening: Float
 
 
 def reference_of(model: Model) -> Reference | None:
-    """The reference that a model file holds, if it does."""
+    """The reference of colours that a model file holds, if it does."""
     features = model.tensors.get(REFERENCE_FEATURES)
     if features is None or len(features) < MIN_REFERENCE or not np.isfinite(features).all():
         return None
@@ -58,6 +62,42 @@ def make_reference(features: Float) -> Reference:
     bound = max(float(np.quantile(np.sqrt(left_out), UNUSUAL_QUANTILE)), LEAST_SPREAD)
     whitening = np.linalg.cholesky(np.linalg.inv(covariance + shrinkage))
     return Reference(mean, whitening / spread[:, None] / bound)
+
+
+def output_reference_of(model: Model) -> Reference | None:
+    """The reference of the network's output that a model file holds, if it does."""
+    mean, whitening = (model.tensors.get(name) for name in (REFERENCE_OUTPUT_MEAN, REFERENCE_OUTPUT_WHITENING))
+    if mean is None or whitening is None:
+        return None
+    return Reference(mean.astype(np.float64), whitening.astype(np.float64))
+
+
+def make_output_reference(expression: Float, section: Labels) -> Reference | None:
+    """The Mahalanobis distance to what a network predicts of training patches (n x genes), in units of the bound.
+
+    It is taken in the directions of the widest spread; a linear head's output holds nothing but what the network's
+    last features hold. The bound is the 99th percentile of the distances of each section from the others, or of each
+    fifth of one alone. None where patches are too few.
+    """
+    parts: Labels | Int = section if len(np.unique(section)) > 1 else np.arange(len(section)) * PARTS // len(section)
+    largest = int(np.unique(parts, return_counts=True)[1].max())
+    n_directions = min(N_DIRECTIONS, (len(expression) - largest) // PATCHES_PER_DIRECTION)
+    if n_directions < 1:
+        return None
+    left_out = [
+        unusual(expression[parts == part], _whitened(expression[parts != part], n_directions))
+        for part in np.unique(parts)
+    ]
+    bound = max(float(np.quantile(np.concatenate(left_out), UNUSUAL_QUANTILE)), LEAST_SPREAD)
+    reference = _whitened(expression, n_directions)
+    return Reference(reference.mean, reference.whitening / bound)
+
+
+def _whitened(values: Float, n_directions: int) -> Reference:
+    mean = values.mean(axis=0)
+    _, spread, directions = np.linalg.svd(values - mean, full_matrices=False)
+    deviation = spread[:n_directions] / np.sqrt(len(values) - 1)
+    return Reference(mean, directions[:n_directions].T / np.maximum(deviation, LEAST_SPREAD))
 
 
 def optical_density(levels: UInt8) -> Float32:
@@ -93,8 +133,10 @@ def colour_features(planes: Float32) -> Float:
     return np.concatenate([mean, spread, *np.moveaxis(percentiles, 2, 0)], axis=1).astype(np.float64)
 
 
-def unusual(features: Float, reference: Reference) -> Float:
-    """Distance of each patch's colours (n x 36) to the training patches', of which 99 % lie within 1."""
-    whitened = ((features - reference.mean)[:, :, None] * reference.whitening).sum(axis=1)  # rounds alike, too
+def unusual(features: Float | Float32, reference: Reference) -> Float:
+    """Distance of each patch's colours (n x 36) or output (n x genes) to the training patches': 99 % lie within 1."""
+    # No matrix product of many patches, which rounds differently for a patch alone and among others.
+    away = (features - reference.mean)[:, :, None]
+    whitened = np.concatenate([(patch * reference.whitening).sum(axis=1) for patch in away[:, None]])
     distance: Float = np.sqrt(np.square(whitened).sum(axis=1))
     return distance

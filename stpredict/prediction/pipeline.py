@@ -14,7 +14,7 @@ import numpy as np
 
 from stpredict.arrays import Float32, Int, UInt8
 from stpredict.engines import Engine
-from stpredict.prediction.out_of_distribution import Reference
+from stpredict.prediction.out_of_distribution import Reference, unusual
 from stpredict.prediction.quality import measure_patches
 from stpredict.prediction.shards import Shards
 from stpredict.slides.lattice import Spots
@@ -63,6 +63,7 @@ def predict_shards(
     patch_px: int,
     columns: Int,
     reference: Reference | None,
+    output_reference: Reference | None,
     engine: Engine,
     threads: int,
     progress: Callable[[int, int], None],
@@ -87,8 +88,10 @@ def predict_shards(
         for shard in missing:
             size = len(shards.spots(shard))
             while held < size:
-                expression = next(outputs)[:, columns]
-                batch = np.concatenate([expression, measuring.popleft().result()], axis=1)
+                expression, measures = next(outputs), measuring.popleft().result()
+                if output_reference:
+                    measures[:, 0] = np.fmax(measures[:, 0], unusual(expression, output_reference))
+                batch = np.concatenate([expression[:, columns], measures], axis=1)
                 buffer.append(batch)
                 held += len(batch)
                 progress(min(done + held, len(spots)), len(spots))

@@ -26,6 +26,7 @@ from stpredict.files import atomic_path
 from stpredict.networks import FITTED, check_architecture
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.networks.encoder_files import count_features, open_encoder
+from stpredict.prediction.out_of_distribution import make_output_reference
 from stpredict.prediction.shards import describe_difference
 from stpredict.training.fit import (
     Report,
@@ -235,7 +236,8 @@ def write_trained(
     }
     card = make_card(name, run.tiles, trained.panel, trained.network, trained.objective, expression, training, held_out)
     if is_main_process():
-        write_model(path, card, trained.network, trained.objective, run.features[rows])
+        outputs = make_output_reference(expression, run.tiles.section[rows])
+        write_model(path, card, trained.network, trained.objective, run.features[rows], outputs)
     return card
 
 

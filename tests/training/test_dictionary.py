@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 import torch
 from conftest import GENES, SLIDE, write_section
+from PIL import Image
 from typer.testing import CliRunner
 
 from stpredict.cards import show_card
@@ -89,6 +91,23 @@ def test_it_predicts_a_slide(trained, tmp_path: Path):
     )
     assert done.exit_code == 0, done.output
     assert len(read_result(tmp_path / "CMU-1-Small-Region.h5ad").genes) == len(load_model(trained[0]).panel)
+
+
+def test_tissue_of_known_colours_but_another_texture_is_unusual(trained, region: np.ndarray, tmp_path: Path):
+    rng, side = np.random.default_rng(0), 20
+    height, width = (length // side for length in region.shape[:2])
+    blocks = region[: height * side, : width * side].reshape(height, side, width, side, 3).swapaxes(1, 2)
+    mixed = rng.permuted(blocks.reshape(height, width, side * side, 3), axis=2).reshape(blocks.shape)
+    images = {"known": region, "mixed": mixed.swapaxes(1, 2).reshape(height * side, width * side, 3)}
+    share = {}
+    for name, pixels in images.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        arguments = [str(tmp_path / f"{name}.png"), "--mpp", "0.5", "-m", str(trained[0]), "-o", str(tmp_path)]
+        done = CliRunner().invoke(app, ["predict", *arguments, "--engine", "eager"])
+        assert done.exit_code == 0, done.output
+        share[name] = (anndata.read_h5ad(tmp_path / f"{name}.h5ad").obs["unusual"] > 1).mean()
+    assert share["known"] < 0.2
+    assert share["mixed"] > 0.5
 
 
 def test_windows_are_whitened_and_the_same_each_time(dataset: Path, tmp_path: Path):
