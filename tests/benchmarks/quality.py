@@ -1,41 +1,37 @@
 """What the flags of spots find and how often they are wrong: writes quality.md beside this script.
 
-    python tests/benchmarks/quality.py HER2ST_FOLDER    (about 5 minutes)
+    python tests/benchmarks/quality.py HER2ST_FOLDER RUN_FOLDER    (about 15 minutes)
 
-Artefacts are painted on patches of the example slide and of the folder's sections. False alarms are counted on all
-spots that `predict` would choose at a pitch of 100 um, as if every one of them were faultless.
+RUN_FOLDER is what the training of the default model left, MODEL.run. Artefacts are painted on patches of the example
+slide and of the folder's sections. False alarms are counted on all spots that `predict` would choose at a pitch of 100
+um, as if every one of them were faultless.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from scipy import ndimage
 
 from stpredict import DEFAULT_MODEL
 from stpredict.data.her2st import read_her2st
-from stpredict.prediction.out_of_distribution import (
-    Reference,
-    colour_features,
-    colour_planes,
-    make_reference,
-    optical_density,
-    reference_of,
-    unusual,
-)
-from stpredict.prediction.quality import STEP, flag_spots, measure_patches, typical_density, unusual_share
-from stpredict.result import FLAGS
+from stpredict.engines.eager import load_network
+from stpredict.prediction.out_of_distribution import Reference, output_reference_of, reference_of, unusual
+from stpredict.prediction.quality import flag_spots, measure_patches, typical_density, unusual_share
+from stpredict.result import FLAGS, UNUSUAL
 from stpredict.slides.grid import GridRequest, choose_spots
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import open_slide, resolve_mpp
-from stpredict.weights import find_model, load_model
+from stpredict.weights import Model, find_model, load_model
 
 HERE = Path(__file__).parent
 SLIDE = HERE.parent / "data" / "CMU-1-Small-Region.svs"
@@ -54,7 +50,7 @@ NOTES = """\
 - Red and purple ink look like blood and haematoxylin: they are not flagged as pen, but are unusual and mostly dense,
   hence a fold.
 - Folds are only found where they fill more than half of a patch, and two layers of pale tissue look like one of dense.
-- `unusual` says nothing of texture: a blurred patch has the colours of a sharp one.""".splitlines()
+- By colours alone, a blurred patch and one whose pixels are mixed are as usual as a sharp one.""".splitlines()
 Paint = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
@@ -91,6 +87,23 @@ def denser(times: float, half: bool = False) -> Paint:
     return paint
 
 
+def mixed(side: int) -> Paint:
+    """The colours of each square in another order."""
+
+    def paint(patch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        n = len(patch) // side
+        squares = patch.reshape(n, side, n, side, 3).swapaxes(1, 2).reshape(n, n, side * side, 3)
+        return rng.permuted(squares, axis=2).reshape(n, n, side, side, 3).swapaxes(1, 2).reshape(patch.shape)
+
+    return paint
+
+
+def enlarged(patch: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    """The middle of the patch, twice as large, as with a wrong resolution."""
+    quarter = len(patch) // 4
+    return np.asarray(Image.fromarray(patch[quarter:-quarter, quarter:-quarter]).resize(patch.shape[:2]))
+
+
 def covered(patch: np.ndarray, rng: np.random.Generator, half: bool) -> np.ndarray:
     """All pixels, or those on one side of a line through the patch's centre."""
     y, x = (np.indices(patch.shape[:2]) - patch.shape[0] / 2)[..., None]
@@ -109,6 +122,9 @@ ARTEFACTS: list[tuple[str, str, Paint]] = [
     ("three times the density, all over", "fold", denser(3)),
     ("three times the density, half", "fold", denser(3, half=True)),
     *((f"stain diluted to {share:.0%}", "pale", denser(share)) for share in (0.5, 0.3, 0.2, 0.1)),
+    ("pixels of 6 µm mixed", UNUSUAL, mixed(8)),
+    ("pixels of 39 µm mixed", UNUSUAL, mixed(56)),
+    ("enlarged twice", UNUSUAL, enlarged),
 ]  # fmt: skip
 
 
@@ -124,60 +140,68 @@ def patches_of(path: Path, mpp: float | None) -> np.ndarray:
     return patches
 
 
-def false_alarms(slides: dict[str, np.ndarray], reference: Reference) -> Iterator[str]:
+def measured(patches: np.ndarray, model: Model) -> np.ndarray:
+    """The measures of patches as a prediction has them."""
+    measures, reference = measure_patches(patches, reference_of(model)), output_reference_of(model)
+    assert reference
+    measures[:, 0] = np.fmax(measures[:, 0], unusual(outputs_of(patches, model), reference))
+    return measures
+
+
+def outputs_of(patches: np.ndarray, model: Model) -> np.ndarray:
+    network = load_network(model)
+    with torch.inference_mode():
+        return np.concatenate([network(part).numpy() for part in torch.from_numpy(patches).split(32)])
+
+
+def false_alarms(slides: dict[str, np.ndarray], model: Model) -> Iterator[str]:
     yield "| untouched spots of | spots | unusual | " + " | ".join(FLAGS) + " |"
     yield "|" + "---|" * (3 + len(FLAGS))
     for name, patches in slides.items():
-        measures = measure_patches(patches, reference)
+        measures = measured(patches, model)
         flags = flag_spots(measures, typical_density(measures))
         shares = [unusual_share(measures), *(flags[flag].mean() for flag in FLAGS)]
         yield f"| {name} | {len(patches):,} | " + " | ".join(f"{share:.1%}" for share in shares) + " |"
 
 
-def recall(slides: dict[str, np.ndarray], reference: Reference) -> Iterator[str]:
-    yield "| painted | flag | " + " | ".join(slides) + " | other flags | unusual |"
-    yield "|" + "---|" * (4 + len(slides))
+def recall(slides: dict[str, np.ndarray], model: Model) -> Iterator[str]:
+    yield "| painted | flag | " + " | ".join(slides) + " | other flags | unusual | by colours alone |"
+    yield "|" + "---|" * (5 + len(slides))
+    reference = reference_of(model)
     typical = {name: typical_density(measure_patches(patches, reference)) for name, patches in slides.items()}
     for what, flag, paint in ARTEFACTS:
         rng = np.random.default_rng(0)
-        found, others, strange = [], [], []
+        found, others, strange, by_colours = [], [], [], []
         for name, patches in slides.items():
             some = patches[rng.permutation(len(patches))[:N_PAINTED]]
-            measures = measure_patches(np.stack([paint(patch, rng) for patch in some]), reference)
+            painted = np.stack([paint(patch, rng) for patch in some])
+            measures = measured(painted, model)
             flags = flag_spots(measures, typical[name])
-            found.append(flags[flag].mean())
-            others.append(np.any([flags[other] for other in FLAGS if other != flag], axis=0).mean())
             strange.append(unusual_share(measures))
-        cells = [f"{share:.0%}" for share in (*found, np.mean(others), np.mean(strange))]
+            by_colours.append(unusual_share(measure_patches(painted, reference)))
+            found.append(strange[-1] if flag == UNUSUAL else flags[flag].mean())
+            others.append(np.any([flags[other] for other in FLAGS if other != flag], axis=0).mean())
+        cells = [f"{share:.0%}" for share in (*found, np.mean(others), np.mean(strange), np.mean(by_colours))]
         yield f"| {what} | {flag} | " + " | ".join(cells) + " |"
 
 
-def left_out(slides: dict[str, np.ndarray], patient: dict[str, str]) -> Iterator[str]:
-    """Unusual spots of each section, by a reference of other sections."""
-    colours = {name: colours_of(slides[name]) for name in patient}
-    yield "| section | reference: the patient's other sections | reference: other patients |"
-    yield "|---|---|---|"
-    for name in patient:
-        cells = []
-        for same in (True, False):
-            others = [colours[o] for o in patient if o != name and (patient[o] == patient[name]) == same]
-            if not others:
-                cells.append("")
-                continue
-            pooled = np.random.default_rng(0).permutation(np.concatenate(others))[:512]
-            cells.append(f"{(unusual(colours[name], make_reference(pooled)) > 1).mean():.1%}")
-        yield f"| {name} | " + " | ".join(cells) + " |"
+def left_out(slides: dict[str, np.ndarray], run: Path) -> Iterator[str]:
+    """Unusual spots of sections that a model had not seen, by what is compared."""
+    yield "| section | model trained on | unusual by colours | by output | by either |"
+    yield "|---|---|---|---|---|"
+    for folder in sorted(run.glob("fold-*")):
+        model, fold = load_model(folder / "model.safetensors"), json.loads((folder / "scores.json").read_text())
+        for name in fold["test"]:
+            colours = measure_patches(slides[name], reference_of(model))
+            either = measured(slides[name], model)
+            reference = output_reference_of(model)
+            assert reference
+            output = (unusual(outputs_of(slides[name], model), reference) > 1).mean()
+            cells = f"{unusual_share(colours):.1%} | {output:.1%} | {unusual_share(either):.1%}"
+            yield f"| {name} | {', '.join(fold['train'])} | {cells} |"
 
 
-def colours_of(patches: np.ndarray) -> np.ndarray:
-    parts = []
-    for part in np.array_split(patches[:, ::STEP, ::STEP], 20):
-        rgb = np.moveaxis(part, 3, 1).reshape(len(part), 3, -1)
-        parts.append(colour_features(np.sort(colour_planes(rgb, optical_density(rgb)), axis=2)))
-    return np.concatenate(parts)
-
-
-def cost(patches: np.ndarray, reference: Reference) -> Iterator[str]:
+def cost(patches: np.ndarray, reference: Reference | None) -> Iterator[str]:
     batch = np.ascontiguousarray(patches[:16])
     measure_patches(batch, reference)
     seconds = []
@@ -186,32 +210,32 @@ def cost(patches: np.ndarray, reference: Reference) -> Iterator[str]:
         measure_patches(batch, reference)
         seconds.append((time.thread_time() - start) / len(batch))
     yield (
-        f"All measures of a patch together take {statistics.median(seconds) * 1e3:.2f} ms of one core's time "
-        f"(median of {ROUNDS} batches of {len(batch)}; {max(seconds) * 1e3:.2f} ms at most)."
+        f"All measures of a patch but the output's together take {statistics.median(seconds) * 1e3:.2f} ms of one "
+        f"core's time (median of {ROUNDS} batches of {len(batch)}; {max(seconds) * 1e3:.2f} ms at most)."
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("her2st", type=Path, help="folder of sections in the HER2ST layout")
-    sections = read_her2st(parser.parse_args().her2st)
+    parser.add_argument("run", type=Path, help="folder MODEL.run of the default model's training")
+    arguments = parser.parse_args()
+    sections = read_her2st(arguments.her2st)
     slides = {"example slide": patches_of(SLIDE, None)}
     slides |= {section.name: patches_of(section.image, float(np.mean(section.mpp))) for section in sections}
-    reference = reference_of(load_model(find_model(DEFAULT_MODEL)))
-    assert reference
+    model = load_model(find_model(DEFAULT_MODEL))
     lines = [
         "# Quality flags",
         "",
-        f"Written by `python tests/benchmarks/quality.py HER2ST_FOLDER`. Spots are those of `predict` at a pitch of "
-        f"{PITCH_UM:g} µm; artefacts are painted on {N_PAINTED} of each slide's patches (all, where there are fewer). "
+        f"Written by `python tests/benchmarks/quality.py HER2ST_FOLDER RUN_FOLDER`. Spots are those of `predict` at a "
+        f"pitch of {PITCH_UM:g} µm; artefacts are painted on {N_PAINTED} of each slide's patches (all, where there are fewer). "
         f"`unusual` is by the reference of {DEFAULT_MODEL}, which was trained on the sections named by letters.",
         "",
         "The thresholds were set on these very slides, two scanners, for few false alarms; expect more on others.",
     ]
     parts = (
-        false_alarms(slides, reference), recall(slides, reference),
-        left_out(slides, {section.name: section.patient for section in sections}),
-        cost(slides["example slide"], reference),
+        false_alarms(slides, model), recall(slides, model), left_out(slides, arguments.run),
+        cost(slides["example slide"], reference_of(model)),
     )  # fmt: skip
     for part in parts:
         for line in ("", *part):
