@@ -228,7 +228,8 @@ def main() -> None:
         "# Quality flags",
         "",
         f"Written by `python tests/benchmarks/quality.py HER2ST_FOLDER RUN_FOLDER`. Spots are those of `predict` at a "
-        f"pitch of {PITCH_UM:g} µm; artefacts are painted on {N_PAINTED} of each slide's patches (all, where there are fewer). "
+        f"pitch of {PITCH_UM:g} µm; artefacts are painted on {N_PAINTED} of each slide's patches (all, where there are "
+        "fewer). "
         f"`unusual` is by the reference of {DEFAULT_MODEL}, which was trained on the sections named by letters.",
         "",
         "The thresholds were set on these very slides, two scanners, for few false alarms; expect more on others.",
