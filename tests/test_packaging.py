@@ -156,7 +156,7 @@ def test_wheel_and_sdist_hold_the_program_and_its_models_and_nothing_else(tmp_pa
         archive.extractall(tmp_path, filter="data")
     assert_sizes(sizes)
     about = ["CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "constraints.txt", "pyproject.toml", ".gitignore"]
-    assert sizes.keys() == package | models | files_in("tests") | set(about)
+    assert sizes.keys() == package | models | files_in("tests") | files_in("docs") | set(about)
 
     (again,) = build(tmp_path / base, tmp_path / "again", "wheel").glob("*.whl")
     with zipfile.ZipFile(again) as archive:
