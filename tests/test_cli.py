@@ -69,21 +69,6 @@ def test_predict_and_render_in_one_call(tiny_model_path, tmp_path):
     assert (tmp_path / "out" / "CMU-1-Small-Region.GNAS.overlay.tif").exists()
 
 
-def test_tile_writes_a_grid_that_predict_takes(tiny_model_path):
-    tiled = run("tile", SLIDE, "-m", tiny_model_path, "--patches")
-    assert tiled.exit_code == 0, tiled.output
-    assert tiled.stdout.split() == [f"CMU-1-Small-Region.{x}" for x in ("spots.csv", "tissue.png", "tiles.h5")]
-    with Image.open("CMU-1-Small-Region.tissue.png") as picture:
-        assert max(picture.size) == 1500
-    given = run("predict", SLIDE, "-m", tiny_model_path, "--spots", "CMU-1-Small-Region.spots.csv", "-o", "given")
-    lattice = run("predict", SLIDE, "-m", tiny_model_path)
-    assert given.exit_code == lattice.exit_code == 0
-    expressions = [
-        read_result(Path(folder) / "CMU-1-Small-Region.h5ad").expression("ERBB2") for folder in ("given", ".")
-    ]
-    np.testing.assert_allclose(*expressions, atol=1e-6)
-
-
 def make(kind: str, region: np.ndarray) -> Path:
     path = Path(kind.replace(" ", "_") + ".tif")
     if kind == "empty file":

@@ -48,6 +48,13 @@ def split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def refuse(applies: bool, reason: str, given: dict[str, bool]) -> None:
+    """Raises UsageError if the reason applies and one of the options was `given`."""
+    wrong = [option for option, was_given in given.items() if was_given]
+    if applies and wrong:
+        raise UsageError(f"{', '.join(wrong)}: {reason}.")
+
+
 def refuse_with_protocol(protocol: str | None, changed: dict[str, bool]) -> None:
     """Raises UsageError if a protocol was asked for and one of the options that it sets itself was `changed`."""
     given = [option for option, is_changed in changed.items() if is_changed]

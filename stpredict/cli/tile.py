@@ -19,6 +19,7 @@ from stpredict.cli.options import (
     Threads,
     Upsampling,
     parse_layout,
+    refuse,
 )
 from stpredict.cli.program import app, command
 from stpredict.machine import usable_cores
@@ -52,6 +53,11 @@ def tile(
     from stpredict.engines import EngineRequest
     from stpredict.prediction.one_slide import Request
 
+    refuse(any(path.is_dir() for path in inputs), "a data set's spots are where they were measured", {
+        "--pitch": pitch is not None, "--layout": layout != "square", "--spots": spots is not None,
+        "--min-tissue": min_tissue != Request.min_tissue, "--allow-upsampling": allow_upsampling, "--patches": patches,
+    })  # fmt: skip
+    refuse(not all(path.is_dir() for path in inputs), "a slide has no measured spots", {"--unlabelled": unlabelled > 0})
     request = Request(
         pitch_um=pitch, layout=parse_layout(layout), spots_file=spots, min_tissue=min_tissue, mpp=mpp,
         allow_upsampling=allow_upsampling, engine=EngineRequest(threads=threads or usable_cores()),

@@ -1,0 +1,49 @@
+"""`tile`: what it writes of a slide, and which of its options a slide or a data set has no use for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SLIDE
+from PIL import Image
+from test_cli import run
+
+from stpredict.result import read_result
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_tile_writes_a_grid_that_predict_takes(tiny_model_path):
+    tiled = run("tile", SLIDE, "-m", tiny_model_path, "--patches")
+    assert tiled.exit_code == 0, tiled.output
+    assert tiled.stdout.split() == [f"CMU-1-Small-Region.{x}" for x in ("spots.csv", "tissue.png", "tiles.h5")]
+    with Image.open("CMU-1-Small-Region.tissue.png") as picture:
+        assert max(picture.size) == 1500
+    given = run("predict", SLIDE, "-m", tiny_model_path, "--spots", "CMU-1-Small-Region.spots.csv", "-o", "given")
+    lattice = run("predict", SLIDE, "-m", tiny_model_path)
+    assert given.exit_code == lattice.exit_code == 0
+    expressions = [
+        read_result(Path(folder) / "CMU-1-Small-Region.h5ad").expression("ERBB2") for folder in ("given", ".")
+    ]
+    np.testing.assert_allclose(*expressions, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "says"),
+    [
+        ("data set", ["--pitch", "50"], "--pitch: a data set's spots are where they were measured"),
+        ("data set", ["--layout", "hex", "--patches"], "--layout, --patches: a data set's spots"),
+        ("data set", ["--min-tissue", "0.5", "--spots", "spots.csv"], "--spots, --min-tissue: a data set's spots"),
+        ("slide", ["--unlabelled", "10"], "--unlabelled: a slide has no measured spots"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(what, options, says, dataset, tiny_model_path):
+    done = run("tile", dataset if what == "data set" else SLIDE, "-m", tiny_model_path, *options)
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert not list(Path().iterdir())
