@@ -15,6 +15,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -67,6 +68,13 @@ def test_predict_and_render_in_one_call(tiny_model_path, tmp_path):
     assert re.search(r"CMU-1-Small-Region.svs: 78 spots, \d+ a second; .*waiting for engine \d+%", timings)
     assert len(done.stdout.splitlines()) == 5
     assert (tmp_path / "out" / "CMU-1-Small-Region.GNAS.overlay.tif").exists()
+
+
+def test_tile_writes_every_view_that_the_model_looks_at(tiny_m2ost_path):
+    tiled = run("tile", SLIDE, "-m", tiny_m2ost_path, "--patches", "--pitch", 300)
+    assert tiled.exit_code == 0, tiled.output
+    with h5py.File("CMU-1-Small-Region.tiles.h5") as file:
+        assert file["patches"].shape == (len(file["centres"]), 3, 224, 224, 3)
 
 
 def test_tile_writes_a_grid_that_predict_takes(tiny_model_path):
