@@ -14,6 +14,7 @@ import stpredict
 from stpredict.arrays import Bool, Float
 from stpredict.errors import ModelFileError
 from stpredict.evaluation.metrics import FALSE_DISCOVERIES, PATIENTS_FOR_INTERVALS, mean_of_known
+from stpredict.slides.views import views_in_words
 from stpredict.weights import (
     REFERENCE_FEATURES,
     REFERENCE_OUTPUT_MEAN,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 N_REFERENCE = 512
 PIXEL_SCALING = {
     "m2ort": "RGB uint8 / 255",
+    "m2ost": "RGB uint8 / 255",
     "dictionary": "optical density, -ln((RGB uint8 + 1) / 256)",
     "encoder": "RGB uint8 / 255, less the encoder's mean, over its deviation",
 }
@@ -270,7 +272,10 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
     """Lines that tell a person what a model is, how it was tested, and what it predicts best and worst."""
     card, training = model.card, model.card["training"]
     yield f"{model.name}: {card['architecture']}, {len(model.panel)} genes, sha256 {model.sha256[:16]}"
-    yield f"input: {card['patch_px']} px patches at {card['mpp']:g} um/px; spots of {card['spot_diameter_um']:g} um"
+    yield (
+        f"input: {card['patch_px']} px patches at {card['mpp']:g} um/px{views_in_words(model.views)}; "
+        f"spots of {card['spot_diameter_um']:g} um"
+    )
     yield f"output: {card['expression_unit']}; objective {card['objective']}"
     if "sections" in training:
         yield (

@@ -50,12 +50,12 @@ def tile_slide(path: Path, model: Model, request: Request, out: Path, patches: b
         yield picture
         if patches:
             tiles = out / f"{name}.tiles.h5"
-            patch_px = model.card["patch_px"]
+            patch_px, threads = model.card["patch_px"], request.engine.threads
             with atomic_path(tiles) as temporary, h5py.File(temporary, "w") as file:
                 file.attrs.update(format="stpredict-patches", format_version=1, patch_px=patch_px, mpp=raster.mpp)
                 file["centres"] = spots.centres
-                stored = file.create_dataset("patches", (len(spots), patch_px, patch_px, 3), np.uint8)
-                with closing(read_patches(raster, spots.centres, patch_px, request.engine.threads)) as blocks:
+                stored = file.create_dataset("patches", (len(spots), *model.patch_shape), np.uint8)
+                with closing(read_patches(raster, spots.centres, patch_px, threads, model.views)) as blocks:
                     for index, block in blocks:
                         for i, patch in zip(index, block, strict=True):
                             stored[i] = patch

@@ -18,6 +18,7 @@ import safetensors.numpy
 from stpredict.errors import ModelFileError
 from stpredict.evaluation.features import N_FEATURES
 from stpredict.files import atomic_path
+from stpredict.slides.views import Views, patch_shape, views_fit, views_of
 
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 64 << 20
@@ -48,6 +49,15 @@ class Model:
     @property
     def panel(self) -> list[str]:
         return list(self.card["panel"])
+
+    @property
+    def views(self) -> Views:
+        return views_of(self.card["parameters"])
+
+    @property
+    def patch_shape(self) -> tuple[int, ...]:
+        """Shape of what the network takes of one spot."""
+        return patch_shape(self.card["patch_px"], self.views)
 
     @property
     def fp32_only(self) -> bool:
@@ -119,6 +129,7 @@ def _check_card(card: dict[str, Any], tensors: Mapping[str, Array]) -> None:
     demand("name and unit", all(isinstance(card[key], str) for key in ("name", "architecture", "expression_unit")))
     demand("name", can_name_files(card["name"]))
     demand("patch_px", card["patch_px"] == card["parameters"]["patch_px"] and 16 <= card["patch_px"] <= 4096)
+    demand("views", views_fit(views_of(card["parameters"]), card["patch_px"]))
     demand("mpp", 0.05 <= card["mpp"] <= 50)
     demand("spot diameter and pitch", 1 <= card["spot_diameter_um"] <= 5000 and 1 <= card["pitch_um"] <= 5000)
     sizes = [value for value in card["parameters"].values() if isinstance(value, int)]

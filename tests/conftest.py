@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from stpredict.evaluation.features import colour_texture_features
-from stpredict.networks import build_network, network_parameters
+from stpredict.networks import Config, build_network, network_parameters
 from stpredict.networks.m2ort import M2ORTConfig
+from stpredict.networks.m2ost import VIEWS, M2OSTConfig
 from stpredict.weights import REFERENCE_FEATURES, Model, load_model, save_model
 
 DATA = Path(__file__).parent / "data"
@@ -32,11 +33,13 @@ def region() -> np.ndarray:
         return np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
 
 
-def make_model(path: Path, seed: int = 0, names: list[str] = GENES, **card: object) -> Path:
-    """A model file of a tiny M2ORT with random weights that spread over a few units."""
+def make_model(
+    path: Path, seed: int = 0, names: list[str] = GENES, config: Config | None = None, **card: object
+) -> Path:
+    """A model file of a network, by default a tiny M2ORT, with random weights that spread over a few units."""
     torch.manual_seed(seed)
     parameters = network_parameters(
-        M2ORTConfig(n_genes=len(names), channels=12, depth=2, heads=1, head_dim=12, link="softplus")
+        config or M2ORTConfig(n_genes=len(names), channels=12, depth=2, heads=1, head_dim=12, link="softplus")
     )
     network = build_network(parameters)
     with torch.no_grad():
@@ -71,6 +74,12 @@ def make_model(path: Path, seed: int = 0, names: list[str] = GENES, **card: obje
 @pytest.fixture(scope="session")
 def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_m2ost_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = M2OSTConfig(n_genes=len(GENES), views=VIEWS, channels=12, depth=2, heads=1, head_dim=12, link="softplus")
+    return make_model(tmp_path_factory.mktemp("models") / "m2ost.safetensors", config=config, architecture="m2ost")
 
 
 @pytest.fixture(scope="session")

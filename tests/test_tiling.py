@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from conftest import SLIDE
@@ -31,6 +32,13 @@ def test_tile_writes_a_grid_that_predict_takes(tiny_model_path):
         read_result(Path(folder) / "CMU-1-Small-Region.h5ad").expression("ERBB2") for folder in ("given", ".")
     ]
     np.testing.assert_allclose(*expressions, atol=1e-6)
+
+
+def test_tile_writes_every_view_that_the_model_looks_at(tiny_m2ost_path):
+    tiled = run("tile", SLIDE, "-m", tiny_m2ost_path, "--patches", "--pitch", 300)
+    assert tiled.exit_code == 0, tiled.output
+    with h5py.File("CMU-1-Small-Region.tiles.h5") as file:
+        assert file["patches"].shape == (len(file["centres"]), 3, 224, 224, 3)
 
 
 @pytest.mark.parametrize(

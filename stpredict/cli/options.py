@@ -84,4 +84,4 @@ def refuse_epochs(given: dict[str, bool]) -> None:
     """Raises UsageError for options of training epoch by epoch that were `given`, where a head is fitted at once."""
     wrong = [option for option, was_given in given.items() if was_given]
     if wrong:
-        raise UsageError(f"{', '.join(wrong)}: for m2ort alone; a dictionary or an encoder is fitted at once.")
+        raise UsageError(f"{', '.join(wrong)}: not for a dictionary or an encoder, which is fitted at once.")

@@ -29,7 +29,7 @@ def train(
     ],
     arch: Annotated[
         str,
-        typer.Option(help="m2ort-small, -base or -large, with -cross as in the released code; or dictionary."),
+        typer.Option(help="m2ort-small, -base or -large, with -cross as in the released code; m2ost; or dictionary."),
     ] = ARCHITECTURE,
     objective: Annotated[
         str, typer.Option(help="residuals, nb, poisson, or mse on ln(1 + CPM) as in the papers.")
@@ -77,7 +77,7 @@ def train(
     counts_only: Annotated[
         Path | None,
         typer.Option(
-            help="More sections, which tell how genes vary together; HER2ST ones need no images. Not for m2ort.",
+            help="More sections, which tell how genes vary together; HER2ST ones need no images. Not for m2ort, m2ost.",
             show_default="none",
         ),
     ] = None,

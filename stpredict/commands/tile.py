@@ -42,6 +42,7 @@ def _tile_dataset(path: Path, model: Model, request: Request, out: Path, unlabel
         read_dataset(path),
         tiles,
         patch_px=model.card["patch_px"],
+        views=model.views,
         mpp=request.mpp,
         unlabelled=unlabelled,
         report=report,

@@ -58,7 +58,7 @@ def train_command(
 
 def check_counts_only(counts_only: Path | None, dataset: Path, architecture: str) -> None:
     """Raises UsageError for counts that would not be used."""
-    if counts_only and architecture.startswith("m2ort"):
+    if counts_only and architecture.startswith(("m2ort", "m2ost")):
         raise UsageError(
             f"--counts-only: {architecture} learns nothing from counts alone; --arch dictionary and --encoder do."
         )

@@ -20,8 +20,10 @@ from stpredict.slides.lattice import lattice
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import open_slide
 from stpredict.slides.tissue import find_tissue
+from stpredict.slides.views import ONE_VIEW, Views, patch_shape
 
-FORMAT_VERSION = 1
+#: Version 2 has several views of each spot; files of one view are still of version 1.
+FORMAT_VERSION = 2
 #: Unlabelled patches come from places of which at least this fraction is tissue.
 UNLABELLED_MIN_TISSUE = 0.5
 
@@ -56,6 +58,7 @@ class Tiles:
     counts: csr_array
     unlabelled_section: Labels
     counts_only: Counted | None = None  # of sections without images, over the same genes
+    views: Views = ONE_VIEW
 
     @cached_property
     def depth(self) -> Float:
@@ -66,7 +69,7 @@ class Tiles:
         return columns(self.counts, self.genes, panel)
 
     def read_patches(self, index: Int | Sequence[int], unlabelled: bool = False) -> UInt8:
-        """Patches n x P x P x 3 of some spots, or of some unlabelled places."""
+        """Patches n x P x P x 3, or stacks of views n x V x P x P x 3, of some spots or some unlabelled places."""
         with h5py.File(self.path) as file:
             dataset = file["unlabelled/patches" if unlabelled else "patches"]
             return (
@@ -75,6 +78,13 @@ class Tiles:
                 else np.empty((0, *dataset.shape[1:]), np.uint8)
             )
 
+    def read_patch(self, i: int, unlabelled: bool = False) -> UInt8:
+        """The patch P x P x 3 of one spot or unlabelled place, in the narrowest view."""
+        with h5py.File(self.path) as file:
+            dataset = file["unlabelled/patches" if unlabelled else "patches"]
+            patch: UInt8 = dataset[i] if self.views == ONE_VIEW else dataset[i, 0]
+            return patch
+
 
 def write_tiles(
     sections: Sequence[Section],
@@ -82,12 +92,13 @@ def write_tiles(
     *,
     counts_only: Sequence[Section] = (),
     patch_px: int = 224,
+    views: Views = ONE_VIEW,
     mpp: float | None = None,
     unlabelled: int = 0,
     seed: int = 0,
     report: Callable[[str], None],
 ) -> None:
-    """Cut the patches of all spots, and `unlabelled` more at random places of the tissue, and write them.
+    """Cut the `views` of all spots, and of `unlabelled` more places of the tissue, drawn at random, and write them.
 
     Of the sections `counts_only`, of which there need be no image, only the counts are written.
     The default mpp is the coarsest of the sections', rounded up to 0.01 um, so that none is upsampled.
@@ -107,17 +118,18 @@ def write_tiles(
     text = h5py.string_dtype()
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update(
-            format="stpredict-tiles", format_version=FORMAT_VERSION, patch_px=patch_px, mpp=mpp,
-            spot_diameter_um=sections[0].spot_diameter_um, pitch_um=sections[0].pitch_um, seed=seed,
+            format="stpredict-tiles", format_version=1 if views == ONE_VIEW else FORMAT_VERSION, patch_px=patch_px,
+            views=views, mpp=mpp, spot_diameter_um=sections[0].spot_diameter_um, pitch_um=sections[0].pitch_um,
+            seed=seed,
         )  # fmt: skip
-        shape = (patch_px, patch_px, 3)
+        shape = patch_shape(patch_px, views)
         patches = file.create_dataset("patches", (n_spots, *shape), np.uint8)
         extra = file.create_dataset("unlabelled/patches", (sum(share), *shape), np.uint8)
         start = extra_start = 0
         for section, n_extra in zip(sections, share, strict=True):
             with open_slide(section.image) as slide:
                 raster = make_raster(slide, section.mpp, mpp)
-                _store(read_patches(raster, section.centres, patch_px), patches, start)
+                _store(read_patches(raster, section.centres, patch_px, views=views), patches, start)
                 if n_extra:
                     tissue = find_tissue(slide, section.mpp)
                     places = lattice(slide.bounds, section.mpp, section.spot_diameter_um / 8).centres
@@ -127,7 +139,7 @@ def write_tiles(
                     if not len(places):
                         raise DatasetError(f"{section.image.name}: no tissue found.")
                     places = places[rng.choice(len(places), n_extra, replace=len(places) < n_extra)]
-                    _store(read_patches(raster, places, patch_px), extra, extra_start)
+                    _store(read_patches(raster, places, patch_px, views=views), extra, extra_start)
             report(f"{section.name}: {len(section.spot_names)} spots, {section.lost_spots} without counts or position, "
                    f"mpp {section.mpp.x:.4f} x {section.mpp.y:.4f}")  # fmt: skip
             for note in section.notes:
@@ -154,6 +166,7 @@ def read_tiles(path: Path) -> Tiles:
             return Tiles(
                 path=path,
                 patch_px=int(file.attrs["patch_px"]),
+                views=tuple(int(factor) for factor in file.attrs.get("views", ONE_VIEW)),
                 mpp=float(file.attrs["mpp"]),
                 spot_diameter_um=float(file.attrs["spot_diameter_um"]),
                 pitch_um=float(file.attrs["pitch_um"]),
@@ -168,6 +181,16 @@ def read_tiles(path: Path) -> Tiles:
             )
     except (OSError, KeyError, ValueError) as error:
         raise DatasetError(f"{path}: cannot be read as a tiles file ({error}).") from error
+
+
+def check_views(tiles: Tiles, views: Views) -> None:
+    """Raises DatasetError if a tiles file does not hold the `views` of each spot that a network looks at."""
+    if tiles.views != views:
+        fields = [" and ".join(map(str, each)) for each in (tiles.views, views)]
+        raise DatasetError(
+            f"{tiles.path}: holds patches of {fields[0]} times the field, the network looks at {fields[1]} times; "
+            "name the folder they were cut from."
+        )
 
 
 def _store(blocks: Generator[tuple[Int, list[UInt8]], None, None], dataset: h5py.Dataset, start: int) -> None:

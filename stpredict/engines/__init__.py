@@ -50,7 +50,9 @@ class EngineRequest:
 
 @dataclass(frozen=True)
 class Engine:
-    """A network ready to run. `infer` takes full batches (B x P x P x 3) and yields expression (B x genes) in order.
+    """A network ready to run. `infer` takes full batches and yields expression (B x genes) in order.
+
+    Batches are B x P x P x 3, or B x V x P x P x 3 for a network that looks at several views.
 
     `calibration` tells apart networks that were quantised on other patches; None if nothing was.
     """

@@ -58,7 +58,7 @@ def check_patches(sample: UInt8) -> UInt8:
     """Exactly N_PATCHES patches of a sample: taken evenly, or turned and repeated if there are too few."""
     turns = np.arange(N_PATCHES) % 4 if len(sample) < N_PATCHES else np.zeros(N_PATCHES, int)
     chosen = zip(check_index(len(sample)), turns, strict=True)
-    return np.stack([np.rot90(sample[i], int(turn)) for i, turn in chosen])
+    return np.stack([np.rot90(sample[i], int(turn), axes=(-3, -2)) for i, turn in chosen])
 
 
 def compare(output: Float32, reference: Float32, precision: str, eager: Float32 | None = None) -> Verdict:

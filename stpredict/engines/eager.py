@@ -49,7 +49,7 @@ def load_network(model: Model) -> Network:
 
 
 def run_reference(model: Model, patches: UInt8) -> Float32:
-    """fp32 eager on the CPU: patches n x P x P x 3 to expression n x genes."""
+    """fp32 eager on the CPU: patches, or stacks of views, of n spots to expression n x genes."""
     return _run(load_network(model), patches, "cpu")
 
 

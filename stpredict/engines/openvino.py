@@ -116,12 +116,12 @@ def _build(
 
 
 def convert(model: Model, batch_size: int) -> Any:
-    """The network as an OpenVINO graph that takes uint8, batch_size x P x P x 3, and gives float32."""
+    """The network as an OpenVINO graph that takes uint8, a batch of what the model looks at, and gives float32."""
     import torch
 
     from stpredict.engines.eager import load_network
 
-    shape = (batch_size, model.card["patch_px"], model.card["patch_px"], 3)
+    shape = (batch_size, *model.patch_shape)
     with torch.inference_mode():
         graph = openvino.convert_model(
             load_network(model),

@@ -12,7 +12,7 @@ from stpredict.engines import Engine
 
 
 def spots_per_second(engine: Engine, patches: UInt8, seconds: float = 1.0) -> float:
-    """Spots per second over about `seconds`, after one batch to warm up. `patches` (n x P x P x 3) are repeated."""
+    """Spots per second over about `seconds`, after one batch to warm up. `patches` (of n spots) are repeated."""
     batch = np.resize(patches, (engine.batch_size, *patches.shape[1:]))
     for _ in engine.infer([batch]):
         pass

@@ -58,7 +58,7 @@ def with_precision(network: Callable[[Tensor], Any], precision: str, device: tor
 
 
 def infer_batches(run: Run, device: torch.device, batches: Iterable[UInt8]) -> Iterator[Float32]:
-    """Run batches (B x P x P x 3) one by one; expression (B x genes) comes in their order."""
+    """Run batches one by one; expression (B x genes) comes in their order."""
     if device.type == "cuda":
         yield from _infer_on_gpu(run, device, batches)
         return

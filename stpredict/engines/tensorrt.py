@@ -108,7 +108,7 @@ def cache_key(model: Model, precision: str, batch_size: int, device: torch.devic
     return {
         "recipe": RECIPE, "stpredict": stpredict.__version__, "versions": versions(), "weights": model.sha256,
         "parameters": model.card["parameters"], "precision": precision,
-        "shape": [batch_size, model.card["patch_px"], model.card["patch_px"], 3], "settings": SETTINGS,
+        "shape": [batch_size, *model.patch_shape], "settings": SETTINGS,
         "gpu": describe_gpu(device),
     }  # fmt: skip
 
@@ -175,7 +175,7 @@ def _run(module: Any, patches: torch.Tensor) -> torch.Tensor:
 
 def example(model: Model, batch_size: int, device: torch.device) -> torch.Tensor:
     """A batch of black patches."""
-    return torch.zeros((batch_size, model.card["patch_px"], model.card["patch_px"], 3), dtype=torch.uint8).to(device)
+    return torch.zeros((batch_size, *model.patch_shape), dtype=torch.uint8).to(device)
 
 
 def _from_cache(key: Key) -> tuple[Any, Verdict | None]:

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from stpredict.arrays import Int, Labels
 from stpredict.cards import held_out_correlation
 from stpredict.data.dataset import read_dataset
-from stpredict.data.tiles import Tiles, read_tiles, write_tiles
+from stpredict.data.tiles import Tiles, check_views, read_tiles, write_tiles
 from stpredict.engines import EngineRequest, open_engine
 from stpredict.errors import DatasetError, UsageError
 from stpredict.evaluation.features import colour_texture_features
@@ -22,6 +22,7 @@ from stpredict.evaluation.maps import picture_of_patches
 from stpredict.evaluation.scores import Assessment, Predicted, score_all
 from stpredict.prediction.pipeline import fixed_batches
 from stpredict.result import Result
+from stpredict.slides.views import ONE_VIEW, Views
 from stpredict.weights import Model
 
 Report = Callable[[str], None]
@@ -44,7 +45,7 @@ def assess(
     card = what.card if isinstance(what, Model) else what.provenance.get("card", {})
     name = what.name
     with tempfile.TemporaryDirectory() as folder:
-        tiles = open_tiles(dataset, card, Path(folder), report)
+        tiles = open_tiles(dataset, card, what.views if isinstance(what, Model) else None, Path(folder), report)
         scored = np.arange(len(tiles.spot)) if isinstance(what, Model) else own_section(what, tiles)
         leak = check_training_patients(name, card, tiles.patient[scored], allow_patient_leak)
         known: Int = np.flatnonzero(tiles.depth >= min_depth)
@@ -54,7 +55,7 @@ def assess(
         else:
             predicted = match_spots(what, tiles, deep)
         report(f"colour and texture of {len(known)} patches, for the baselines")
-        features = colour_texture_features((tiles.read_patches([i])[0] for i in known), engine.threads)
+        features = colour_texture_features((tiles.read_patch(i) for i in known), engine.threads)
         shallow = len(scored) - len(deep)
         notes = [*leak, f"{shallow} of {len(scored)} spots have fewer than {min_depth} counts and are left out"]
         unmatched = len(deep) - len(predicted.index)
@@ -84,12 +85,15 @@ def check_training_patients(name: str, card: dict[str, Any], patient: Labels, al
     return [f"LEAK: the model was trained on patients of these names: {', '.join(leak)}"] if leak else []
 
 
-def open_tiles(dataset: Path, card: dict[str, Any], folder: Path, report: Report) -> Tiles:
-    """A data set's patches as the model wants them, cut into `folder` unless they are tiles already."""
+def open_tiles(dataset: Path, card: dict[str, Any], views: Views | None, folder: Path, report: Report) -> Tiles:
+    """A data set's patches as the model wants them, cut into `folder` unless they are tiles already.
+
+    Any `views` will do where nothing is to be predicted.
+    """
     patch_px, mpp = card.get("patch_px", 224), card.get("mpp")
     if dataset.suffix != ".h5":
         path = folder / "dataset.tiles.h5"
-        write_tiles(read_dataset(dataset), path, patch_px=patch_px, mpp=mpp, report=report)
+        write_tiles(read_dataset(dataset), path, patch_px=patch_px, views=views or ONE_VIEW, mpp=mpp, report=report)
         return read_tiles(path)
     tiles = read_tiles(dataset)
     if tiles.patch_px != patch_px or (mpp and abs(tiles.mpp / mpp - 1) > 0.01):
@@ -98,6 +102,8 @@ def open_tiles(dataset: Path, card: dict[str, Any], folder: Path, report: Report
             f"the model wants {patch_px} px at {mpp:g} um/px; name the folder they were cut from, "
             f"or cut them again with --mpp {mpp:g}."
         )
+    if views:
+        check_views(tiles, views)
     return tiles
 
 

@@ -57,14 +57,14 @@ def assess_hest(
     Raises UsageError for patients that the model was trained on unless `allow_patient_leak`, DatasetError for one
     patient, or no genes that the protocol could use.
     """
-    tiles = open_tiles(dataset, model.card, folder, report)
+    tiles = open_tiles(dataset, model.card, model.views, folder, report)
     notes = check_training_patients(model.name, model.card, tiles.patient, allow_patient_leak)
     if len(set(tiles.patient)) < 2:
         raise DatasetError(f"{dataset}: holds one patient; this protocol holds each out in turn.")
     genes = choose_hest_genes(tiles)
     targets = np.log1p(tiles.panel_counts(genes))
     report(f"features of {len(tiles.spot)} patches")
-    colour = colour_texture_features((tiles.read_patches([i])[0] for i in range(len(tiles.spot))), threads)
+    colour = colour_texture_features((tiles.read_patch(i) for i in range(len(tiles.spot))), threads)
     rows = {
         TRUE_DEPTH: score_depth(tiles.depth, targets, tiles.patient),
         "52 colour and texture features": score_features(colour, targets, tiles.patient),

@@ -73,7 +73,7 @@ def picture_of_patches(tiles: Tiles, index: Int) -> bytes:
     side = max(1, round(pitch * scale * tiles.patch_px * tiles.mpp / tiles.pitch_um))
     picture = Image.new("RGBA", (max(1, round(width * scale)), max(1, round(height * scale))))
     for i, (x, y) in zip(index, (centres - (left, top)) * scale, strict=True):
-        patch = Image.fromarray(tiles.read_patches([i])[0]).resize((side, side), Image.Resampling.BOX)
+        patch = Image.fromarray(tiles.read_patch(i)).resize((side, side), Image.Resampling.BOX)
         picture.paste(patch, (round(x - side / 2), round(y - side / 2)))
     stream = io.BytesIO()
     picture.save(stream, "WEBP", quality=QUALITY)

@@ -9,18 +9,26 @@ from stpredict.errors import ModelFileError, UsageError
 from stpredict.networks.dictionary import Dictionary, DictionaryConfig
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.networks.m2ort import M2ORT, VARIANTS, M2ORTConfig
+from stpredict.networks.m2ost import M2OST, VIEWS, M2OSTConfig
+from stpredict.slides.views import Views, views_of
 
-Network = M2ORT | Dictionary | Encoded
+Network = M2ORT | M2OST | Dictionary | Encoded
+Config = M2ORTConfig | M2OSTConfig | DictionaryConfig | EncoderConfig
 #: The architectures whose head is fitted at once rather than trained epoch by epoch.
 DICTIONARY, ENCODER = "dictionary", "encoder"
 FITTED = (DICTIONARY, ENCODER)
-CONFIGS = {"m2ort": M2ORTConfig, DICTIONARY: DictionaryConfig, ENCODER: EncoderConfig}
+NETWORKS: dict[str, tuple[Any, Any]] = {
+    "m2ort": (M2ORTConfig, M2ORT),
+    "m2ost": (M2OSTConfig, M2OST),
+    DICTIONARY: (DictionaryConfig, Dictionary),
+    ENCODER: (EncoderConfig, Encoded),
+}
 #: Those that are trained by gradient descent, with their sizes.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     f"m2ort-{variant}{suffix}": {**sizes, "mixing": mixing}
     for variant, sizes in VARIANTS.items()
     for suffix, mixing in (("", "per_level"), ("-cross", "cross_level"))
-}
+} | {"m2ost": {"network": "m2ost", "views": VIEWS}}
 
 
 def check_architecture(architecture: str) -> None:
@@ -29,10 +37,21 @@ def check_architecture(architecture: str) -> None:
         raise UsageError(f"--arch {architecture}: choose one of {', '.join((*ARCHITECTURES, DICTIONARY))}.")
 
 
-def architecture_config(architecture: str, **parameters: Any) -> M2ORTConfig:
-    """The configuration of a named M2ORT. Raises UsageError for a name that is no architecture's."""
+def architecture_views(architecture: str) -> Views:
+    """The views of each spot that networks of an architecture look at."""
+    return views_of(ARCHITECTURES.get(architecture, {}))
+
+
+def architecture_config(architecture: str, **parameters: Any) -> Config:
+    """The configuration of an architecture that is trained. Raises UsageError for a name that is no architecture's."""
     check_architecture(architecture)
-    return M2ORTConfig(**{**ARCHITECTURES[architecture], **parameters})
+    return _config(ARCHITECTURES[architecture] | parameters)
+
+
+def make_network(config: Config) -> Network:
+    """A network with random weights, an encoder yet to be attached."""
+    network: Network = next(network for kind, network in NETWORKS.values() if isinstance(config, kind))(config)
+    return network
 
 
 def build_network(parameters: dict[str, Any]) -> Network:
@@ -40,26 +59,24 @@ def build_network(parameters: dict[str, Any]) -> Network:
 
     Raises ModelFileError for parameters that are none.
     """
-    sizes = {key: value for key, value in parameters.items() if key != "network"}
     try:
-        config = CONFIGS[parameters.get("network", "m2ort")](**sizes)  # cards of the first version do not say
-        match config:
-            case DictionaryConfig():
-                return Dictionary(config)
-            case EncoderConfig():
-                return Encoded(config)
-            case _:
-                return M2ORT(config)
+        return make_network(_config(parameters))
     except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise ModelFileError(f"the model's card does not describe a network ({error}).") from error
 
 
-def network_parameters(config: M2ORTConfig | DictionaryConfig | EncoderConfig) -> dict[str, Any]:
+def network_parameters(config: Config) -> dict[str, Any]:
     """What a card stores of a network."""
-    name = next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
+    name = next(name for name, (kind, _) in NETWORKS.items() if isinstance(config, kind))
     return {"network": name, **dataclasses.asdict(config)}
 
 
 def own_state(network: Network) -> dict[str, Any]:
     """A network's tensors, without those of an encoder that is attached to it."""
     return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("encoder.")}
+
+
+def _config(parameters: dict[str, Any]) -> Config:
+    sizes = {key: value for key, value in parameters.items() if key != "network"}
+    config: Config = NETWORKS[parameters.get("network", "m2ort")][0](**sizes)  # cards of the first version do not say
+    return config

@@ -8,7 +8,6 @@ Equation numbers are the paper's.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stpredict.networks.attention import join_heads, random_mask_attention, split_heads
 from stpredict.networks.autocast import no_autocast
 
 N_LEVELS = 3
@@ -91,38 +91,6 @@ class PatchEmbedding(nn.Module):
         tokens = tokens.reshape(n, (height // p) * (width // p), 3 * p * p)  # within a token: row, column, colour
         normalised = self.norm(tokens).to(self.expand.weight.dtype)  # pixels are normalised in fp32 at any precision
         return self.norm_out(self.project(F.gelu(self.expand(normalised))))  # type: ignore[no-any-return]
-
-
-def random_mask_attention(q: Tensor, k: Tensor, v: Tensor, mask_probability: float) -> Tensor:
-    """Attention of N x heads x tokens x dim whose weights are zeroed at random (eq. 1).
-
-    One token x token mask per spot is shared by its heads; what is left is rescaled as dropout does.
-    """
-    if mask_probability == 0:
-        return F.scaled_dot_product_attention(q, k, v)
-    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1)
-    mask = random_mask((weights.shape[0], 1, *weights.shape[2:]), mask_probability, weights)
-    return (weights * mask) @ v
-
-
-def random_mask(shape: tuple[int, ...], probability: float, like: Tensor) -> Tensor:
-    """0 with `probability`, else 1 / (1 - probability), of the dtype and device of `like`.
-
-    Four decisions are cut from each random number: on a CPU drawing them is a quarter of a training step.
-    """
-    count = math.prod(shape)
-    drawn = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
-    keep = drawn.view(torch.int16)[:count].view(shape) >= round(probability * 2**16) - 2**15
-    return keep.to(like.dtype) / (1 - probability)
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    n, tokens, inner = x.shape
-    return x.reshape(n, tokens, heads, inner // heads).transpose(1, 2)
-
-
-def join_heads(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)
 
 
 class PerLevelMixing(nn.Module):

@@ -126,7 +126,7 @@ def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Rep
                 raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
                 _, spots, _ = choose_spots(slide, mpp, own.grid(model), request.engine.threads)
                 if not rate:
-                    sample = sample_patches(raster, spots, model.card["patch_px"], request.engine.threads)
+                    sample = sample_patches(raster, spots, model, request.engine.threads)
                     engine = open_engine(model, request.engine, sample, report, len(spots) * len(jobs), keep=False)
                     rate = spots_per_second(engine, sample)
             # Shards and the result, which is compressed but little, stand side by side at the end.

@@ -22,7 +22,7 @@ from stpredict.engines import Engine, EngineRequest, open_engine
 from stpredict.errors import ResultError, StpredictError, UsageError
 from stpredict.prediction.jobs import Job
 from stpredict.prediction.leases import take_lease
-from stpredict.prediction.out_of_distribution import UNUSUAL_FROM, output_reference_of, reference_of
+from stpredict.prediction.out_of_distribution import UNUSUAL_FROM, reference_of
 from stpredict.prediction.pipeline import predict_shards
 from stpredict.prediction.quality import flags_in_words, judge_spots, measure_patches, unusual_share
 from stpredict.prediction.shards import Shards, describe_difference, open_shards, pin_engine, pinned_engine
@@ -34,6 +34,7 @@ from stpredict.slides.overview import make_thumbnail
 from stpredict.slides.raster import Raster, block_order, make_raster, read_patches
 from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
 from stpredict.slides.tissue import MASK_UM, Tissue
+from stpredict.slides.views import first_views
 from stpredict.weights import Model
 
 N_SAMPLE = 64
@@ -144,7 +145,7 @@ def prepare_slide(job: Job, model: Model, request: Request) -> Prepared | Litera
         n_genes, overwrite = len(settings["genes"]), request.overwrite_before > 0
         shards = open_shards(folder, order, spots.centres, n_genes, settings, overwrite)
         with clock.stage("sample"):
-            sample = sample_patches(raster, spots, model.card["patch_px"], request.engine.threads)
+            sample = sample_patches(raster, spots, model, request.engine.threads)
         held = stack.pop_all()
     return Prepared(held, slide, mpp, settings, raster, tissue, spots, fraction, shards, sample, clock)
 
@@ -159,8 +160,7 @@ def predict_slide(
     """
     slide, spots, shards, clock = prepared.slide, prepared.spots, prepared.shards, prepared.clock
     threads = request.engine.threads
-    reference = reference_of(model)
-    unusual = unusual_share(measure_patches(prepared.sample, reference))
+    unusual = unusual_share(measure_patches(first_views(prepared.sample), reference_of(model)))
     if unusual > UNUSUAL_FROM:
         warning = f"{unusual:.0%} of patches look unlike those the model was trained on; expect little."
         log("warning", f"{job.shown.name}: {warning}", slide=str(job.shown))
@@ -173,10 +173,7 @@ def predict_slide(
         pin_engine(shards, used.name, used.precision, used.calibration)
     columns = np.array(match_genes(prepared.settings["genes"], model.panel))
     with clock.stage("reading_and_inference"):
-        waits = predict_shards(
-            shards, prepared.raster, spots, model.card["patch_px"], columns, reference, output_reference_of(model),
-            used, threads, progress,
-        )  # fmt: skip
+        waits = predict_shards(shards, prepared.raster, spots, model, columns, used, threads, progress)
     clock.seconds.update(waits.by_cause())
     quality = judge_spots(shards.measures())
     if flags := flags_in_words(quality.counts, len(spots), but=UNUSUAL if unusual > UNUSUAL_FROM else None):
@@ -280,10 +277,10 @@ def open_pinned_engine(
     return engine
 
 
-def sample_patches(raster: Raster, spots: Spots, patch_px: int, threads: int) -> UInt8:
-    """Up to 64 patches spread evenly over the spots."""
+def sample_patches(raster: Raster, spots: Spots, model: Model, threads: int) -> UInt8:
+    """Up to 64 patches, as the model takes them, spread evenly over the spots."""
     index = np.unique(np.linspace(0, len(spots) - 1, N_SAMPLE).round().astype(np.int64))
-    with closing(read_patches(raster, spots.centres[index], patch_px, threads)) as blocks:
+    with closing(read_patches(raster, spots.centres[index], model.card["patch_px"], threads, model.views)) as blocks:
         return np.stack([patch for _, block in blocks for patch in block])
 
 

@@ -14,11 +14,13 @@ import numpy as np
 
 from stpredict.arrays import Float32, Int, UInt8
 from stpredict.engines import Engine
-from stpredict.prediction.out_of_distribution import Reference, unusual
+from stpredict.prediction.out_of_distribution import Reference, output_reference_of, reference_of, unusual
 from stpredict.prediction.quality import measure_patches
 from stpredict.prediction.shards import Shards
 from stpredict.slides.lattice import Spots
 from stpredict.slides.raster import Raster, read_patches
+from stpredict.slides.views import first_views
+from stpredict.weights import Model
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -60,21 +62,20 @@ def predict_shards(
     shards: Shards,
     raster: Raster,
     spots: Spots,
-    patch_px: int,
+    model: Model,
     columns: Int,
-    reference: Reference | None,
-    output_reference: Reference | None,
     engine: Engine,
     threads: int,
     progress: Callable[[int, int], None],
 ) -> Waits:
     """Predict and measure the shards that are not there yet. Raises SlideError where the slide cannot be decoded."""
+    reference, output_reference = reference_of(model), output_reference_of(model)
     missing = shards.missing()
     wanted = np.concatenate([shards.spots(shard) for shard in missing]) if missing else np.empty(0, np.int64)
     done, waits = len(spots) - len(wanted), Waits()
-    reading = read_patches(raster, spots.centres[wanted], patch_px, threads)
+    reading = read_patches(raster, spots.centres[wanted], model.card["patch_px"], threads, model.views)
     patches = (patch for _, block in timed(reading, waits, "patches") for patch in block)
-    batches = timed(fixed_batches(patches, engine.batch_size, (patch_px, patch_px, 3)), waits, "batches")
+    batches = timed(fixed_batches(patches, engine.batch_size, model.patch_shape), waits, "batches")
     measuring: deque[Future[Float32]] = deque()
     writing: deque[Future[None]] = deque()
     buffer: list[Float32] = []
@@ -108,11 +109,11 @@ def measured(
 ) -> Iterator[UInt8]:
     """The batches as they come; what the pool measures of each is appended to `measuring`."""
     for batch in batches:
-        measuring.append(pool.submit(measure_patches, batch, reference))
+        measuring.append(pool.submit(measure_patches, first_views(batch), reference))
         yield batch
 
 
-def fixed_batches(patches: Iterator[UInt8], batch_size: int, shape: tuple[int, int, int]) -> Iterator[UInt8]:
+def fixed_batches(patches: Iterator[UInt8], batch_size: int, shape: tuple[int, ...]) -> Iterator[UInt8]:
     """Batches of exactly `batch_size` patches; the last one is padded with white."""
     batch, filled = np.full((batch_size, *shape), 255, np.uint8), 0
     for patch in patches:

@@ -19,6 +19,7 @@ from PIL import Image
 from stpredict.arrays import Float, Int, UInt8
 from stpredict.errors import SlideError
 from stpredict.slides.slide import Mpp, Slide
+from stpredict.slides.views import ONE_VIEW, Views, cut_views, margin_px
 
 #: A stored level this close to the model's mpp is the raster, unresampled.
 SAME_MPP = 0.01
@@ -28,6 +29,8 @@ MAX_UPSAMPLING = 1.25
 BLOCK_LEVEL_PX = 2048
 #: Blocks that a strip is wide.
 STRIP_BLOCKS = 4
+#: Stacks of views that are made at a time. They are copies, of which a block of closely set spots would give too many.
+MOST_STACKS = 64
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,11 @@ def block_order(raster: Raster, origins: Int) -> Int:
 
 
 def read_patches(
-    raster: Raster, centres: Float, patch_px: int, threads: int = 2
+    raster: Raster, centres: Float, patch_px: int, threads: int = 2, views: Views = ONE_VIEW
 ) -> Generator[tuple[Int, list[UInt8]], None, None]:
-    """Yield (indices into `centres`, a view P x P x 3 each) block by block, read in threads and delivered in order.
+    """Yield (indices into `centres`, P x P x 3 each) block by block, read in threads and delivered in order.
 
+    Where there are several `views`, each is V x P x P x 3, all made from one reading of the widest.
     Close it before the slide where it may not come to its end: its threads read ahead.
     Raises SlideError where the slide cannot be decoded.
     """
@@ -103,7 +107,9 @@ def read_patches(
     if not len(order):
         return
     changes = np.flatnonzero(np.any(np.diff(origins[order] // raster.block_px, axis=0) != 0, axis=1)) + 1
-    groups = iter(np.split(order, changes))
+    blocks, most = np.split(order, changes), len(order) if views == ONE_VIEW else MOST_STACKS
+    groups = (block[start : start + most] for block in blocks for start in range(0, len(block), most))
+    margin = margin_px(patch_px, views)
 
     def cut(group: Int) -> list[UInt8]:
         first, last = origins[group].min(axis=0), origins[group].max(axis=0) + patch_px
@@ -111,9 +117,12 @@ def read_patches(
             # Read and resample the whole block, so that a pixel does not depend on which other spots are asked for.
             first = first // raster.block_px * raster.block_px
             last = first + raster.block_px + patch_px
-        (x0, y0), (x1, y1) = first.tolist(), last.tolist()
+        (x0, y0), (x1, y1) = (first - margin).tolist(), (last + margin).tolist()
         region = raster.read(x0, y0, x1 - x0, y1 - y0)
-        return [region[y - y0 : y - y0 + patch_px, x - x0 : x - x0 + patch_px] for x, y in origins[group].tolist()]
+        corners = [(x - x0, y - y0) for x, y in origins[group].tolist()]
+        if views == ONE_VIEW:
+            return [region[y : y + patch_px, x : x + patch_px] for x, y in corners]
+        return cut_views(region, corners, patch_px, views)
 
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[tuple[Int, Future[list[UInt8]]]] = deque(

@@ -18,12 +18,12 @@ from stpredict.arrays import Float
 from stpredict.cards import better_baselines, make_card, show_crossvalidation, write_model
 from stpredict.data.dataset import read_counts, read_dataset
 from stpredict.data.panel import check_rule, match_genes
-from stpredict.data.tiles import Tiles, read_tiles, write_tiles
+from stpredict.data.tiles import Tiles, check_views, read_tiles, write_tiles
 from stpredict.errors import ResultError, UsageError
 from stpredict.evaluation.features import colour_texture_features
 from stpredict.evaluation.splits import DEPTH_CONTROLLED, Split, evaluate_split
 from stpredict.files import atomic_path
-from stpredict.networks import FITTED, check_architecture
+from stpredict.networks import FITTED, architecture_views, check_architecture
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.networks.encoder_files import count_features, open_encoder
 from stpredict.prediction.out_of_distribution import make_output_reference
@@ -56,6 +56,7 @@ def train_model(
     UsageError for a held-out section of a patient who is also trained on, unless `allow_patient_leak`.
     """
     check_architecture(settings.architecture)
+    views = architecture_views(settings.architecture)
     check_objective(settings.objective)
     check_rule(panel.rule)
     check_split(folds)
@@ -85,11 +86,12 @@ def train_model(
                 sections = read_dataset(dataset)
                 more = read_counts(counts_only) if counts_only else ()
                 write_tiles(
-                    sections, tiles_path, counts_only=more, mpp=mpp, unlabelled=unlabelled, seed=settings.seed,
-                    report=report,
+                    sections, tiles_path, views=views, counts_only=more, mpp=mpp, unlabelled=unlabelled,
+                    seed=settings.seed, report=report,
                 )  # fmt: skip
             found = read_tiles(tiles_path)
             check_resolution(found, mpp)
+            check_views(found, views)
             check_leaks(plan(found), allow_patient_leak)
             match_genes([*panel.required, *panel.genes], genes_with_images(found), "measured genes")
             if not begun:
@@ -266,10 +268,8 @@ def read_features(tiles: Tiles, settings: Settings, cache: Path, report: Report,
         n = len(tiles.spot)
         extra = 0 if settings.architecture in FITTED else len(tiles.unlabelled_section)
         report(f"colour and texture features of {n} spots and {extra} unlabelled patches")
-        spots = colour_texture_features((tiles.read_patches([i])[0] for i in range(n)), threads)
-        unlabelled = colour_texture_features(
-            (tiles.read_patches([i], unlabelled=True)[0] for i in range(extra)), threads
-        )
+        spots = colour_texture_features((tiles.read_patch(i) for i in range(n)), threads)
+        unlabelled = colour_texture_features((tiles.read_patch(i, unlabelled=True) for i in range(extra)), threads)
         with atomic_path(cache) as temporary:
             np.savez(temporary, spots=spots, unlabelled=unlabelled)
     with np.load(cache) as saved:

@@ -25,8 +25,7 @@ from stpredict.errors import UsageError
 from stpredict.evaluation import metrics
 from stpredict.evaluation.baselines import fit_ridge
 from stpredict.files import atomic_path
-from stpredict.networks import Network, architecture_config
-from stpredict.networks.m2ort import M2ORT
+from stpredict.networks import Network, architecture_config, make_network
 from stpredict.training.objectives import Objective
 from stpredict.training.settings import Settings
 
@@ -117,16 +116,16 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def augment(patches: UInt8, symmetry: Int) -> UInt8:
-    """Turn each patch (n x P x P x 3) into one of the eight flips and rotations of the square, 0 to 7."""
+    """Turn each patch, all its views alike, into one of the eight flips and rotations of the square, 0 to 7."""
     turned = [
-        np.rot90(patch[:, ::-1] if code >= 4 else patch, code % 4)
+        np.rot90(patch[..., ::-1, :] if code >= 4 else patch, code % 4, axes=(-3, -2))
         for patch, code in zip(patches, symmetry, strict=True)
     ]
     return np.stack(turned)
 
 
 def jitter_stain(patches: Tensor, spread: float) -> Tensor:
-    """Vary the stains of patches (uint8 n x P x P x 3): each patch's haematoxylin, eosin and rest are scaled at random.
+    """Vary the stains of uint8 patches: each one's haematoxylin, eosin and rest are scaled at random, in all its views.
 
     After Tellez et al. 2018, IEEE Transactions on Medical Imaging 37:2126, with `spread` the standard deviation of
     the factors. Laboratories and scanners differ in just this, and a few sections do not show how much.
@@ -134,13 +133,13 @@ def jitter_stain(patches: Tensor, spread: float) -> Tensor:
     stains = torch.tensor(rgb_from_hed, dtype=torch.float32, device=patches.device)
     density = -torch.log((patches.float() + 1) / 256)
     concentration = density @ torch.linalg.inv(stains)
-    factors = 1 + spread * torch.randn(len(patches), 1, 1, 3, device=patches.device)
+    factors = 1 + spread * torch.randn(len(patches), *[1] * (patches.ndim - 2), 3, device=patches.device)
     varied = 256 * torch.exp(-(concentration * factors) @ stains) - 1
     return varied.clamp(0, 255).round().to(torch.uint8)
 
 
 def fit(
-    network: M2ORT,
+    network: Network,
     read: Callable[[Int], UInt8],
     loss: Callable[[Tensor, Tensor], Tensor],
     index: Int,
@@ -211,13 +210,13 @@ def predict_z(network: Network, tiles: Tiles, index: Int, device: torch.device, 
     return np.concatenate(out) if out else np.empty((0, network.config.n_genes))
 
 
-def new_network(settings: Settings, tiles: Tiles, n_genes: int) -> M2ORT:
+def new_network(settings: Settings, tiles: Tiles, n_genes: int) -> Network:
     torch.manual_seed(settings.seed)
-    return M2ORT(architecture_config(settings.architecture, n_genes=n_genes, patch_px=tiles.patch_px))
+    return make_network(architecture_config(settings.architecture, n_genes=n_genes, patch_px=tiles.patch_px))
 
 
 def teach(
-    network: M2ORT,
+    network: Network,
     tiles: Tiles,
     features: Float,
     unlabelled_features: Float,
@@ -260,7 +259,7 @@ def teach(
 
 
 def train_on_spots(
-    network: M2ORT,
+    network: Network,
     tiles: Tiles,
     objective: Objective,
     rows: Int,

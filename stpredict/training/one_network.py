@@ -18,7 +18,6 @@ from stpredict.files import atomic_path
 from stpredict.networks import FITTED, Network
 from stpredict.networks.dictionary import Dictionary
 from stpredict.networks.encoder import Encoded
-from stpredict.networks.m2ort import M2ORT
 from stpredict.training.dictionary import learn_windows
 from stpredict.training.fit import (
     Log,
@@ -118,7 +117,7 @@ def predict_rows(run: Run, network: Network, rows: Int) -> Float:
 def train_epochs(
     run: Run, sections: Sequence[str], validation: Sequence[str], objective: Objective, counts: Float,
     epochs: int | None, folder: Path,
-) -> tuple[M2ORT, int]:  # fmt: skip
+) -> tuple[Network, int]:  # fmt: skip
     """Teach, choose the number of epochs on `validation` unless `epochs` is given, and train on all of `sections`.
 
     `counts` are spots x genes of the panel. Returns the network and the number of epochs.
@@ -134,7 +133,7 @@ def train_epochs(
         teach(network, tiles, run.features, run.unlabelled_features, objective, known, places,
               settings, log, folder / "teach.pt", run.device)  # fmt: skip
 
-    def train(rows: Int, tested: Int, n_epochs: int, stage: str) -> M2ORT:
+    def train(rows: Int, tested: Int, n_epochs: int, stage: str) -> Network:
         student = copy.deepcopy(network)
         train_on_spots(student, tiles, objective, rows, tested, counts, n_epochs, stage,
                        settings, log, folder / f"{stage}.pt", run.device)  # fmt: skip

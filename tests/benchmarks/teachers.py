@@ -146,7 +146,7 @@ def main(shared: str, seeds: str = "3") -> None:
             read_dataset(data / "her2st"), path, counts_only=more, mpp=0.69, unlabelled=2500, report=lambda _: None
         )
         tiles = read_tiles(path)
-        colour = colour_texture_features((tiles.read_patches([i])[0] for i in range(len(tiles.spot))), 1)
+        colour = colour_texture_features((tiles.read_patch(i) for i in range(len(tiles.spot))), 1)
         for own_panel in (False, True):
             for split in SPLITS:
                 compare(tiles, colour, split, own_panel, int(seeds) if not own_panel else 1)

@@ -8,7 +8,7 @@ import pytest
 from conftest import GENES
 
 from stpredict.data.dataset import read_dataset
-from stpredict.data.tiles import read_tiles, write_tiles
+from stpredict.data.tiles import check_views, read_tiles, write_tiles
 from stpredict.errors import DatasetError
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import open_slide
@@ -48,6 +48,31 @@ def test_unlabelled_patches_are_of_tissue(tiles):
     patches = tiles.read_patches(range(len(tiles.unlabelled_section)), unlabelled=True)
     assert 25 <= len(patches) <= 30
     assert (patches[:, 80:144, 80:144].mean(axis=(1, 2, 3)) < 235).mean() > 0.8
+
+
+def test_tiles_hold_every_view_and_tell_the_narrowest(tiles, dataset: Path, tmp_path: Path):
+    sections, path = read_dataset(dataset)[:1], tmp_path / "views.tiles.h5"
+    write_tiles(sections, path, views=(1, 2, 4), unlabelled=5, report=print)
+    wide = read_tiles(path)
+    assert wide.views == (1, 2, 4)
+    rows = np.flatnonzero(tiles.section == sections[0].name)
+    stacks = wide.read_patches(range(len(rows)))
+    assert stacks.shape == (len(rows), 3, 224, 224, 3)
+    np.testing.assert_array_equal(stacks[:, 0], tiles.read_patches(rows))
+    for i in (0, 3):
+        np.testing.assert_array_equal(wide.read_patch(i), tiles.read_patch(rows[i]))
+        np.testing.assert_array_equal(
+            wide.read_patch(i, unlabelled=True), wide.read_patches([i], unlabelled=True)[0, 0]
+        )
+    # The middle of each wider view shows what the patch does.
+    patch = stacks[:, 0].reshape(-1, 112, 2, 112, 2, 3).mean(axis=(2, 4))
+    assert abs(stacks[:, 1, 56:168, 56:168] - patch).max() <= 0.5
+
+
+def test_tiles_of_other_views_than_the_network_looks_at_are_refused(tiles):
+    check_views(tiles, (1,))
+    with pytest.raises(DatasetError, match=r"patches of 1 times the field, the network looks at 1 and 2 and 4"):
+        check_views(tiles, (1, 2, 4))
 
 
 def test_notes_are_reported(dataset: Path, tmp_path: Path):

@@ -3,6 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stpredict.slides.views import cut_views
+from stpredict.weights import load_model
+
 
 @pytest.fixture(scope="package")
 def patches(region):
@@ -10,6 +13,19 @@ def patches(region):
     rng = np.random.default_rng(0)
     corners = zip(rng.integers(0, 2700, 40), rng.integers(0, 1900, 40), strict=True)
     return np.stack([region[y : y + 224, x : x + 224] for y, x in corners])
+
+
+@pytest.fixture(scope="package")
+def stacks(region):
+    """40 stacks of views of the example slide."""
+    rng = np.random.default_rng(0)
+    corners = [(int(x), int(y)) for x, y in zip(rng.integers(336, 1600, 40), rng.integers(336, 2400, 40), strict=True)]
+    return np.stack(cut_views(region, corners, 224, (1, 2, 4)))
+
+
+@pytest.fixture(scope="package")
+def tiny_m2ost(tiny_m2ost_path):
+    return load_model(tiny_m2ost_path)
 
 
 @pytest.fixture

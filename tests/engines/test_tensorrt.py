@@ -21,14 +21,14 @@ from stpredict.engines.cache import cache_path
 from stpredict.engines.check import compare
 from stpredict.engines.eager import load_network, run_reference
 from stpredict.errors import EngineError
-from stpredict.networks import ARCHITECTURES, architecture_config
-from stpredict.networks.m2ort import M2ORT
+from stpredict.networks import ARCHITECTURES, architecture_config, architecture_views, make_network
+from stpredict.slides.views import patch_shape
 
 #: Operators that Torch-TensorRT 2.13 converts.
 ALLOWED = {
     "_assert_tensor_metadata", "add", "alias", "cat", "chunk", "conv2d", "div", "dropout", "expand", "flatten", "gelu",
-    "getitem", "layer_norm", "linear", "mul", "permute", "reshape", "round", "scaled_dot_product_attention", "select",
-    "slice", "softplus", "sub", "to", "transpose",
+    "getitem", "layer_norm", "linear", "mean", "mul", "permute", "reshape", "round", "scaled_dot_product_attention",
+    "select", "sigmoid", "slice", "softplus", "sub", "to", "transpose", "unsqueeze",
 }  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,11 +42,12 @@ def calls(program):
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_every_architecture_is_one_graph_of_known_operators_in_the_precision_asked_for(architecture):
     config = architecture_config(architecture, n_genes=5, depth=2)
-    program = tensorrt.export_network(M2ORT(config).eval(), "bf16", torch.zeros((2, 224, 224, 3), dtype=torch.uint8))
+    patches = torch.zeros((2, *patch_shape(224, architecture_views(architecture))), dtype=torch.uint8)
+    program = tensorrt.export_network(make_network(config).eval(), "bf16", patches)
     assert {node.op for node in program.graph.nodes} == {"placeholder", "call_function", "output"}
     names = [name for name, _ in calls(program)]
     assert set(names) <= ALLOWED
-    attentions = 2 * (1 if config.mixing == "cross_level" else 3)
+    attentions = 2 * (9 if architecture == "m2ost" else 1 if config.mixing == "cross_level" else 3)
     assert names.count("scaled_dot_product_attention") == attentions
     assert all(len(node.args) == 3 for name, node in calls(program) if name == "scaled_dot_product_attention")
 

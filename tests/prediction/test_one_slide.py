@@ -57,6 +57,26 @@ def test_expression_is_what_the_network_says_of_each_spots_patch(tiny_model, res
         np.testing.assert_allclose(found.expression(gene)[some], expected[:, GENES.index(gene)], atol=1e-4)
 
 
+def test_a_network_of_several_views_gets_them_all_and_its_spots_are_judged_by_the_narrowest(
+    tiny_m2ost_path, result, tmp_path
+):
+    model = load_model(tiny_m2ost_path)
+    (outcome,) = predict(model, tmp_path)
+    found = read_result(outcome.job.result)
+    some = np.arange(0, len(found.spots), 9)
+    stacks = np.zeros((len(some), 3, 224, 224, 3), np.uint8)
+    with open_slide(SLIDE) as slide:
+        raster = make_raster(slide, Mpp(0.499, 0.499), 0.69)
+        for index, block in read_patches(raster, found.spots.centres[some], 224, views=(1, 2, 4)):
+            stacks[index] = block
+    with torch.inference_mode():
+        expected = load_network(model)(torch.from_numpy(stacks)).numpy()
+    np.testing.assert_allclose(found.expression("GNAS")[some], expected[:, GENES.index("GNAS")], atol=1e-4)
+    told = [anndata.read_h5ad(path).obs for path in (outcome.job.result, result)]
+    for flag in ("blurred", "pen", "fold", "pale"):
+        assert (told[0][flag] == told[1][flag]).mean() > 0.99
+
+
 def test_anndata_opens_the_result(result):
     table = anndata.read_h5ad(result)
     assert list(table.var_names) == ["DDX5", "GNAS"]  # in the order asked for

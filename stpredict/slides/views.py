@@ -1,0 +1,72 @@
+"""Views of a spot: images of one size whose fields are 1, 2, 4 ... times as wide, all about the same centre.
+
+A network that looks at one view takes patches P x P x 3, others stacks of V x P x P x 3, the narrowest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from stpredict.arrays import UInt8
+
+Views = tuple[int, ...]
+ONE_VIEW: Views = (1,)
+#: A wider field would be most of a slide.
+WIDEST = 16
+
+
+def views_of(parameters: dict[str, Any]) -> Views:
+    """The views that a network with these parameters, as a card has them, looks at."""
+    return tuple(parameters.get("views", ONE_VIEW))
+
+
+def views_in_words(views: Views) -> str:
+    """What follows "224 px patches" where there are more views than one."""
+    return "" if views == ONE_VIEW else f", with views of {', '.join(map(str, views[1:]))} times the field"
+
+
+def views_fit(views: Views, patch_px: int) -> bool:
+    """Do they begin with the patch itself, each wider than the one before, and all about its centre?"""
+    return (
+        all(type(factor) is int for factor in views)
+        and views[:1] == ONE_VIEW
+        and list(views) == sorted(set(views))
+        and views[-1] <= WIDEST
+        and all(patch_px * (factor - 1) % 2 == 0 for factor in views)
+    )
+
+
+def patch_shape(patch_px: int, views: Views = ONE_VIEW) -> tuple[int, ...]:
+    """Shape of what is cut around one spot."""
+    image = (patch_px, patch_px, 3)
+    return image if views == ONE_VIEW else (len(views), *image)
+
+
+def margin_px(patch_px: int, views: Views) -> int:
+    """How far the widest view reaches beyond the patch, on each side."""
+    return patch_px * (max(views) - 1) // 2
+
+
+def first_views(patches: UInt8) -> UInt8:
+    """The narrowest view of patches or stacks of them: n x P x P x 3."""
+    return patches if patches.ndim == 4 else patches[:, 0]
+
+
+def cut_views(region: UInt8, corners: Sequence[tuple[int, int]], patch_px: int, views: Views) -> list[UInt8]:
+    """Stacks V x P x P x 3 from the patches' top-left `corners` in a region that holds their widest view.
+
+    A view of k times the field is averaged over squares of k x k pixels, halves rounded up.
+    """
+    image = Image.fromarray(region)
+    stacks = []
+    for x, y in corners:
+        stack = np.empty(patch_shape(patch_px, views), np.uint8)
+        for view, factor in zip(stack, views, strict=True):
+            left, top, side = x - margin_px(patch_px, (factor,)), y - margin_px(patch_px, (factor,)), patch_px * factor
+            view[:] = image.reduce(factor, (left, top, left + side, top + side))
+        stacks.append(stack)
+    return stacks
