@@ -92,10 +92,25 @@ class Shards:
 
     def remove(self) -> None:
         """Remove the shards and, if it holds nothing else, their folder."""
-        for path in (self.folder / MANIFEST, *self.folder.glob("[0-9]*.npy"), *self.folder.glob(".*.tmp*")):
+        for path in own_files(self.folder):
             path.unlink(missing_ok=True)
         if self.folder.exists() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def own_files(folder: Path) -> tuple[Path, ...]:
+    """The files that belong to shards."""
+    return (*folder.glob(MANIFEST), *sorted(folder.glob("[0-9]*.npy")), *sorted(folder.glob(".*.tmp*")))
+
+
+def is_shards(folder: Path) -> bool:
+    """Does a folder hold shards, or nothing, as where a call was killed before its first one?"""
+    try:
+        return {"settings", "spots", "engine"} <= set(json.loads((folder / MANIFEST).read_text()))
+    except FileNotFoundError:
+        return set(folder.iterdir()) == set(own_files(folder))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def open_shards(
