@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from stpredict.errors import UsageError
+
+#: The names of temporary files, of `atomic_path` and of leases.
+TEMPORARY = re.compile(r"\.(.{0,40}\.)?[0-9a-f]{16}\.tmp(\..+)?", re.DOTALL)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ import h5py
 HEAD_BYTES = 16
 #: A heap is as large as the longest of its texts; the library makes them of 4 KiB.
 MAX_HEAP_BYTES = 1 << 30
+#: How every heap begins.
+HEAP = b"GCOL\x01\0\0\0"
+BLOCK_BYTES = 16 << 20
 
 
 def read_text(dataset: h5py.Dataset) -> list[str]:
@@ -29,6 +33,25 @@ def read_text(dataset: h5py.Dataset) -> list[str]:
             raise ValueError(f"{dataset.name} ends early, or is damaged") from error
     texts = dataset.asstr()[()]
     return [texts] if dataset.shape == () else [str(text) for text in texts]
+
+
+def check_all_heaps(path: Path) -> None:
+    """Look for heaps in all of a file that other libraries read, whose attributes lie in heaps too.
+
+    Raises ValueError if one of them cannot be walked through.
+    """
+    with path.open("rb") as file:
+        block = b""
+        while more := file.read(BLOCK_BYTES):
+            block = block[1 - len(HEAP) :] + more
+            following = file.tell()
+            for found in re.finditer(HEAP, block):
+                file.seek(following - len(block) + found.start())
+                try:
+                    _check_heap(file)
+                except struct.error as error:
+                    raise ValueError("a heap of text ends early") from error
+            file.seek(following)
 
 
 def _check_heaps(dataset: h5py.Dataset) -> None:

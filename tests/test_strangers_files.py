@@ -33,7 +33,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def damaged(originals, folder: Path, kind: str, mutation: str, seed: int) -> Path:
     donor = originals["PNG" if kind == "JPEG" else "JPEG"].read_bytes()
-    path = folder / f"damaged{originals[kind].suffix}"
+    path = folder / originals[kind].name
     path.write_bytes(mutate(originals[kind].read_bytes(), donor, mutation, seed))
     return path
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 # In the order in which help lists them.
 # isort: off
-from stpredict.cli import predict, render, tile, train, evaluate, summary, models, doctor
+from stpredict.cli import predict, render, tile, train, evaluate, summary, models, clean, doctor
 from stpredict.cli.program import app
 
-__all__ = ["app", "doctor", "evaluate", "models", "predict", "render", "summary", "tile", "train"]
+__all__ = ["app", "clean", "doctor", "evaluate", "models", "predict", "render", "summary", "tile", "train"]

@@ -52,7 +52,7 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Ca
             with json_lines(kwargs.get("log_json", False)):
                 _run(function, *args, **kwargs)
 
-        return group.command(name, cls=Command, no_args_is_help=name not in ("doctor", "list"))(run)
+        return group.command(name, cls=Command, no_args_is_help=name not in ("clean", "doctor", "list"))(run)
 
     return decorate
 

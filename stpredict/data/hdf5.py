@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 
 from stpredict.errors import DatasetError
+from stpredict.stored_text import check_all_heaps
 
 #: What reading a damaged file may raise; SystemError, where h5py cannot decode a name.
 HDF5_ERRORS = (
@@ -21,9 +22,10 @@ CLAIM_BYTES, CLAIM_RATIO = 1 << 30, 5000
 
 @contextmanager
 def opened_hdf5(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file that holds all its data itself: links to other files are refused, and sizes that are only claimed.
+    """An HDF5 file that holds all its data itself.
 
-    Raises DatasetError for these, and for whatever goes wrong while it is read.
+    Refused are links to other files, sizes that are only claimed, and heaps of text that the library would follow for
+    ever. Raises DatasetError for these, and for whatever goes wrong while it is read.
     """
 
     wrong: list[str] = []  # what a visitor raises would be lost in the library
@@ -40,6 +42,7 @@ def opened_hdf5(path: Path) -> Iterator[h5py.File]:
                 wrong.append(f"{name} claims more data than the file can hold")
 
     try:
+        check_all_heaps(path)
         with h5py.File(path) as file:
             file.visititems_links(check_link)
             file.visititems(check_data)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stpredict.arrays import Float, Int, Labels
-from stpredict.errors import UsageError
+from stpredict.errors import UsageError, first_line
 from stpredict.evaluation.metrics import pearson_residuals
 
 #: How genes are chosen: variable in every section, as the M2ORT study does; of the highest mean count, as ST-Net and
@@ -108,12 +108,12 @@ def read_gene_list(path: Path) -> list[str]:
     """
     try:
         if path.suffix == ".npy":
-            names = [str(name) for name in np.load(path, allow_pickle=False).ravel()]
+            names = _stored_names(path)
         else:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
             names = [line.split(",")[0].split("\t")[0].strip().strip('"') for line in lines]
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as a list of genes ({error}).") from error
+        raise UsageError(f"{path}: cannot be read as a list of genes ({first_line(error)}).") from error
     names = [name for name in names if name]
     if names and names[0].lower() in {"gene", "genes", "symbol", "gene_name"}:
         names = names[1:]
@@ -123,3 +123,14 @@ def read_gene_list(path: Path) -> list[str]:
     if twice:
         raise UsageError(f"{path}: names {twice[0]} more than once.")
     return names
+
+
+def _stored_names(path: Path) -> list[str]:
+    """Raises ValueError or OSError for what is no array of text."""
+    try:
+        names = np.load(path, allow_pickle=False)
+        return [str(name).encode().decode() for name in names.ravel()]  # which fails where numpy holds no text
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # numpy stumbles over a damaged file in many ways
+        raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error

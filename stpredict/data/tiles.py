@@ -13,6 +13,7 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 
 from stpredict.arrays import Float, Int, Labels, UInt8
+from stpredict.data.hdf5 import opened_hdf5
 from stpredict.data.section import Section
 from stpredict.errors import DatasetError
 from stpredict.files import atomic_path
@@ -157,30 +158,27 @@ def write_tiles(
 
 def read_tiles(path: Path) -> Tiles:
     """Open a tiles file. Raises DatasetError if it is not one."""
-    try:
-        with h5py.File(path) as file:
-            if file.attrs.get("format") != "stpredict-tiles" or file.attrs["format_version"] > FORMAT_VERSION:
-                raise DatasetError(f"{path}: not a tiles file that this version reads.")
-            genes = [str(gene) for gene in file["genes"].asstr()]
-            pictured = _read_counts(file, len(genes))
-            return Tiles(
-                path=path,
-                patch_px=int(file.attrs["patch_px"]),
-                views=tuple(int(factor) for factor in file.attrs.get("views", ONE_VIEW)),
-                mpp=float(file.attrs["mpp"]),
-                spot_diameter_um=float(file.attrs["spot_diameter_um"]),
-                pitch_um=float(file.attrs["pitch_um"]),
-                spot=file["spot"].asstr()[:],
-                section=pictured.section,
-                patient=pictured.patient,
-                centres=file["centres"][:],
-                genes=genes,
-                counts=pictured.counts,
-                unlabelled_section=file["unlabelled/section"].asstr()[:],
-                counts_only=_read_counts(file["counts_only"], len(genes)) if "counts_only" in file else None,
-            )
-    except (OSError, KeyError, ValueError) as error:
-        raise DatasetError(f"{path}: cannot be read as a tiles file ({error}).") from error
+    with opened_hdf5(path) as file:
+        if file.attrs.get("format") != "stpredict-tiles" or file.attrs["format_version"] > FORMAT_VERSION:
+            raise DatasetError(f"{path}: not a tiles file that this version reads.")
+        genes = [str(gene) for gene in file["genes"].asstr()]
+        pictured = _read_counts(file, len(genes))
+        return Tiles(
+            path=path,
+            patch_px=int(file.attrs["patch_px"]),
+            views=tuple(int(factor) for factor in file.attrs.get("views", ONE_VIEW)),
+            mpp=float(file.attrs["mpp"]),
+            spot_diameter_um=float(file.attrs["spot_diameter_um"]),
+            pitch_um=float(file.attrs["pitch_um"]),
+            spot=file["spot"].asstr()[:],
+            section=pictured.section,
+            patient=pictured.patient,
+            centres=file["centres"][:],
+            genes=genes,
+            counts=pictured.counts,
+            unlabelled_section=file["unlabelled/section"].asstr()[:],
+            counts_only=_read_counts(file["counts_only"], len(genes)) if "counts_only" in file else None,
+        )
 
 
 def check_views(tiles: Tiles, views: Views) -> None:
@@ -215,7 +213,9 @@ def _store_counts(sections: Sequence[Section], genes: Sequence[str], group: h5py
 def _read_counts(group: h5py.Group, n_genes: int) -> Counted:
     section, patient = (group[key].asstr()[:] for key in ("section", "patient"))
     parts = tuple(group[f"counts/{part}"][:] for part in ("data", "indices", "indptr"))
-    return Counted(section, patient, csr_array(parts, (len(section), n_genes)))
+    counts = csr_array(parts, (len(section), n_genes))
+    counts.check_format(full_check=True)  # what works on it trusts its indices
+    return Counted(section, patient, counts)
 
 
 def columns(counts: csr_array, genes: Sequence[str], panel: Sequence[str]) -> Float:

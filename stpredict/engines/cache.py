@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,16 @@ def engine_folder() -> Path:
             raise PermissionError(f"{folder} belongs to another user")
         folder.chmod(0o700)  # what is loaded from here is run
     return folder
+
+
+def kept_files() -> Iterator[Path]:
+    """All that engines keep. Raises OSError if it cannot be looked at."""
+    folder = engine_folder()
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            yield from (Path(parent, name) for parent, _, names in os.walk(path) for name in names)
+        else:
+            yield path
 
 
 def cache_path(engine: str, key: Key) -> Path:

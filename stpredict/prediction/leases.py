@@ -45,13 +45,29 @@ class Lease:
                 continue  # a share that is away for a while; others may take over
 
 
+def is_held(path: Path) -> bool:
+    """Is some process, here or elsewhere, at what the lease is for? Yes, if it cannot be told."""
+    try:
+        return _has_lapsed(path) is False
+    except OSError:
+        return True
+
+
+def is_lease(path: Path) -> bool:
+    """Is the file a lease, or a result's that is empty, as its owner was killed before it wrote it?"""
+    try:
+        content = path.read_text()
+        return {"token", "where", "pid"} <= set(json.loads(content)) if content else path.stem.endswith(".h5ad")
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def take_lease(path: Path) -> Lease | None:
     """Hold the lease at `path`, or None if another process does."""
     token = secrets.token_hex(8)
     content = json.dumps({"token": token, "where": _where(), "pid": os.getpid()})
     try:
-        with path.open("x") as file:
-            file.write(content)
+        _create(path, content)
     except FileExistsError:
         lapsed = _has_lapsed(path)
         if lapsed is None:  # released just now
@@ -59,7 +75,7 @@ def take_lease(path: Path) -> Lease | None:
         if not lapsed:
             return None
         ours = path.with_name(f".{token}.tmp.lease")
-        ours.write_text(content)
+        _create(ours, content)
         ours.replace(path)
         time.sleep(SETTLE_S)
         if _token(path) != token:
@@ -67,6 +83,17 @@ def take_lease(path: Path) -> Lease | None:
     lease = Lease(path, token)
     threading.Thread(target=lease.renew, daemon=True).start()
     return lease
+
+
+def _create(path: Path, content: str) -> None:
+    """Make a file. Raises FileExistsError; and OSError where the disk is full, and then leaves none."""
+    file = path.open("x")
+    try:
+        with file:
+            file.write(content)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _has_lapsed(path: Path) -> bool | None:

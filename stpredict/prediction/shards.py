@@ -60,10 +60,11 @@ class Shards:
             with self.path(shard).open("rb") as file:
                 values = np.load(file, allow_pickle=False)
                 checksum = file.read()
-        except (OSError, ValueError, EOFError):
+            shape = (len(self.spots(shard)), self.n_genes + len(MEASURES))
+            whole = values.dtype == np.float32 and values.shape == shape and checksum == _checksum(values)
+        except Exception:  # noqa: BLE001 (numpy stumbles over a damaged file in many ways)
             return None
-        shape = (len(self.spots(shard)), self.n_genes + len(MEASURES))
-        return values if values.shape == shape and checksum == _checksum(values) else None
+        return values if whole else None
 
     def missing(self) -> list[int]:
         return [shard for shard in range(self.count) if self.read(shard) is None]
@@ -91,10 +92,25 @@ class Shards:
 
     def remove(self) -> None:
         """Remove the shards and, if it holds nothing else, their folder."""
-        for path in (self.folder / MANIFEST, *self.folder.glob("[0-9]*.npy"), *self.folder.glob(".*.tmp*")):
+        for path in own_files(self.folder):
             path.unlink(missing_ok=True)
         if self.folder.exists() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def own_files(folder: Path) -> tuple[Path, ...]:
+    """The files that belong to shards."""
+    return (*folder.glob(MANIFEST), *sorted(folder.glob("[0-9]*.npy")), *sorted(folder.glob(".*.tmp*")))
+
+
+def is_shards(folder: Path) -> bool:
+    """Does a folder hold shards, or nothing, as where a call was killed before its first one?"""
+    try:
+        return {"settings", "spots", "engine"} <= set(json.loads((folder / MANIFEST).read_text()))
+    except FileNotFoundError:
+        return set(folder.iterdir()) == set(own_files(folder))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def open_shards(

@@ -1,0 +1,27 @@
+"""`stpredict clean`: what killed calls left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stpredict.cli.program import app, command
+
+
+@command(app, "clean")
+def clean(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of results, searched throughout.", show_default="here")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what is listed.")] = False,
+) -> None:
+    """List what killed calls left in folders of results, and the compiled networks that are kept; remove it on request.
+
+    Parts of interrupted predictions are among it: the call that made them goes on with them as long as they are there.
+    What a running prediction is at is not touched.
+    """
+    from stpredict.commands.clean import clean_command
+
+    raise typer.Exit(clean_command(folders or [Path()], remove))
