@@ -12,6 +12,7 @@ import numpy as np
 
 import stpredict
 from stpredict.arrays import Bool, Float
+from stpredict.data.normalisation import EXPECTED, NORMALISATIONS, find_normalisation
 from stpredict.errors import ModelFileError
 from stpredict.evaluation.metrics import FALSE_DISCOVERIES, PATIENTS_FOR_INTERVALS, mean_of_known
 from stpredict.slides.views import views_in_words
@@ -54,7 +55,7 @@ ROWS = (
 )
 SCORES = {
     "depth_controlled": "depth-controlled",
-    "log_cpm_per_gene": "ln(1+CPM) per gene",
+    "log_cpm_per_gene": "expression per gene",
     "log_cpm_per_spot": "per spot",
     "log_cpm_rmse": "RMSE",
 }
@@ -81,7 +82,7 @@ def make_card(
         "pitch_um": tiles.pitch_um,
         "pixel_scaling": PIXEL_SCALING[network_parameters(network.config)["network"]],
         "objective": objective.name,
-        "expression_unit": "ln(1 + CPM) of the expected share",
+        "expression_unit": NORMALISATIONS[training["normalisation"]].unit + EXPECTED,
         "genes": {
             # In the unit of what is predicted: of the mean share, and over the training spots as predicted.
             "training_mean": _rounded(objective.expression(np.zeros((1, len(panel))))[0]),
@@ -255,8 +256,13 @@ def _per_gene(folds: Sequence[dict[str, Any]], key: str, panel: Sequence[str]) -
 
 
 def card_without_genes(card: dict[str, Any]) -> dict[str, Any]:
-    """What a result repeats of its model's card: all but the panel, what is said per gene, and the network's sizes."""
-    kept = {key: value for key, value in card.items() if key not in ("panel", "genes", "parameters")}
+    """What a result repeats of its model's card: all but the panel, what is said per gene, and the network's sizes.
+
+    The panel too where expression is the share of its counts.
+    """
+    normalisation = find_normalisation(card["expression_unit"])
+    left_out = {"genes", "parameters", *(() if normalisation and normalisation.of_panel else ("panel",))}
+    kept = {key: value for key, value in card.items() if key not in left_out}
     folds = [{key: value for key, value in fold.items() if key != "per_gene"} for fold in card.get("held_out", [])]
     return {**kept, "held_out": folds}
 
@@ -294,8 +300,8 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
         leak += f"; LEAK: {fold['leak']}" if fold.get("leak") else ""
         yield ""
         yield (
-            f"held out: {fold['kind']} {fold['name']}{leak}; {fold['spots']} spots, {fold['genes']} genes, "
-            f"trained on {', '.join(fold['train'])}"
+            f"held out: {fold['kind']} {fold['name']}{leak}; {fold['spots']} spots{_how_deep(fold)}, "
+            f"{fold['genes']} genes, trained on {', '.join(fold['train'])}"
         )
         yield f"  {'':30}" + "".join(f"{title:>20}" for title in SCORES.values())
         for row in (name for name in ROWS if name in fold["rows"]):
@@ -325,6 +331,13 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
             )
     else:
         yield "never tested on held-out tissue"
+
+
+def _how_deep(fold: dict[str, Any]) -> str:
+    """Which of a held-out part's spots were scored; all of them by older versions."""
+    if fold.get("min_depth", 0) <= 1:
+        return " (all, however few counts they have)"
+    return f" of {fold['min_depth']} counts or more ({fold['spots_left_out']} left out)"
 
 
 def _named(panel: Sequence[str], correlation: Float, index: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.errors import ModelFileError
 from stpredict.networks import ARCHITECTURES, network_parameters
 from stpredict.networks.m2ort import M2ORT, M2ORTConfig
@@ -95,7 +96,7 @@ def import_checkpoint(
         "pitch_um": pitch_um,
         "pixel_scaling": "RGB uint8 / 255",
         "objective": "mse",
-        "expression_unit": "ln(1 + CPM)",
+        "expression_unit": NORMALISATIONS["panel"].unit,  # as the released code trains
         "genes": {
             "training_mean": None,
             "training_spread": None,

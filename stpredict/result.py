@@ -48,7 +48,7 @@ class Canvas:
 class Gene:
     """What a result says of a gene; NaN if not known.
 
-    Its correlation when held out, mean ln(1 + CPM) in training, the lower bound of the correlation's 95 % interval, and
+    Its correlation when held out, mean expression in training, the lower bound of the correlation's 95 % interval, and
     the correlation of ridge regression in the model's place.
     """
 
@@ -88,7 +88,7 @@ class Result:
         }
 
     def expression(self, gene: str) -> Float32:
-        """ln(1 + CPM) of one gene, per spot; NaN where the slide could not be read."""
+        """One gene's expression, per spot, in the result's unit; NaN where the slide could not be read."""
         index = [g.name for g in self.genes].index(gene)
         with _opened(self.path) as file:
             values: Float32 = _dataset(file, "X")[:, index]

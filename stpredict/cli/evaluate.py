@@ -9,10 +9,8 @@ import typer
 
 from stpredict.cli.options import EngineOption, Out, Overwrite, PrecisionOption, Threads, refuse_with_protocol
 from stpredict.cli.program import app, command
+from stpredict.evaluation import MIN_DEPTH
 from stpredict.machine import usable_cores
-
-#: The default, which a protocol replaces.
-MIN_DEPTH = 500
 
 
 @command(app, "evaluate")

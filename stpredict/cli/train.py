@@ -10,6 +10,7 @@ import typer
 from stpredict.cli.options import Threads, refuse_epochs, refuse_with_protocol, split
 from stpredict.cli.program import app, command
 from stpredict.errors import UsageError
+from stpredict.evaluation import MIN_DEPTH
 from stpredict.machine import usable_cores
 
 #: Defaults that a paper's protocol replaces.
@@ -51,6 +52,22 @@ def train(
         typer.Option(
             help="Train and test as a paper does, with what it leaks: m2ort or triplex. Sets folds, panel, objective.",
             show_default="none",
+        ),
+    ] = None,
+    normalisation: Annotated[
+        str | None,
+        typer.Option(
+            help="What expression is: ln(1 + x) of counts per million of the spot's total, or of the panel alone as "
+            "the released M2ORT code has it; or 1e4, counts per 10,000 of the total.",
+            show_default="total, or the protocol's",
+        ),
+    ] = None,
+    min_depth: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Leave out held-out spots with fewer counts when scoring.",
+            show_default=f"{MIN_DEPTH}, or 1 with a protocol",
         ),
     ] = None,
     smooth_labels: Annotated[
@@ -146,6 +163,7 @@ def train(
     train_command(
         dataset, out, settings, genes_file=genes_file, genes_required=split(genes_required), panel_size=panel_size,
         panel_rule=panel, folds=folds, hold_out=split(hold_out), allow_patient_leak=allow_patient_leak,
-        protocol=protocol, counts_only=counts_only, encoder=encoder, unlabelled=0 if encoder else unlabelled, mpp=mpp,
-        licence=licence, device=device, threads=threads or usable_cores(), overwrite=overwrite,
+        protocol=protocol, normalisation=normalisation, min_depth=min_depth, counts_only=counts_only,
+        encoder=encoder, unlabelled=0 if encoder else unlabelled, mpp=mpp, licence=licence, device=device,
+        threads=threads or usable_cores(), overwrite=overwrite,
     )  # fmt: skip

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def train_command(
     dataset: Path, out: Path, settings: Settings, *, genes_file: Path | None, genes_required: Sequence[str],
     panel_size: int | None, panel_rule: str, folds: str, hold_out: Sequence[str], allow_patient_leak: bool,
-    protocol: str | None, counts_only: Path | None, encoder: Path | None, unlabelled: int, mpp: float | None,
-    licence: str, device: str, threads: int, overwrite: bool,
+    protocol: str | None, normalisation: str | None, min_depth: int | None, counts_only: Path | None,
+    encoder: Path | None, unlabelled: int, mpp: float | None, licence: str, device: str, threads: int, overwrite: bool,
 ) -> None:  # fmt: skip
     """Train a model and print its path."""
     try:
@@ -42,8 +42,13 @@ def train_command(
     panel = Panel(read_gene_list(genes_file) if genes_file else (), panel_size, tuple(genes_required), panel_rule)
     if protocol:
         paper = find_protocol(protocol)
-        settings = replace(settings, objective="mse", smooth_labels=paper.smooth_labels)
+        settings = replace(
+            settings, objective="mse", smooth_labels=paper.smooth_labels, min_depth=1, normalisation=paper.normalisation
+        )
         panel = replace(panel, rule=paper.panel_rule, size=panel.size or PANEL_SIZE)
+    settings = replace(
+        settings, normalisation=normalisation or settings.normalisation, min_depth=min_depth or settings.min_depth
+    )
     train_model(
         dataset, out, settings, panel, folds=folds, hold_out=hold_out, allow_patient_leak=allow_patient_leak,
         protocol=protocol, counts_only=counts_only, encoder=encoder, unlabelled=unlabelled, mpp=mpp, licence=licence,

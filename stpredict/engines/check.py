@@ -36,7 +36,7 @@ class Verdict:
     tolerance: float  # largest relative_deviation that passes
     eager_deviation: float | None  # relative_deviation of eager in this precision; None where it has none to compare
     correlation: float  # median gene
-    max_deviation: float  # ln(1 + CPM)
+    max_deviation: float  # in the unit of expression
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -45,7 +45,7 @@ class Verdict:
         return (
             f"deviation {self.relative_deviation:.2g} of a gene's spread (median gene; worst "
             f"{self.worst_relative_deviation:.2g}; allowed {self.tolerance:.2g}), "
-            f"correlation {self.correlation:.5f}, at most {self.max_deviation:.2g} ln(1 + CPM)"
+            f"correlation {self.correlation:.5f}, at most {self.max_deviation:.2g} in expression"
         )
 
 

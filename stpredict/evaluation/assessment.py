@@ -14,12 +14,13 @@ from scipy.spatial import cKDTree
 from stpredict.arrays import Int, Labels
 from stpredict.cards import held_out_correlation
 from stpredict.data.dataset import read_dataset
+from stpredict.data.normalisation import Normalisation, find_normalisation
 from stpredict.data.tiles import Tiles, check_views, read_tiles, write_tiles
 from stpredict.engines import EngineRequest, open_engine
 from stpredict.errors import DatasetError, UsageError
 from stpredict.evaluation.features import colour_texture_features
 from stpredict.evaluation.maps import picture_of_patches
-from stpredict.evaluation.scores import Assessment, Predicted, score_all
+from stpredict.evaluation.scores import Assessment, Predicted, Shares, score_all
 from stpredict.prediction.pipeline import fixed_batches
 from stpredict.result import Result
 from stpredict.slides.views import ONE_VIEW, Views
@@ -38,27 +39,38 @@ def assess(
 ) -> Assessment:  # fmt: skip
     """Score what a model predicts for the spots of a data set, or a result for those of its own slide.
 
-    Spots of fewer than `min_depth` counts are left out; baselines may train on all others of the data set. Raises
-    UsageError for patients that the model was trained on unless `allow_patient_leak`, DatasetError for data that do not
-    fit.
+    Spots of fewer than `min_depth` counts are left out; baselines may train on all others of the data set. All of it
+    is in the model's unit. Raises UsageError for a unit that no measurement has, and for patients that the model was
+    trained on unless `allow_patient_leak`; DatasetError for data that do not fit.
     """
     card = what.card if isinstance(what, Model) else what.provenance.get("card", {})
     name = what.name
+    unit = (card if isinstance(what, Model) else what.provenance)["expression_unit"]
+    normalisation = find_normalisation(unit)
+    if normalisation is None:
+        raise UsageError(f"{name}: predicts {unit!r}, and no measurement is known in that unit to compare it with.")
     with tempfile.TemporaryDirectory() as folder:
         tiles = open_tiles(dataset, card, what.views if isinstance(what, Model) else None, Path(folder), report)
         scored = np.arange(len(tiles.spot)) if isinstance(what, Model) else own_section(what, tiles)
         leak = check_training_patients(name, card, tiles.patient[scored], allow_patient_leak)
-        known: Int = np.flatnonzero(tiles.depth >= min_depth)
-        deep = scored[tiles.depth[scored] >= min_depth]
+        shares = shares_of(tiles, card, normalisation)
+        deep = tiles.depth >= min_depth
+        known: Int = np.flatnonzero(deep & (shares.depth > 0))
+        own = np.intersect1d(scored, known)
         if isinstance(what, Model):
-            predicted = predict_spots(what, tiles, deep, engine, report)
+            predicted = predict_spots(what, tiles, own, shares, engine, report)
         else:
-            predicted = match_spots(what, tiles, deep)
+            predicted = match_spots(what, tiles, own, shares)
         report(f"colour and texture of {len(known)} patches, for the baselines")
         features = colour_texture_features((tiles.read_patch(i) for i in known), engine.threads)
-        shallow = len(scored) - len(deep)
+        shallow, uncounted = int((~deep[scored]).sum()), int(deep[scored].sum()) - len(own)
         notes = [*leak, f"{shallow} of {len(scored)} spots have fewer than {min_depth} counts and are left out"]
-        unmatched = len(deep) - len(predicted.index)
+        if uncounted:
+            notes.append(f"{uncounted} further spots have no counts in the panel and are left out")
+        if normalisation.of_panel:
+            unmeasured = len(set(card["panel"]) - set(tiles.genes))
+            notes.append(f"depth is the sum over the panel, of whose genes {unmeasured} were not measured")
+        unmatched = len(own) - len(predicted.index)
         if unmatched:
             notes.append(f"{unmatched} further spots have no predicted one within half a spot's width and are left out")
         um, trained_um = tiles.spot_diameter_um, card.get("spot_diameter_um", tiles.spot_diameter_um)
@@ -107,7 +119,15 @@ def open_tiles(dataset: Path, card: dict[str, Any], views: Views | None, folder:
     return tiles
 
 
-def predict_spots(model: Model, tiles: Tiles, index: Int, request: EngineRequest, report: Report) -> Predicted:
+def shares_of(tiles: Tiles, card: dict[str, Any], normalisation: Normalisation) -> Shares:
+    """What the shares that a model predicts are of, in a data set's spots."""
+    panel = tiles.panel_counts(card["panel"]) if normalisation.of_panel else np.empty((len(tiles.spot), 0))
+    return Shares(normalisation.depth(panel, tiles.depth), normalisation)
+
+
+def predict_spots(
+    model: Model, tiles: Tiles, index: Int, shares: Shares, request: EngineRequest, report: Report
+) -> Predicted:
     """The model's prediction of some spots, for those of its genes that were measured."""
     measured = set(tiles.genes)
     panel = [gene for gene in model.panel if gene in measured]
@@ -119,7 +139,7 @@ def predict_spots(model: Model, tiles: Tiles, index: Int, request: EngineRequest
     batches = engine.infer(fixed_batches(patches, engine.batch_size, sample.shape[1:]))
     columns = [model.panel.index(gene) for gene in panel]
     expression = np.concatenate([batch[:, columns] for batch in batches])[: len(index)].astype(float)
-    return Predicted(index, panel, expression, held_out_correlation(model.card)[columns])
+    return Predicted(index, panel, expression, held_out_correlation(model.card)[columns], shares)
 
 
 def own_section(result: Result, tiles: Tiles) -> Int:
@@ -131,7 +151,7 @@ def own_section(result: Result, tiles: Tiles) -> Int:
     return np.flatnonzero(tiles.section == section)
 
 
-def match_spots(result: Result, tiles: Tiles, own: Int) -> Predicted:
+def match_spots(result: Result, tiles: Tiles, own: Int, shares: Shares) -> Predicted:
     """A result's expression at those measured spots that it has a predicted one near to."""
     mpp = np.array(result.canvas.mpp)
     far, nearest = cKDTree(result.spots.centres * mpp).query(tiles.centres[own] * mpp)
@@ -150,5 +170,5 @@ def match_spots(result: Result, tiles: Tiles, own: Int) -> Predicted:
     read = np.isfinite(expression).all(axis=1)
     return Predicted(
         own[matched][read], [gene.name for gene in genes], expression[read],
-        np.array([gene.held_out_correlation for gene in genes]),
+        np.array([gene.held_out_correlation for gene in genes]), shares,
     )  # fmt: skip

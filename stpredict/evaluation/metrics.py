@@ -16,6 +16,7 @@ from stpredict.arrays import Bool, Float, Labels
 
 #: Overdispersion of the negative binomial that residuals are scaled by.
 THETA = 100.0
+PER_MILLION = 1e6
 #: Genes that PCC(H) averages.
 HIGHLY_PREDICTIVE = 50
 #: From so many patients on, intervals are of the spread between them.
@@ -26,9 +27,9 @@ FALSE_DISCOVERIES = 0.05
 N_BINS = 10
 
 
-def log_cpm(counts: Float, depth: Float) -> Float:
-    """ln(1 + counts per million) of spots x genes; `depth` is the spots' total count."""
-    return np.log1p(1e6 * counts / np.maximum(depth, 1)[:, None])
+def log_cpm(counts: Float, depth: Float, per: float = PER_MILLION) -> Float:
+    """ln(1 + counts per million, or `per` another number) of spots x genes; `depth` is what the shares are of."""
+    return np.log1p(per * counts / np.maximum(depth, 1)[:, None])
 
 
 def pearson_residuals(counts: Float, depth: Float) -> Float:
@@ -63,53 +64,59 @@ def _flat(values: Float) -> Bool:
 def depth_controlled_correlation(predicted: Float, counts: Float, depth: Float, section: Labels) -> Float:
     """Per gene: correlation within each section between prediction and Pearson residuals, mean over sections.
 
-    `counts` are spots x genes of the panel, `depth` the total over all genes, `section` a label per spot.
+    `counts` are spots x genes of the panel, `depth` what their shares are of, `section` a label per spot.
     """
     return _mean_over_sections(
         section, lambda rows: correlation_per_gene(predicted[rows], pearson_residuals(counts[rows], depth[rows]))
     )
 
 
-def log_cpm_correlation(predicted: Float, counts: Float, depth: Float, section: Labels) -> Float:
+def log_cpm_correlation(
+    predicted: Float, counts: Float, depth: Float, section: Labels, per: float = PER_MILLION
+) -> Float:
     """Per gene: correlation within each section between prediction and ln(1 + CPM), mean over sections.
 
     Mostly a measure of depth: in a shallow spot every gene is zero.
     """
     return _mean_over_sections(
-        section, lambda rows: correlation_per_gene(predicted[rows], log_cpm(counts[rows], depth[rows]))
+        section, lambda rows: correlation_per_gene(predicted[rows], log_cpm(counts[rows], depth[rows], per))
     )
 
 
-def log_cpm_rank_correlation(predicted: Float, counts: Float, depth: Float, section: Labels) -> Float:
+def log_cpm_rank_correlation(
+    predicted: Float, counts: Float, depth: Float, section: Labels, per: float = PER_MILLION
+) -> Float:
     """As `log_cpm_correlation`, Spearman's: of ranks, ties sharing theirs."""
     from scipy.stats import rankdata  # slow to import, and most that need this module do not rank
 
     return _mean_over_sections(
         section,
         lambda rows: correlation_per_gene(
-            rankdata(predicted[rows], axis=0), rankdata(log_cpm(counts[rows], depth[rows]), axis=0)
+            rankdata(predicted[rows], axis=0), rankdata(log_cpm(counts[rows], depth[rows], per), axis=0)
         ),
     )
 
 
-def spot_correlation(predicted: Float, counts: Float, depth: Float) -> tuple[float, float]:
+def spot_correlation(predicted: Float, counts: Float, depth: Float, per: float = PER_MILLION) -> tuple[float, float]:
     """The M2ORT papers' scores: mean over spots of the correlation across genes, and of the RMSE, of ln(1 + CPM).
 
     Reached by the genes' means alone. Spots without counts in the panel have no correlation and are left out of it.
     """
-    observed = log_cpm(counts, depth)
+    observed = log_cpm(counts, depth, per)
     rmse = float(np.sqrt(((predicted - observed) ** 2).mean(axis=1)).mean())
     r = correlation_per_gene(predicted.T, observed.T)
     return float(np.nanmean(r)) if np.isfinite(r).any() else float("nan"), rmse
 
 
-def log_cpm_errors(predicted: Float, counts: Float, depth: Float) -> tuple[float, float]:
+def log_cpm_errors(predicted: Float, counts: Float, depth: Float, per: float = PER_MILLION) -> tuple[float, float]:
     """Mean squared and mean absolute error of ln(1 + CPM) over all spots and genes, as TRIPLEX reports them."""
-    error = predicted - log_cpm(counts, depth)
+    error = predicted - log_cpm(counts, depth, per)
     return float((error**2).mean()), float(abs(error).mean())
 
 
-def triplex_correlation(predicted: Float, counts: Float, depth: Float, section: Labels) -> tuple[float, float]:
+def triplex_correlation(
+    predicted: Float, counts: Float, depth: Float, section: Labels, per: float = PER_MILLION
+) -> tuple[float, float]:
     """PCC(M) and PCC(H) of TRIPLEX (Chung et al. 2024, CVPR).
 
     Per section and gene the correlation of ln(1 + CPM) over spots; PCC(M) is its mean over genes and, weighted by
@@ -119,7 +126,7 @@ def triplex_correlation(predicted: Float, counts: Float, depth: Float, section: 
     """
     names, spots = np.unique(section, return_counts=True)
     r = np.array([
-        correlation_per_gene(predicted[rows], log_cpm(counts[rows], depth[rows]))
+        correlation_per_gene(predicted[rows], log_cpm(counts[rows], depth[rows], per))
         for rows in (section == name for name in names)
     ])  # fmt: skip
     rank = np.argsort(np.argsort(-np.nan_to_num(r, nan=-2), axis=1, kind="stable"), axis=1)
@@ -143,14 +150,16 @@ def pseudobulk(expression: Float, depth: Float, group: Labels) -> Float:
     return np.array([np.log1p(share[own].sum(axis=0) / depth[own].sum()) for own in groups])
 
 
-def between_groups(predicted: Float, counts: Float, depth: Float, group: Labels) -> tuple[float, float]:
+def between_groups(
+    predicted: Float, counts: Float, depth: Float, group: Labels, per: float = PER_MILLION
+) -> tuple[float, float]:
     """Predicted against measured pseudobulk across sections or patients: correlation and slope.
 
     The correlation is per gene across groups, mean over genes. The slope is of the measured on the predicted, both as
     deviations from the gene's mean, over all genes at once: 1 where differences have the right size, less where they
     are overstated. NaN for fewer than three groups, or where nothing differs.
     """
-    measured = pseudobulk(log_cpm(counts, depth), depth, group)
+    measured = pseudobulk(log_cpm(counts, depth, per), depth, group)
     expected = pseudobulk(predicted, depth, group)
     if len(measured) < 3:
         return float("nan"), float("nan")

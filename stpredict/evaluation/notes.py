@@ -46,7 +46,9 @@ def about_model(whole: dict[str, Any], n_sections: int) -> Iterator[str]:
         yield "differences between sections cannot be scored: there are fewer than three"
 
 
-def about_prediction_intervals(intervals: list[dict[str, Any]], n_patients: int, leak: bool) -> Iterator[str]:
+def about_prediction_intervals(
+    intervals: list[dict[str, Any]], n_patients: int, leak: bool, unit: str
+) -> Iterator[str]:
     """On the intervals that are to hold a measurement of a new patient, with its noise; none under a `leak`."""
     if leak:
         yield "no prediction intervals: the model was trained on patients of these names"
@@ -54,7 +56,7 @@ def about_prediction_intervals(intervals: list[dict[str, Any]], n_patients: int,
     for one in intervals:
         coverage = "not tested, for that takes a patient more" if one["coverage"] is None else f"{one['coverage']:.0%}"
         yield (
-            f"intervals to hold {one['level']:.0%} of the noisy measurements, ln(1 + CPM): "
+            f"intervals to hold {one['level']:.0%} of the noisy measurements, {unit}: "
             f"+- {one['median_half_width']:.2f} for the median gene; coverage of patients left out: {coverage}"
         )
     if not intervals:

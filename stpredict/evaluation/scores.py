@@ -11,6 +11,7 @@ from scipy.special import stdtrit
 from scipy.stats import spearmanr
 
 from stpredict.arrays import Bool, Float, Int, Labels
+from stpredict.data.normalisation import Normalisation
 from stpredict.data.tiles import Tiles
 from stpredict.evaluation import metrics
 from stpredict.evaluation.conformal import LEVELS, empirical_coverage, half_widths, patients_needed
@@ -37,6 +38,14 @@ CEILING = "noise ceiling"
 
 
 @dataclass(frozen=True)
+class Shares:
+    """What expression is made of: shares of `depth`, which is of all spots of the data set."""
+
+    depth: Float
+    normalisation: Normalisation
+
+
+@dataclass(frozen=True)
 class Predicted:
     """Expression of the data set's spots `index` for the genes `panel`, and each gene's correlation in the card."""
 
@@ -44,17 +53,22 @@ class Predicted:
     panel: list[str]
     expression: Float
     in_card: Float
+    shares: Shares
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured in the scored spots. `counts` are spots x genes of the panel, `centres` level-0 pixels."""
+    """What was measured in the scored spots. `counts` are spots x genes of the panel, `centres` level-0 pixels.
+
+    Expression is ln(1 + `per` x counts / `depth`).
+    """
 
     counts: Float
     depth: Float
     section: Labels
     patient: Labels
     centres: Float
+    per: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,7 @@ class Assessment:
     """Scores by row and name, scores per gene by name, and in `notes` what to know of them."""
 
     title: str
+    unit: str  # of expression, in all rows
     notes: list[str]
     rows: dict[str, dict[str, Any]]
     genes: list[str]
@@ -83,9 +98,9 @@ def score_all(
     these. `leak` says that the model was trained on patients that are scored.
     """
     index = predicted.index
-    measured = measure(tiles, predicted.panel, index)
+    measured = measure(tiles, predicted, index)
     counts, depth, section = measured.counts, measured.depth, measured.section
-    baselines, how = predict_rows(measure(tiles, predicted.panel, known), np.isin(known, index), features)
+    baselines, how = predict_rows(measure(tiles, predicted, known), np.isin(known, index), features)
     predictions = {**baselines, MODEL: predicted.expression}
     ceiling = metrics.noise_ceiling(counts, depth, section)
     rows = {name: score_row(values, measured, ceiling, name) for name, values in predictions.items()}
@@ -93,29 +108,32 @@ def score_all(
     noise = metrics.counts_without_biology(counts, depth, section)
     by_chance = metrics.depth_controlled_correlation(predicted.expression, noise, depth, section)
     per_gene, whole = score_model(predicted, measured, by_row, leak)
+    unit = predicted.shares.normalisation.unit
     n_patients, n_sections = len(set(measured.patient)), len(set(section))
     sentences = [
-        f"spots: {len(index)}, sections: {n_sections}, patients: {n_patients}, genes: {len(predicted.panel)}",
+        f"spots: {len(index)}, sections: {n_sections}, patients: {n_patients}, genes: {len(predicted.panel)}; "
+        f"expression is {unit}",
         *notes,
         *about_constants(whole["constant"], n_sections * len(predicted.panel)),
         how,
         f"noise ceiling {rounded_mean(ceiling)}; on counts without biology the model scores {rounded_mean(by_chance)}",
         *about_model(whole, n_sections),
-        *about_prediction_intervals(whole["intervals"], n_patients, leak),
+        *about_prediction_intervals(whole["intervals"], n_patients, leak, unit),
         about_intervals(n_patients),
         *about_baselines(MODEL, rows, by_row),
     ]
     return Assessment(
-        title, sentences, rows, predicted.panel, per_gene, by_row, score_sections(predictions, measured), whole,
+        title, unit, sentences, rows, predicted.panel, per_gene, by_row,
+        score_sections(predictions, measured), whole,
         choose_maps(predicted.panel, predicted.expression, counts, depth, section, measured.centres),
     )  # fmt: skip
 
 
-def measure(tiles: Tiles, panel: list[str], index: Int) -> Measured:
+def measure(tiles: Tiles, predicted: Predicted, index: Int) -> Measured:
     """What was measured in the spots `index`."""
     return Measured(
-        tiles.panel_counts(panel)[index], tiles.depth[index], tiles.section[index], tiles.patient[index],
-        tiles.centres[index],
+        tiles.panel_counts(predicted.panel)[index], predicted.shares.depth[index], tiles.section[index],
+        tiles.patient[index], tiles.centres[index], predicted.shares.normalisation.per,
     )  # fmt: skip
 
 
@@ -133,8 +151,8 @@ def predict_rows(known: Measured, scored: Bool, features: Float) -> tuple[dict[s
     for group in np.unique(groups[scored]):
         own = groups == group
         test = own & scored
-        objective = make_objective("residuals", counts, depth, section, ~own)
-        split = Split(counts, depth, section, patient, known.centres, ~own, test)
+        objective = make_objective("residuals", counts, depth, section, ~own, per=known.per)
+        split = Split(counts, depth, section, patient, known.centres, ~own, test, known.per)
         parts.append((test[scored], predict_baselines(split, features, objective)))
     rows = {}
     for name in (name for name in parts[0][1] if all(name in predicted for _, predicted in parts)):
@@ -150,25 +168,25 @@ def depth_controlled(predicted: Float, measured: Measured) -> Float:
 
 def score_row(predicted: Float, measured: Measured, ceiling: Float, name: str) -> dict[str, Any]:
     """One row of the tables: means over genes, and the quartiles of the first score."""
-    counts, depth, section = measured.counts, measured.depth, measured.section
+    counts, depth, section, per = measured.counts, measured.depth, measured.section, measured.per
     correlation = depth_controlled(predicted, measured)
     known = correlation[np.isfinite(correlation)]
     mean, interval = _over_patients(predicted, measured) or (rounded_mean(correlation), None)
-    pcc_m, pcc_h = metrics.triplex_correlation(predicted, counts, depth, section)
+    pcc_m, pcc_h = metrics.triplex_correlation(predicted, counts, depth, section, per)
     row: dict[str, Any] = {
         "depth_controlled": mean,
         "interval": interval,
         "quartiles": [round(float(q), 4) for q in np.percentile(known, (25, 50, 75))] if len(known) else None,
         "of_the_ceiling": float(np.nanmean(correlation) / np.nanmean(ceiling)) if np.nansum(ceiling) > 0 else None,
-        "log_cpm_pearson": rounded_mean(metrics.log_cpm_correlation(predicted, counts, depth, section)),
-        "log_cpm_spearman": rounded_mean(metrics.log_cpm_rank_correlation(predicted, counts, depth, section)),
+        "log_cpm_pearson": rounded_mean(metrics.log_cpm_correlation(predicted, counts, depth, section, per)),
+        "log_cpm_spearman": rounded_mean(metrics.log_cpm_rank_correlation(predicted, counts, depth, section, per)),
         "pcc_m": _number(pcc_m),
         "pcc_h": _number(pcc_h),
     }
     if name == TRUE_DEPTH:  # has no unit of expression
         return row | dict.fromkeys(("log_cpm_per_spot", "log_cpm_rmse", "mse", "mae"))
-    per_spot, rmse = metrics.spot_correlation(predicted, counts, depth)
-    mse, mae = metrics.log_cpm_errors(predicted, counts, depth)
+    per_spot, rmse = metrics.spot_correlation(predicted, counts, depth, per)
+    mse, mae = metrics.log_cpm_errors(predicted, counts, depth, per)
     return row | {"log_cpm_per_spot": _number(per_spot), "log_cpm_rmse": rmse, "mse": mse, "mae": mae}
 
 
@@ -177,6 +195,7 @@ def score_model(
 ) -> tuple[dict[str, Float], dict[str, Any]]:
     """What is scored of the model alone: per gene by name, and over all genes."""
     expression, counts, depth, section = predicted.expression, measured.counts, measured.depth, measured.section
+    per = measured.per
     variance = correlation_variance(expression, counts, depth, section, measured.centres)
     p = modified_t_test(by_row[MODEL], variance)
     fdr = false_discovery_rate(p)
@@ -188,14 +207,14 @@ def score_model(
         "noise_ceiling": by_row[CEILING],
         "p_value": p,
         "false_discovery_rate": fdr,
-        "log_cpm_pearson": metrics.log_cpm_correlation(expression, counts, depth, section),
-        "log_cpm_spearman": metrics.log_cpm_rank_correlation(expression, counts, depth, section),
+        "log_cpm_pearson": metrics.log_cpm_correlation(expression, counts, depth, section, per),
+        "log_cpm_spearman": metrics.log_cpm_rank_correlation(expression, counts, depth, section, per),
         "moran_predicted": moran_predicted,
         "moran_measured": moran_measured,
         **({"ridge_depth_controlled": by_row[RIDGE]} if RIDGE in by_row else {}),
         "held_out_in_card": predicted.in_card,
     }
-    error = abs(expression - metrics.log_cpm(counts, depth))
+    error = abs(expression - metrics.log_cpm(counts, depth, per))
     possible = [level for level in LEVELS if not leak and len(set(measured.patient)) >= patients_needed(level)]
     per_gene |= {f"half_width_{level:.0%}": half_widths(error, measured.patient, level) for level in possible}
     low_to_high = metrics.calibration(expression, counts, depth, section)
@@ -211,7 +230,7 @@ def score_model(
         "between": {
             name: dict(zip(("correlation", "slope"), map(_number, found), strict=True))
             for name, found in (
-                (name, metrics.between_groups(expression, counts, depth, groups))
+                (name, metrics.between_groups(expression, counts, depth, groups, per))
                 for name, groups in (("sections", section), ("patients", measured.patient))
             )
         },

@@ -29,7 +29,10 @@ Scores = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Split:
-    """Spots of one data set, and which of them are for training and which for testing."""
+    """Spots of one data set, and which of them are for training and which for testing.
+
+    `depth` is what shares are of, and expression ln(1 + `per` x share).
+    """
 
     counts: Float  # spots x genes of the panel
     depth: Float
@@ -38,17 +41,18 @@ class Split:
     centres: Float  # level-0 pixels, n x 2
     train: Bool
     test: Bool
+    per: float = metrics.PER_MILLION
 
 
 def score(predicted: Float, split: Split, across_genes: bool = True) -> Scores:
-    """Scores of predicted ln(1 + CPM) of the test spots; without `across_genes` only the scores per gene."""
+    """Scores of predicted expression of the test spots; without `across_genes` only the scores per gene."""
     counts, depth, section = split.counts[split.test], split.depth[split.test], split.section[split.test]
-    per_spot, rmse = metrics.spot_correlation(predicted, counts, depth) if across_genes else (None, None)
-    mse, mae = metrics.log_cpm_errors(predicted, counts, depth) if across_genes else (None, None)
-    pcc_m, pcc_h = metrics.triplex_correlation(predicted, counts, depth, section)
+    per_spot, rmse = metrics.spot_correlation(predicted, counts, depth, split.per) if across_genes else (None, None)
+    mse, mae = metrics.log_cpm_errors(predicted, counts, depth, split.per) if across_genes else (None, None)
+    pcc_m, pcc_h = metrics.triplex_correlation(predicted, counts, depth, section, split.per)
     return {
         DEPTH_CONTROLLED: rounded_mean(metrics.depth_controlled_correlation(predicted, counts, depth, section)),
-        LOG_CPM: rounded_mean(metrics.log_cpm_correlation(predicted, counts, depth, section)),
+        LOG_CPM: rounded_mean(metrics.log_cpm_correlation(predicted, counts, depth, section, split.per)),
         PER_SPOT: per_spot,
         RMSE: rmse,
         "pcc_m": pcc_m,
@@ -59,13 +63,13 @@ def score(predicted: Float, split: Split, across_genes: bool = True) -> Scores:
 
 
 def predict_baselines(split: Split, features: Float, objective: Objective) -> dict[str, Float]:
-    """Test spots x genes as ln(1 + CPM) by what never looks at the image, and by ridge and nearest neighbours on colour
+    """Test spots x genes as expression by what never looks at the image, and by ridge and nearest neighbours on colour
     and texture (n x 52), trained on the objective's targets.
 
     The true depth stands for itself and has no such unit.
     """
     train, test = split.train, split.test
-    observed = metrics.log_cpm(split.counts, split.depth)
+    observed = metrics.log_cpm(split.counts, split.depth, split.per)
     n_test, n_genes = int(test.sum()), observed.shape[1]
     rows = {"training mean": np.tile(observed[train].mean(axis=0), (n_test, 1))}
     same_patient = np.zeros((n_test, n_genes))

@@ -5,10 +5,10 @@ from __future__ import annotations
 COLUMNS = {
     "depth_controlled": "depth-controlled",
     "of_the_ceiling": "of the ceiling",
-    "log_cpm_pearson": "ln(1+CPM) Pearson",
+    "log_cpm_pearson": "expression Pearson",
     "log_cpm_spearman": "Spearman",
 }
-#: Scores of ln(1 + CPM) as the M2ORT and TRIPLEX papers define them.
+#: Scores of expression, ln(1 + CPM) unless the model has another unit, as the M2ORT and TRIPLEX papers define them.
 PAPERS_COLUMNS = {
     "log_cpm_per_spot": "per spot",
     "log_cpm_rmse": "RMSE",

@@ -17,6 +17,7 @@ import torch
 from stpredict.arrays import Float
 from stpredict.cards import better_baselines, make_card, show_crossvalidation, write_model
 from stpredict.data.dataset import read_counts, read_dataset
+from stpredict.data.normalisation import NORMALISATIONS, check_normalisation
 from stpredict.data.panel import check_rule, match_genes
 from stpredict.data.tiles import Tiles, check_views, read_tiles, write_tiles
 from stpredict.errors import ResultError, UsageError
@@ -35,7 +36,7 @@ from stpredict.training.fit import (
     process_group,
     wait_for_all,
 )
-from stpredict.training.folds import Fold, check_leaks, check_split, choose_validation, plan_folds
+from stpredict.training.folds import Fold, check_depth, check_leaks, check_split, choose_validation, plan_folds
 from stpredict.training.heads import describe_patches
 from stpredict.training.objectives import check_objective
 from stpredict.training.one_network import Panel, Run, Trained, predict_rows, train_network
@@ -58,6 +59,7 @@ def train_model(
     check_architecture(settings.architecture)
     views = architecture_views(settings.architecture)
     check_objective(settings.objective)
+    check_normalisation(settings.normalisation)
     check_rule(panel.rule)
     check_split(folds)
 
@@ -93,6 +95,7 @@ def train_model(
             check_resolution(found, mpp)
             check_views(found, views)
             check_leaks(plan(found), allow_patient_leak)
+            check_depth(found, plan(found), settings.min_depth)
             match_genes([*panel.required, *panel.genes], genes_with_images(found), "measured genes")
             if not begun:
                 with atomic_path(folder / "run.json") as temporary:
@@ -181,14 +184,19 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     how_long = f", epochs chosen on {', '.join(validation)}" if validation else ""
     run.report(f"hold out {fold.kind} {fold.name}: train on {', '.join(sections)}{how_long}")
     trained = train_network(run, sections, validation, None, folder)
-    test = np.isin(tiles.section, fold.test_sections)
-    training = np.isin(tiles.section, sections)
     panel, objective = trained.panel, trained.objective
-    split = Split(tiles.panel_counts(panel), tiles.depth, tiles.section, tiles.patient, tiles.centres, training, test)
+    training = np.isin(tiles.section, sections) & (objective.depth > 0)
+    held_out = np.isin(tiles.section, fold.test_sections)
+    test = held_out & (objective.depth > 0) & (tiles.depth >= run.settings.min_depth)
+    split = Split(
+        tiles.panel_counts(panel), objective.depth, tiles.section, tiles.patient, tiles.centres, training, test,
+        NORMALISATIONS[run.settings.normalisation].per,
+    )  # fmt: skip
     predicted = objective.expression(predict_rows(run, trained.network, np.flatnonzero(test)))
     scores = {
         "name": fold.name, "kind": fold.kind, "test": fold.test_sections, "train": sections,
         "validation": validation, "epochs": trained.epochs, "panel": panel,
+        "min_depth": run.settings.min_depth, "spots_left_out": int((held_out & ~test).sum()),
         **({"leak": fold.leak} if fold.leak and not fitted else {}),
         **evaluate_split(predicted, split, run.features, objective),
     }  # fmt: skip
@@ -211,7 +219,8 @@ def run_crossvalidation(
     if not folds:
         run.report("nothing is held out: the model's card will not say how good it is")
     held_out = [run_fold(run, fold, folder / f"fold-{number}") for number, fold in enumerate(folds, 1)]
-    for line in show_protocol(protocol, held_out) if protocol else show_crossvalidation(held_out):
+    unit = NORMALISATIONS[run.settings.normalisation].unit
+    for line in show_protocol(protocol, held_out, unit) if protocol else show_crossvalidation(held_out):
         run.report(line)
     chosen = [scores["epochs"] for scores in held_out if scores["validation"]]
     sections = sorted(set(run.tiles.section))
@@ -225,7 +234,7 @@ def write_trained(
     run: Run, trained: Trained, path: Path, name: str, held_out: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """Write the model with its card, which is returned."""
-    rows = np.flatnonzero(np.isin(run.tiles.section, trained.sections))
+    rows = np.flatnonzero(np.isin(run.tiles.section, trained.sections) & (trained.objective.depth > 0))
     expression = trained.objective.expression(predict_rows(run, trained.network, rows))
     training = {
         **trained_how(run.settings, trained),
@@ -254,10 +263,10 @@ def counted_only(tiles: Tiles, counts_from: Sequence[str]) -> dict[str, list[str
 
 def trained_how(settings: Settings, trained: Trained) -> dict[str, Any]:
     """The settings that mattered, for the card."""
-    everything = {key: value for key, value in asdict(settings).items() if value is not None}
+    everything = {key: value for key, value in asdict(settings).items() if value is not None and key != "min_depth"}
     if settings.architecture not in FITTED:
         return {**everything, "epochs_used": trained.epochs}
-    mattered = ("architecture", "objective", "smooth_labels", "seed", "encoder")
+    mattered = ("architecture", "objective", "normalisation", "smooth_labels", "seed", "encoder")
     kept = {key: value for key, value in everything.items() if key in mattered}
     return {**kept, "gene_programmes": N_PROGRAMMES}
 

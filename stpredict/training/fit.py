@@ -215,25 +215,29 @@ def new_network(settings: Settings, tiles: Tiles, n_genes: int) -> Network:
     return make_network(architecture_config(settings.architecture, n_genes=n_genes, patch_px=tiles.patch_px))
 
 
+def ridge_lessons(features: Float, unlabelled_features: Float, objective: Objective, rows: Int) -> Float:
+    """What ridge on colour and texture, fitted on spots `rows`, predicts at the unlabelled places, places x outputs.
+
+    The 52 features themselves follow the genes, so that nothing ridge could use is lost.
+    """
+    ridge = fit_ridge(features[rows], objective.targets[rows])
+    return np.hstack([ridge.predict(unlabelled_features), unlabelled_features])
+
+
 def teach(
     network: Network,
     tiles: Tiles,
-    features: Float,
-    unlabelled_features: Float,
-    objective: Objective,
-    rows: Int,
+    taught: Float,
     places: Int,
     settings: Settings,
     log: Log,
     state: Path,
     device: torch.device,
 ) -> None:
-    """Teach a network what ridge on colour and texture, fitted on spots `rows`, predicts at the unlabelled `places`.
+    """Teach a network what a teacher predicts at the unlabelled `places`.
 
-    The 52 features themselves are taught beside the genes, so that nothing ridge could use is lost.
+    `taught` has a row per place and first a column per gene, z; further columns are taught beside them.
     """
-    ridge = fit_ridge(features[rows], objective.targets[rows])
-    taught = np.hstack([ridge.predict(unlabelled_features), unlabelled_features])
     mean, spread = taught[places].mean(axis=0), taught[places].std(axis=0) + 1e-9
     wanted = torch.as_tensor(np.clip((taught - mean) / spread, -TAUGHT_LIMIT, TAUGHT_LIMIT), dtype=torch.float32)
     head, n_genes = network.head, network.config.n_genes
@@ -288,7 +292,7 @@ def train_on_spots(
         if len(validation):
             expression = objective.expression(predict_z(network, tiles, validation, device))
             per_gene = metrics.depth_controlled_correlation(
-                expression, panel_counts[validation], tiles.depth[validation], tiles.section[validation]
+                expression, panel_counts[validation], objective.depth[validation], tiles.section[validation]
             )
             score = float(np.nanmean(per_gene))
         log.add(stage, epoch, loss, seconds, score)

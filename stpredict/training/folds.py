@@ -10,6 +10,9 @@ import numpy as np
 from stpredict.data.tiles import Tiles
 from stpredict.errors import UsageError
 
+#: Fewer do not correlate.
+MIN_SPOTS = 3
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -64,6 +67,18 @@ def check_leaks(folds: Sequence[Fold], allow_patient_leak: bool) -> None:
             f"holding out section {', '.join(leaking)} trains on the same patient, which says nothing of new patients. "
             "--allow-patient-leak does it all the same, and the card will say so."
         )
+
+
+def check_depth(tiles: Tiles, folds: Sequence[Fold], min_depth: int) -> None:
+    """Raises UsageError for a part that has hardly a spot of so many counts."""
+    for fold in folds:
+        depth = tiles.depth[np.isin(tiles.section, fold.test_sections)]
+        deep = int((depth >= min_depth).sum())
+        if deep < MIN_SPOTS:
+            raise UsageError(
+                f"held-out {fold.name}: {deep} of its {len(depth)} spots have {min_depth} counts or more, too few to "
+                "score; --min-depth sets another bound."
+            )
 
 
 def choose_validation(tiles: Tiles, sections: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from stpredict.arrays import Float, Int
+from stpredict.data.normalisation import Normalisation
 from stpredict.data.tiles import Tiles
 from stpredict.evaluation.baselines import fit_ridge
 from stpredict.networks.dictionary import Dictionary
@@ -30,8 +31,9 @@ def describe_patches(network: Dictionary | Encoded, tiles: Tiles, rows: Int, dev
 
 
 def fit_head(
-    network: Dictionary | Encoded, features: Float, rows: Int, tiles: Tiles, panel: Sequence[str], objective: Objective
-) -> list[str]:
+    network: Dictionary | Encoded, features: Float, rows: Int, tiles: Tiles, panel: Sequence[str],
+    objective: Objective, normalisation: Normalisation,
+) -> list[str]:  # fmt: skip
     """Make the head predict z of the panel from the `features` of spots `rows`, which are trained on.
 
     By ridge regression, along gene programmes where the objective's targets are residuals, else gene by gene. Returns
@@ -45,7 +47,7 @@ def fit_head(
         found = LinearMap(scaler.mean_, 1 / scaler.scale_, regression.coef_.T, regression.intercept_)
         scale = np.ones(len(panel))
     else:
-        covariance, used = gene_covariance(tiles, panel, sorted(set(tiles.section[rows])))
+        covariance, used = gene_covariance(tiles, panel, sorted(set(tiles.section[rows])), normalisation)
         found = fit_programmes(features, objective.targets[rows] / scale, covariance)
     with torch.no_grad():
         for parameter, values in (

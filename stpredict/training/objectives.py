@@ -1,8 +1,9 @@
-"""What a network is trained on, and how its raw output becomes ln(1 + CPM) of the expected share.
+"""What a network is trained on, and how its raw output becomes expression, ln(1 + CPM) of the expected share.
 
 A network's head predicts z, one number per gene of about unit spread. An objective says what z means:
 `eta = offset + slope * z` per gene, and expression is softplus(eta), that is ln(1 + CPM) with eta = ln(CPM), or eta
-itself. Both are monotone per gene, so no rank is lost, and both fold into the head's weights.
+itself. Both are monotone per gene, so no rank is lost, and both fold into the head's weights. Instead of a million it
+may be another number that shares are multiplied by, and instead of a spot's total the panel's sum that they are of.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from stpredict.arrays import Bool, Float, Labels
 from stpredict.errors import UsageError
-from stpredict.evaluation.metrics import THETA, log_cpm, pearson_residuals
+from stpredict.evaluation.metrics import PER_MILLION, THETA, log_cpm, pearson_residuals
 
 Link = Literal["identity", "softplus"]
 ObjectiveName = Literal["residuals", "nb", "poisson", "mse"]
@@ -36,10 +37,11 @@ class Objective:
     slope: Float
     link: Link
     loss: Callable[[Tensor, Tensor], Tensor]  # (z of a batch, indices of its spots) to a mean loss
+    depth: Float  # what the spots' shares are of
     residual_scale: Float | None = None  # targets are Pearson residuals times this; None where they are something else
 
     def expression(self, z: Float) -> Float:
-        """ln(1 + CPM) of the expected share, from z."""
+        """Expression, from z."""
         eta = self.offset + self.slope * z
         return np.logaddexp(0, eta) if self.link == "softplus" else eta
 
@@ -54,9 +56,12 @@ class Objective:
 
 
 def make_objective(
-    name: str, counts: Float, depth: Float, section: Labels, fit: Bool, smooth: csr_array | None = None
-) -> Objective:
-    """The objective for spots x genes `counts` with total counts `depth`; everything fitted is fitted on rows `fit`.
+    name: str, counts: Float, depth: Float, section: Labels, fit: Bool, smooth: csr_array | None = None,
+    per: float = PER_MILLION,
+) -> Objective:  # fmt: skip
+    """The objective for spots x genes `counts`; everything fitted is fitted on rows `fit`.
+
+    Expression is ln(1 + `per` x share), the share of `depth`, a spot's total count or the panel's.
 
     `residuals`: squared error on Pearson residuals within each section. `poisson`, `nb`: likelihood of the counts with
     the log depth as offset. `mse`: squared error on ln(1 + CPM), as in the papers; depth is then learnt too.
@@ -67,15 +72,15 @@ def make_objective(
     if smooth is not None and name not in ("mse", "residuals"):
         raise UsageError(f"--smooth-labels: not with --objective {name}, which is a likelihood of the counts.")
     if name == "mse":
-        observed = log_cpm(counts, depth)
+        observed = log_cpm(counts, depth, per)
         if smooth is not None:
             observed = smooth @ observed
         mean, spread = observed[fit].mean(axis=0), _spread(observed[fit])
         targets = (observed - mean) / spread
-        return Objective(name, targets, mean, spread, "identity", _squared_error(targets))
+        return Objective(name, targets, mean, spread, "identity", _squared_error(targets), depth)
 
     share = (counts[fit].sum(axis=0) + 0.5) / depth[fit].sum()
-    offset = np.log(1e6 * share)
+    offset = np.log(per * share)
     expected = np.median(depth[fit]) * share
     # A residual of one at the median depth, as a relative change of the share: ln(1 + x) ~ x keeps it monotone.
     relative = np.sqrt(expected + expected**2 / THETA) / expected
@@ -87,10 +92,11 @@ def make_objective(
     if name == "residuals":
         spread = _spread(residuals[fit])
         targets = residuals / spread
-        return Objective(name, targets, offset, relative * spread, "softplus", _squared_error(targets), 1 / spread)
+        slope = relative * spread
+        return Objective(name, targets, offset, slope, "softplus", _squared_error(targets), depth, 1 / spread)
     theta = THETA if name == "nb" else None
     likelihood = _count_likelihood(counts, depth, share, theta)
-    return Objective(name, residuals * relative, offset, np.ones(len(share)), "softplus", likelihood, relative)
+    return Objective(name, residuals * relative, offset, np.ones(len(share)), "softplus", likelihood, depth, relative)
 
 
 def check_objective(name: str) -> None:

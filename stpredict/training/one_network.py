@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from stpredict.arrays import Float, Int
+from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.data.panel import choose_panel
 from stpredict.data.tiles import Tiles
 from stpredict.evaluation.spatial_statistics import neighbour_mean
@@ -26,6 +27,7 @@ from stpredict.training.fit import (
     is_main_process,
     new_network,
     predict_z,
+    ridge_lessons,
     teach,
     train_on_spots,
 )
@@ -85,12 +87,17 @@ def train_network(
     )  # fmt: skip
     counts = tiles.panel_counts(panel)
     smooth = neighbour_mean(tiles.section, tiles.centres) if settings.smooth_labels else None
-    objective = make_objective(settings.objective, counts, tiles.depth, tiles.section, in_training, smooth)
+    normalisation = NORMALISATIONS[settings.normalisation]
+    depth = normalisation.depth(counts, tiles.depth)
+    if uncounted := int((in_training & (depth == 0)).sum()):
+        run.report(f"{uncounted} spots without counts in the panel are left out")
+        in_training &= depth > 0
+    objective = make_objective(settings.objective, counts, depth, tiles.section, in_training, smooth, normalisation.per)
     if settings.architecture in FITTED:
         rows = np.flatnonzero(in_training)
         network = new_described_network(run, sections, len(panel))
         features = describe_patches(network, tiles, rows, run.device) if run.encoded is None else run.encoded[rows]
-        counts_from = fit_head(network, features, rows, tiles, panel, objective)
+        counts_from = fit_head(network, features, rows, tiles, panel, objective, normalisation)
         return Trained(network, objective, panel, sections, 0, counts_from)
     student, epochs = train_epochs(run, sections, validation, objective, counts, epochs, folder)
     return Trained(student, objective, panel, sections, epochs)
@@ -123,15 +130,16 @@ def train_epochs(
     `counts` are spots x genes of the panel. Returns the network and the number of epochs.
     """
     tiles, settings = run.tiles, run.settings
-    in_training, in_validation = (np.isin(tiles.section, names) for names in (sections, validation))
+    counted = objective.depth > 0
+    in_training, in_validation = (np.isin(tiles.section, names) & counted for names in (sections, validation))
     log = Log(folder / "log.csv", run.report)
     network = new_network(settings, tiles, counts.shape[1])
     places = np.flatnonzero(np.isin(tiles.unlabelled_section, sections))
     # The teacher must not know the validation's counts, or the first epochs would look too good.
     known = np.flatnonzero(in_training & ~in_validation)
     if settings.teach_patches and len(places):
-        teach(network, tiles, run.features, run.unlabelled_features, objective, known, places,
-              settings, log, folder / "teach.pt", run.device)  # fmt: skip
+        taught = ridge_lessons(run.features, run.unlabelled_features, objective, known)
+        teach(network, tiles, taught, places, settings, log, folder / "teach.pt", run.device)
 
     def train(rows: Int, tested: Int, n_epochs: int, stage: str) -> Network:
         student = copy.deepcopy(network)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stpredict.arrays import Float
+from stpredict.data.normalisation import NORMALISATIONS, Normalisation
 from stpredict.data.tiles import Tiles, columns
 from stpredict.evaluation.metrics import pearson_residuals
 
@@ -53,7 +54,9 @@ def signal_covariance(counts: Float, depth: Float) -> Float:
     return total / HALVINGS
 
 
-def gene_covariance(tiles: Tiles, panel: Sequence[str], sections: Sequence[str]) -> tuple[Float, list[str]]:
+def gene_covariance(
+    tiles: Tiles, panel: Sequence[str], sections: Sequence[str], normalisation: Normalisation = NORMALISATIONS["total"]
+) -> tuple[Float, list[str]]:
     """Genes x genes: mean over patients of their sections' signal covariance; and the sections it is made of.
 
     Those are `sections`, which are trained on, and sections without images, but of no patient who has images and is
@@ -74,7 +77,8 @@ def gene_covariance(tiles: Tiles, panel: Sequence[str], sections: Sequence[str])
             rows = (section == name) & (depth >= MIN_DEPTH)
             if rows.sum() > 1:
                 used.append(str(name))
-                per_patient.setdefault(patient[rows][0], []).append(signal_covariance(counts[rows], depth[rows]))
+                found = signal_covariance(counts[rows], normalisation.depth(counts[rows], depth[rows]))
+                per_patient.setdefault(patient[rows][0], []).append(found)
     if not used:
         return np.eye(len(panel)), []
     mean: Float = np.mean([np.mean(covariances, axis=0) for covariances in per_patient.values()], axis=0)

@@ -27,6 +27,7 @@ class Protocol:
     folds: Callable[[Tiles, int], list[Fold]]
     panel_rule: str
     smooth_labels: bool
+    normalisation: str
     leak: str
 
 
@@ -61,20 +62,21 @@ def triplex_folds(tiles: Tiles, seed: int) -> list[Fold]:  # noqa: ARG001 (anoth
 
 PROTOCOLS = {
     "m2ort": Protocol(
-        m2ort_folds, "variance", smooth_labels=False,
+        m2ort_folds, "variance", smooth_labels=False, normalisation="total",  # the released code: of the panel
         leak="sections of one patient are on both sides of the split; the mean of the same patient's training sections "
         "passes the published networks",
     ),
     "triplex": Protocol(
-        triplex_folds, "mean", smooth_labels=True,
+        triplex_folds, "mean", smooth_labels=True, normalisation="1e4",  # the released code: of the panel, too
         leak="the epochs, and the genes of PCC(H), are chosen by the score on the test sections themselves",
     ),
 }  # fmt: skip
 
 
-def show_protocol(name: str, held_out: Sequence[dict[str, Any]]) -> Iterator[str]:
+def show_protocol(name: str, held_out: Sequence[dict[str, Any]], unit: str) -> Iterator[str]:
     """The papers' scores of every row, mean over the held-out parts, under the name of the leak."""
-    yield f"paper protocol {name}, mean over {len(held_out)} held-out part{'s' if len(held_out) > 1 else ''}"
+    parts = f"{len(held_out)} held-out part{'s' if len(held_out) > 1 else ''}"
+    yield f"paper protocol {name}, {unit}, mean over {parts}"
     if any(fold["kind"] == "section" or fold.get("leak") for fold in held_out):
         yield f"LEAK: {PROTOCOLS[name].leak}"
     yield f"{'':30}" + "".join(f"{title:>12}" for title in PAPERS_COLUMNS.values())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stpredict.evaluation import MIN_DEPTH
+
 
 @dataclass(frozen=True)
 class EncoderSettings:
@@ -30,5 +32,7 @@ class Settings:
     weight_decay: float = 0.05
     stain_jitter: float = 0.1
     smooth_labels: bool = False
+    normalisation: str = "total"
+    min_depth: int = MIN_DEPTH  # held-out spots of fewer counts are not scored; they are trained on all the same
     seed: int = 0
     encoder: EncoderSettings | None = None

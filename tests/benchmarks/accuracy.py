@@ -1,51 +1,253 @@
-"""The held-out scores of a training run on a list of genes, beside the baselines for the same genes.
+"""Which recipe predicts expression best from few measured spots; writes accuracy.md beside this script.
 
-    python tests/benchmarks/accuracy.py RUN_FOLDER GENES.txt
+    python tests/benchmarks/accuracy.py SHARED_FOLDER SCRATCH_FOLDER [ROW...]
 
-RUN_FOLDER is the MODEL.run that `stpredict train` left. The model was trained on its own, larger panel; the ridge
-baseline is trained here on the listed genes alone.
+SHARED_FOLDER holds `data/her2st` (with images) and `data/her2st-counts` (without). Without ROWs all of ROWS are
+predicted; predictions are kept in SCRATCH_FOLDER, and the tables are of all that lie there. Compared with ridge
+regression on the 52 colour and texture features:
+
+- *dictionary*: k-means of whitened windows of optical density, learnt on unlabelled patches of the training sections; a
+  patch is described by how near its windows are to each centre (Coates, Lee and Ng 2011);
+- *programmes*: how genes vary together, learnt from counts alone as the covariance of their two halves, whose noise is
+  independent. Ridge regression runs along its eigenvectors, each penalised by the inverse of its variance;
+- *M2ORT-Small*, trained on the spots, or before that taught on unlabelled patches what another predicts for them.
 """
 
 from __future__ import annotations
 
-import json
-import sys
+import argparse
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from stpredict.cards import ROWS
-from stpredict.data.panel import read_gene_list
-from stpredict.data.tiles import read_tiles
-from stpredict.engines.eager import load_network
-from stpredict.evaluation.splits import DEPTH_CONTROLLED, LOG_CPM, PER_SPOT, RMSE, Split, evaluate_split
-from stpredict.training.fit import pick_device, predict_z
-from stpredict.training.objectives import make_objective
-from stpredict.weights import load_model
+from stpredict.arrays import Bool, Float, Int, Labels
+from stpredict.data.dataset import read_counts, read_dataset
+from stpredict.data.panel import choose_panel
+from stpredict.data.tiles import Tiles, read_tiles, write_tiles
+from stpredict.evaluation import metrics
+from stpredict.evaluation.baselines import fit_ridge
+from stpredict.evaluation.features import colour_texture_features
+from stpredict.files import atomic_path
+from stpredict.training.dictionary import learn_windows
+from stpredict.training.fit import Log, new_network, predict_z, ridge_lessons, teach, train_on_spots
+from stpredict.training.heads import describe_patches, fit_head
+from stpredict.training.objectives import Objective, make_objective
+from stpredict.training.programmes import N_PROGRAMMES, fit_programmes, gene_covariance
+from stpredict.training.settings import Settings
+
+REPORT = Path(__file__).with_suffix(".md")
+MODELS = Path(__file__).parents[2] / "models"
+SPLITS = {
+    "C5": (["B4", "C2", "C3", "C4"], ["C5"]),
+    "B": (["C2", "C3", "C4", "C5"], ["B4"]),
+    "C": (["B4"], ["C2", "C3", "C4", "C5"]),
+}
+#: Rows of the table and how many seeds they have; those that draw nothing have one.
+ROWS = {
+    "ridge": ("52 features, ridge", 1),
+    "ridge-scaled": ("52 features scaled within each section, ridge", 1),
+    "features-own": ("52 features, programmes of own counts", 1),
+    "features-all": ("52 features, programmes of all counts", 1),
+    "dictionary-ridge": ("dictionary, ridge", 3),
+    "dictionary-own": ("dictionary, programmes of own counts", 3),
+    "dictionary-all": ("dictionary, programmes of all counts", 3),
+    "dictionary-scaled": ("the same, features scaled within each section", 3),
+    "dictionary-few": ("dictionary, only 3 programmes of all counts", 3),
+    "shuffled": ("control: programmes of shuffled genes", 3),
+    "m2ort": ("M2ORT-Small, not taught", 1),
+    "m2ort-taught": ("M2ORT-Small, taught by ridge on the 52 features", 1),
+    "m2ort-dictionary": ("M2ORT-Small, taught by the dictionary with programmes of all counts", 1),
+}
+BASELINE = "ridge"
+MIN_DEPTH, FEW = 500, 3
+SQUARE_UM, BOOTSTRAPS = 1000.0, 1000
+#: Less than `stpredict train` spends on M2ORT, 25,000 patches and epochs that are chosen: all its rows have the same.
+TEACH_PATCHES, EPOCHS = 4000, 2
+UNLABELLED = 2500
+CPU = torch.device("cpu")
 
 
-def main(run_folder: str, gene_list: str) -> None:
-    run, wanted = Path(run_folder), read_gene_list(Path(gene_list))
-    tiles = read_tiles(run / "dataset.tiles.h5")
-    with np.load(run / "features.npz") as saved:
-        features = saved["spots"]
-    for folder in sorted(run.glob("fold-*")):
-        scores = json.loads((folder / "scores.json").read_text())
-        model = load_model(folder / "model.safetensors")
-        genes = [gene for gene in wanted if gene in model.panel]
-        test = np.isin(tiles.section, scores["test"])
-        counts = tiles.panel_counts(genes)
-        objective = make_objective(model.card["objective"], counts, tiles.depth, tiles.section, ~test)
-        expression = predict_z(load_network(model), tiles, np.flatnonzero(test), pick_device())
-        split = Split(counts, tiles.depth, tiles.section, tiles.patient, tiles.centres, ~test, test)
-        columns = [model.panel.index(gene) for gene in genes]
-        found = evaluate_split(expression[:, columns], split, features, objective)
-        print(f"held out: {scores['kind']} {scores['name']}; {len(genes)} of {len(wanted)} genes")
-        for row in (name for name in ROWS if name in found["rows"]):
-            values = [found["rows"][row][key] for key in (DEPTH_CONTROLLED, LOG_CPM, PER_SPOT, RMSE)]
-            print(f"  {row:30}" + "".join(f"{'-' if value is None else f'{value:.3f}':>10}" for value in values))
-        print(f"  noise ceiling {found['noise_ceiling']}, counts without biology {found['counts_without_biology']}")
+@dataclass(frozen=True)
+class Part:
+    """One split: what is trained on and tested, and what its rows share. The panel is of the training sections."""
+
+    tiles: Tiles
+    colour: Float  # of the spots
+    unlabelled_colour: Float
+    sections: list[str]  # to train on
+    train: Bool
+    test: Bool
+    panel: list[str]
+    scratch: Path
+
+    @cached_property
+    def objective(self) -> Objective:
+        return make_objective("residuals", self.counts, self.tiles.depth, self.tiles.section, self.train)
+
+    @cached_property
+    def counts(self) -> Float:
+        return self.tiles.panel_counts(self.panel)
+
+    @cached_property
+    def covariances(self) -> dict[str, Float]:
+        """How genes vary together: by the training sections alone, and by those without images too."""
+        pictured = replace(self.tiles, counts_only=None)
+        return {name: gene_covariance(each, self.panel, self.sections)[0]
+                for name, each in (("own", pictured), ("all", self.tiles))}  # fmt: skip
+
+    def described(self, seed: int) -> Float:
+        """The dictionary's features of all spots."""
+        path = self.scratch / f"described-{seed}.npy"
+        if not path.exists():
+            network = learn_windows(self.tiles, self.sections, len(self.panel), seed)
+            save(path, describe_patches(network, self.tiles, np.arange(len(self.train)), CPU))
+        return np.load(path)
+
+
+def open_part(split: str, tiles: Tiles, colour: Float, unlabelled_colour: Float, scratch: Path) -> Part:
+    sections, tested = SPLITS[split]
+    train, test = np.isin(tiles.section, sections), np.isin(tiles.section, tested) & (tiles.depth >= MIN_DEPTH)
+    panel = choose_panel(tiles.counts[np.flatnonzero(train)].toarray(), tiles.section[train], tiles.genes)
+    folder = scratch / split
+    folder.mkdir(exist_ok=True)
+    return Part(tiles, colour, unlabelled_colour, sections, train, test, panel, folder)
+
+
+def predict_row(row: str, part: Part, seed: int) -> Float:
+    """z of the tested spots, spots x genes."""
+    train, test, objective = part.train, part.test, part.objective
+    if row.startswith("m2ort"):
+        return student(row, part, seed)
+    features = part.described(seed) if row.startswith(("dictionary", "shuffled")) else part.colour
+    if row.endswith("scaled"):
+        features = scaled_within(features, part.tiles.section)
+    if row.endswith(("ridge", "ridge-scaled")):
+        return fit_ridge(features[train], objective.targets[train]).predict(features[test])
+    covariance = part.covariances["own" if row.endswith("own") else "all"]
+    if row == "shuffled":
+        order = np.random.default_rng(seed).permutation(len(part.panel))
+        covariance = covariance[np.ix_(order, order)]
+    scale = objective.residual_scale
+    n = FEW if row.endswith("few") else N_PROGRAMMES
+    return fit_programmes(features[train], objective.targets[train] / scale, covariance, n).predict(
+        features[test]
+    ) * scale  # fmt: skip
+
+
+def scaled_within(features: Float, section: Labels) -> Float:
+    """Features with mean 0 and spread 1 in each section, as if every slide were stained alike."""
+    scaled = np.zeros_like(features)
+    for name in np.unique(section):
+        own = features[section == name]
+        scaled[section == name] = (own - own.mean(axis=0)) / (own.std(axis=0) + 1e-9)
+    return scaled
+
+
+def student(row: str, part: Part, seed: int) -> Float:
+    """M2ORT-Small, trained on the spots and, unless the row is the untaught one's, taught before."""
+    settings = Settings(teach_patches=TEACH_PATCHES, seed=seed)
+    rows, places = np.flatnonzero(part.train), np.flatnonzero(np.isin(part.tiles.unlabelled_section, part.sections))
+    log = Log(part.scratch / f"{row}-{seed}.csv", lambda line: print(f"{row}: {line}", flush=True))
+    network = new_network(settings, part.tiles, len(part.panel))
+    if row != "m2ort":
+        lessons = ridge_lessons(part.colour, part.unlabelled_colour, part.objective, rows)
+        if row == "m2ort-dictionary":
+            lessons[places, : len(part.panel)] = dictionary_lessons(part, rows, places, seed)
+        teach(network, part.tiles, lessons, places, settings, log, part.scratch / f"{row}-{seed}-teach.pt", CPU)
+    train_on_spots(
+        network, part.tiles, part.objective, rows, np.empty(0, np.int64), part.counts, EPOCHS, "train", settings, log,
+        part.scratch / f"{row}-{seed}-train.pt", CPU,
+    )  # fmt: skip
+    return predict_z(network, part.tiles, np.flatnonzero(part.test), CPU)
+
+
+def dictionary_lessons(part: Part, rows: Int, places: Int, seed: int) -> Float:
+    """What the dictionary, fitted on spots `rows`, predicts at unlabelled `places`, places x genes."""
+    network = learn_windows(part.tiles, part.sections, len(part.panel), seed)
+    fit_head(network, part.described(seed)[rows], rows, part.tiles, part.panel, part.objective)
+    with torch.inference_mode():
+        patches = (torch.from_numpy(part.tiles.read_patches([place], unlabelled=True)) for place in places)
+        return np.concatenate([network(patch).double().numpy() for patch in patches])
+
+
+def residuals_of(counts: Float, depth: Float, section: Labels) -> Float:
+    """Pearson residuals within each section."""
+    residuals = np.zeros_like(counts)
+    for name in np.unique(section):
+        residuals[section == name] = metrics.pearson_residuals(counts[section == name], depth[section == name])
+    return residuals
+
+
+def squares_of(tiles: Tiles, spots: Bool) -> Int:
+    """A number per spot for the square of tissue that it lies in."""
+    square = np.floor(tiles.centres[spots] * tiles.mpp / SQUARE_UM).astype(int)
+    keys = [f"{s} {x} {y}" for s, (x, y) in zip(tiles.section[spots], square, strict=True)]
+    return np.unique(keys, return_inverse=True)[1]
+
+
+def bootstrap_difference(a: Float, b: Float, residuals: Float, section: Labels, block: Int) -> tuple[float, float]:
+    """95 % interval of the difference of the mean correlations of two predictions, squares of tissue drawn anew."""
+    rng = np.random.default_rng(0)
+    n = block.max() + 1
+    drawn = rng.multinomial(n, np.full(n, 1 / n), BOOTSTRAPS)[:, block]
+
+    def correlations(p: Float) -> Float:
+        per_section = []
+        for name in np.unique(section):
+            rows = section == name
+            w = drawn[:, rows] / np.maximum(drawn[:, rows].sum(axis=1, keepdims=True), 1)
+            x, y = p[rows] - p[rows].mean(axis=0), residuals[rows] - residuals[rows].mean(axis=0)
+            mx, my = w @ x, w @ y
+            scale = (w @ x**2 - mx**2) * (w @ y**2 - my**2)
+            r = np.where(scale > 1e-20, (w @ (x * y) - mx * my) / np.sqrt(np.maximum(scale, 1e-20)), np.nan)
+            per_section.append(np.nanmean(r, axis=1))
+        return np.nanmean(per_section, axis=0)
+
+    return tuple(np.percentile(correlations(a) - correlations(b), [2.5, 97.5]))
+
+
+def save(path: Path, values: Float) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values)
+
+
+def open_data(shared: Path, scratch: Path) -> tuple[Tiles, Float, Float]:
+    """The tiles, and the 52 features of spots and of unlabelled patches; kept in `scratch`."""
+    path, cache = scratch / "her2st.tiles.h5", scratch / "features.npz"
+    if not path.exists():
+        sections, more = read_dataset(shared / "data" / "her2st"), read_counts(shared / "data" / "her2st-counts")
+        write_tiles(sections, path, counts_only=more, mpp=0.69, unlabelled=UNLABELLED, report=print)
+    tiles = read_tiles(path)
+    if not cache.exists():
+        n, extra = len(tiles.spot), len(tiles.unlabelled_section)
+        spots = colour_texture_features(tiles.read_patches([i])[0] for i in range(n))
+        unlabelled = colour_texture_features(tiles.read_patches([i], unlabelled=True)[0] for i in range(extra))
+        with atomic_path(cache) as temporary, temporary.open("wb") as file:
+            np.savez(file, spots=spots, unlabelled=unlabelled)
+    with np.load(cache) as saved:
+        return tiles, saved["spots"], saved["unlabelled"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("rows", nargs="*", metavar="ROW", choices=[*ROWS, []], help=", ".join(ROWS))
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=[*SPLITS])
+    arguments = parser.parse_args()
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
+    tiles, colour, unlabelled_colour = open_data(arguments.shared, arguments.scratch)
+    parts = {split: open_part(split, tiles, colour, unlabelled_colour, arguments.scratch) for split in SPLITS}
+    for split in arguments.splits:
+        for row in arguments.rows or ROWS:
+            for seed in range(ROWS[row][1]):
+                path = parts[split].scratch / f"{row}-{seed}.npy"
+                if not path.exists():
+                    save(path, predict_row(row, parts[split], seed))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

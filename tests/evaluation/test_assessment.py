@@ -12,13 +12,14 @@ from scipy.sparse import csr_array
 from test_cli import run
 
 from stpredict.data.dataset import read_dataset
+from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.data.tiles import Tiles
 from stpredict.engines import EngineRequest
 from stpredict.errors import DatasetError, UsageError
 from stpredict.evaluation import metrics
 from stpredict.evaluation.assessment import assess
 from stpredict.evaluation.report import show, write
-from stpredict.evaluation.scores import Predicted, score_all
+from stpredict.evaluation.scores import Predicted, Shares, score_all
 from stpredict.result import read_result
 from stpredict.weights import load_model
 
@@ -36,8 +37,8 @@ def made_up(patients: int, truth: bool, seed: int = 0):
     n, genes = 60 * patients, 12
     patient = np.repeat([f"P{i}" for i in range(patients)], 60)
     depth = np.round(rng.lognormal(8, 0.7, n))
-    shares = np.exp(rng.normal(0, 1, (n, genes))) * 0.01
-    counts = rng.poisson(depth[:, None] * shares)
+    share = np.exp(rng.normal(0, 1, (n, genes))) * 0.01
+    counts = rng.poisson(depth[:, None] * share)
     rest = np.maximum(depth - counts.sum(axis=1), 0).astype(int)
     names = [f"G{i}" for i in range(genes)]
     place = np.arange(n) % 60
@@ -47,8 +48,9 @@ def made_up(patients: int, truth: bool, seed: int = 0):
         centres=np.stack([place % 8, place // 8], axis=1) * 100.0,
         genes=[*names, "REST"], counts=csr_array(np.column_stack([counts, rest])), unlabelled_section=np.array([]),
     )  # fmt: skip
-    expression = np.log1p(1e6 * shares) if truth else rng.normal(0, 1, (n, genes))
-    return tiles, Predicted(np.arange(n), names, expression, np.full(genes, 0.1)), rng.normal(size=(n, 52))
+    expression = np.log1p(1e6 * share) if truth else rng.normal(0, 1, (n, genes))
+    shares = Shares(tiles.depth, NORMALISATIONS["total"])
+    return tiles, Predicted(np.arange(n), names, expression, np.full(genes, 0.1), shares), rng.normal(size=(n, 52))
 
 
 def test_a_predictor_that_knows_scores_its_ceiling_and_one_that_does_not_scores_nothing():

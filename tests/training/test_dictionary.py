@@ -33,7 +33,7 @@ def counts_only(region: np.ndarray, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def train(source: Path, out: Path, *more: object):
-    options = ["--arch", "dictionary", "--unlabelled", "40", "--threads", "1", *map(str, more)]
+    options = ["--arch", "dictionary", "--unlabelled", "40", "--threads", "1", "--min-depth", "1", *map(str, more)]
     return CliRunner().invoke(app, ["train", str(source), "-o", str(out), *options])
 
 

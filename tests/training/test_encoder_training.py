@@ -14,6 +14,8 @@ from stpredict.cli import app
 from stpredict.result import read_result
 from stpredict.weights import load_model
 
+OPTIONS = ("--mpp", "0.69", "--encoder-licence", "MIT", "--min-depth", "1")
+
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,9 +29,7 @@ def run(*arguments: object):
 @pytest.fixture(scope="module")
 def trained(dataset: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("run") / "mine.safetensors"
-    done = run(
-        "train", dataset, "-o", out, "--encoder", encoder, "--mpp", "0.69", "--encoder-licence", "MIT", "--threads", "1"
-    )
+    done = run("train", dataset, "-o", out, "--encoder", encoder, *OPTIONS, "--threads", "1")
     assert done.exit_code == 0, done.output
     return out, done
 
@@ -76,7 +76,7 @@ def test_a_run_with_another_encoder_is_another_run(trained, dataset: Path, tmp_p
     with torch.no_grad():
         changed.edges.weight.add_(1)
     other = export(tmp_path / "tiny.pt2", changed, px=224)
-    again = run("train", dataset, "-o", trained[0], "--encoder", other, "--mpp", "0.69", "--encoder-licence", "MIT")
+    again = run("train", dataset, "-o", trained[0], "--encoder", other, *OPTIONS)
     assert again.exit_code == 1
     assert "sha256" in again.stderr
 

@@ -80,7 +80,7 @@ def test_a_paper_protocol_is_trained_and_printed_with_its_leak(dataset, tmp_path
     done = train(dataset, tmp_path / "m.safetensors", "--protocol", "triplex", "--epochs", "1")
     assert done.exit_code == 0, done.output
     lines = done.stderr.splitlines()
-    start = lines.index("paper protocol triplex, mean over 2 held-out parts")
+    start = lines.index("paper protocol triplex, ln(1 + counts per 10,000), mean over 2 held-out parts")
     assert lines[start + 1].startswith("LEAK: the epochs")
     assert lines[start + 2].split() == ["per", "spot", "RMSE", "PCC(M)", "PCC(H)", "MSE", "MAE"]
     card = load_model(tmp_path / "m.safetensors").card

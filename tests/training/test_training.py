@@ -31,7 +31,8 @@ from stpredict.weights import load_model
 
 TINY = {"channels": 12, "depth": 2, "heads": 1, "head_dim": 12, "mixing": "per_level"}
 OPTIONS = (
-    "--arch m2ort-tiny --epochs 2 --unlabelled 40 --teach-patches 40 --batch-size 16 --learning-rate 1e-3 --threads 1"
+    "--arch m2ort-tiny --epochs 2 --unlabelled 40 --teach-patches 40 --batch-size 16 --learning-rate 1e-3 --threads 1 "
+    "--min-depth 1"
 )
 
 
