@@ -1,9 +1,10 @@
-"""Bring published M2ORT checkpoints (`.pth`) in as model files."""
+"""Bring published M2ORT and M2OST checkpoints (`.pth`) in as model files."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,36 +16,56 @@ from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.errors import ModelFileError
 from stpredict.networks import ARCHITECTURES, network_parameters
 from stpredict.networks.m2ort import M2ORT, M2ORTConfig
+from stpredict.networks.m2ost import M2OST, VIEWS, M2OSTConfig
 from stpredict.weights import can_name_files, save_model
 
 VFrom = Literal["qkv3", "qkv2"]
 HEAD_DIM = 64  # of every published variant; the shapes do not tell it
 
+LAYER = r"transformer\.layers\.(?P<layer>\d+)"
 #: Released names, and the names here. Level numbers begin at 1 there and at 0 here.
-RELEASED_NAMES = (
-    (r"pos_embedding", "position_embedding"),
+SHARED_NAMES = (
     (r"cls_token", "cls_token"),
     (r"to_patch_embedding(\d)\.1\.(\w+)", r"patch_embeddings.\1.norm.\2"),
     (r"to_patch_embedding(\d)\.2\.(\w+)", r"patch_embeddings.\1.expand.\2"),
     (r"to_patch_embedding(\d)\.4\.(\w+)", r"patch_embeddings.\1.project.\2"),
     (r"to_patch_embedding(\d)\.5\.(\w+)", r"patch_embeddings.\1.norm_out.\2"),
+    (LAYER + r"\.0\.to_qkv(\d)\.(\w+)", r"encoders.\g<layer>.token_mixing.qkv.\2.\3"),
+    (LAYER + r"\.0\.to_out(\d)\.0\.(\w+)", r"encoders.\g<layer>.token_mixing.out.\2.\3"),
     (r"transformer\.norm\.(\w+)", r"norm.\1"),
-    (r"transformer\.layers\.(?P<layer>\d+)\.0\.norm\.(\w+)", r"encoders.\g<layer>.token_norm.\2"),
-    (r"transformer\.layers\.(?P<layer>\d+)\.0\.to_qkv(\d)\.(\w+)", r"encoders.\g<layer>.token_mixing.qkv.\2.\3"),
-    (r"transformer\.layers\.(?P<layer>\d+)\.0\.to_out\.0\.(\w+)", r"encoders.\g<layer>.token_mixing.out.\2"),
-    (r"transformer\.layers\.(?P<layer>\d+)\.0\.to_out(\d)\.0\.(\w+)", r"encoders.\g<layer>.token_mixing.out.\2.\3"),
-    (r"transformer\.layers\.(?P<layer>\d+)\.1\.net\.0\.(\w+)", r"encoders.\g<layer>.channel_norm.\2"),
-    (r"transformer\.layers\.(?P<layer>\d+)\.1\.net\.1\.(\w+)", r"encoders.\g<layer>.channel_mixing.squeeze.\2"),
-    (r"transformer\.layers\.(?P<layer>\d+)\.1\.net\.4\.(\w+)", r"encoders.\g<layer>.channel_mixing.expand.\2"),
     (r"mlp_head\.(\w+)", r"head.\1"),
 )
-LEVEL_NUMBERED = ("patch_embeddings.", "token_mixing.qkv.", "token_mixing.out.")
+M2ORT_NAMES = (
+    *SHARED_NAMES,
+    (r"pos_embedding", "position_embedding"),
+    (LAYER + r"\.0\.norm\.(\w+)", r"encoders.\g<layer>.token_norm.\2"),
+    (LAYER + r"\.0\.to_out\.0\.(\w+)", r"encoders.\g<layer>.token_mixing.out.\2"),
+    (LAYER + r"\.1\.net\.0\.(\w+)", r"encoders.\g<layer>.channel_norm.\2"),
+    (LAYER + r"\.1\.net\.1\.(\w+)", r"encoders.\g<layer>.channel_mixing.squeeze.\2"),
+    (LAYER + r"\.1\.net\.4\.(\w+)", r"encoders.\g<layer>.channel_mixing.expand.\2"),
+)
+M2OST_NAMES = (
+    *SHARED_NAMES,
+    (r"pos_embedding(\d)", r"position_embeddings.\1"),
+    (LAYER + r"\.0\.norm\.(\w+)", r"encoders.\g<layer>.unused_norm.\2"),
+    (LAYER + r"\.1\.split_mlp\.0\.(\w+)", r"encoders.\g<layer>.level_mlp.norm.\2"),
+    (LAYER + r"\.1\.split_mlp\.1\.(\w+)", r"encoders.\g<layer>.level_mlp.squeeze.\2"),
+    (LAYER + r"\.1\.split_mlp\.4\.(\w+)", r"encoders.\g<layer>.level_mlp.expand.\2"),
+    # Of this part level numbers begin at 0 there, too.
+    (LAYER + r"\.2\.norm\.(\w+)", r"encoders.\g<layer>.cross_level_mixing.norm.\2"),
+    (LAYER + r"\.2\.to_([qkv])(\d)\.(\w+)", r"encoders.\g<layer>.cross_level_mixing.\2.\3.\4"),
+    (LAYER + r"\.2\.to_out(\d)\.0\.(\w+)", r"encoders.\g<layer>.cross_level_mixing.out.\2.\3"),
+    (LAYER + r"\.3\.net\.0\.(\w+)", r"encoders.\g<layer>.channel_mixing.norm.\2"),
+    (LAYER + r"\.3\.net\.1\.(\w+)", r"encoders.\g<layer>.channel_mixing.squeeze.\2"),
+    (LAYER + r"\.3\.net\.4\.(\w+)", r"encoders.\g<layer>.channel_mixing.expand.\2"),
+)
+LEVEL_NUMBERED = ("patch_embeddings.", "position_embeddings.", "token_mixing.qkv.", "token_mixing.out.")
 
 
-def read_checkpoint(path: Path, v_from: VFrom = "qkv3", head_dim: int = HEAD_DIM) -> M2ORT:
+def read_checkpoint(path: Path, v_from: VFrom = "qkv3", head_dim: int = HEAD_DIM) -> M2ORT | M2OST:
     """The network of a checkpoint. Nothing in the file is executed.
 
-    Raises ModelFileError if it is not an M2ORT checkpoint: pickled code, other keys, other shapes.
+    Raises ModelFileError if it is not an M2ORT or M2OST checkpoint: pickled code, other keys, other shapes.
     """
     if not path.is_file():
         raise ModelFileError(f"{path}: no such checkpoint.")
@@ -58,13 +79,24 @@ def read_checkpoint(path: Path, v_from: VFrom = "qkv3", head_dim: int = HEAD_DIM
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ModelFileError(f"{path.name}: holds no state dict of tensors.")
-    tensors = {_renamed(str(name).removeprefix("module."), path): tensor.float() for name, tensor in loaded.items()}
+    released = {str(name).removeprefix("module."): tensor.float() for name, tensor in loaded.items()}
+    is_m2ost = "pos_embedding1" in released
+    if is_m2ost and v_from == "qkv2":
+        raise ModelFileError(f"--v-from-qkv2: for M2ORT, but {path.name} is of M2OST.")
+    names, system = (M2OST_NAMES, "M2OST") if is_m2ost else (M2ORT_NAMES, "M2ORT")
+    tensors = {_renamed(name, names, path): tensor for name, tensor in released.items()}
+    network: M2ORT | M2OST
     try:
-        network = M2ORT(_config(tensors, v_from, head_dim))
+        if is_m2ost:
+            network = M2OST(_m2ost_config(tensors, head_dim))
+        else:
+            network = M2ORT(_m2ort_config(tensors, v_from, head_dim))
         network.load_state_dict(tensors)
     except (KeyError, RuntimeError, ValueError, ZeroDivisionError, IndexError) as error:
         reason = str(error).strip().splitlines()
-        raise ModelFileError(f"{path.name}: not the tensors of an M2ORT ({' '.join(reason[:2]).strip()}).") from error
+        raise ModelFileError(
+            f"{path.name}: not the tensors of an {system} ({' '.join(reason[:2]).strip()})."
+        ) from error
     return network.eval()
 
 
@@ -111,18 +143,18 @@ def import_checkpoint(
     return card
 
 
-def _renamed(name: str, path: Path) -> str:
-    for pattern, replacement in RELEASED_NAMES:
+def _renamed(name: str, names: Sequence[tuple[str, str]], path: Path) -> str:
+    for pattern, replacement in names:
         match = re.fullmatch(pattern, name)
         if match:
             new = match.expand(replacement)
             for prefix in LEVEL_NUMBERED:
-                new = re.sub(rf"({re.escape(prefix)})([1-9])(?=\.)", lambda m: f"{m[1]}{int(m[2]) - 1}", new)
+                new = re.sub(rf"({re.escape(prefix)})([1-9])(?=\.|$)", lambda m: f"{m[1]}{int(m[2]) - 1}", new)
             return new
-    raise ModelFileError(f"{path.name}: not an M2ORT checkpoint (it has a tensor {name[:60]!r}).")
+    raise ModelFileError(f"{path.name}: not an M2ORT or M2OST checkpoint (it has a tensor {name[:60]!r}).")
 
 
-def _config(tensors: dict[str, Tensor], v_from: VFrom, head_dim: int) -> M2ORTConfig:
+def _m2ort_config(tensors: dict[str, Tensor], v_from: VFrom, head_dim: int) -> M2ORTConfig:
     """Read the sizes off the shapes."""
     joined, channels = tensors["head.weight"].shape[1], tensors["head.weight"].shape[1] // 3
     cross_level = "encoders.0.token_mixing.out.weight" in tensors
@@ -134,7 +166,7 @@ def _config(tensors: dict[str, Tensor], v_from: VFrom, head_dim: int) -> M2ORTCo
     return M2ORTConfig(
         n_genes=tensors["head.weight"].shape[0],
         channels=channels,
-        depth=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("encoders.")),
+        depth=_depth(tensors),
         heads=inner // head_dim,
         head_dim=head_dim,
         mlp_dim=tensors["encoders.0.channel_mixing.squeeze.weight"].shape[0],
@@ -145,8 +177,36 @@ def _config(tensors: dict[str, Tensor], v_from: VFrom, head_dim: int) -> M2ORTCo
     )
 
 
-def _architecture(config: M2ORTConfig) -> str:
+def _m2ost_config(tensors: dict[str, Tensor], head_dim: int) -> M2OSTConfig:
+    """Read the sizes off the shapes."""
+    inner = tensors["encoders.0.token_mixing.qkv.0.weight"].shape[0] // 3
+    cross = tensors["encoders.0.cross_level_mixing.q.0.weight"].shape[0]
+    token_px = round((tensors["patch_embeddings.0.norm.weight"].shape[0] / 3) ** 0.5)
+    if inner % head_dim or cross % head_dim:
+        raise ValueError(
+            f"widths of {inner} and {cross} do not divide into attention heads of {head_dim}; see --head-dim"
+        )
+    return M2OSTConfig(
+        n_genes=tensors["head.weight"].shape[0],
+        views=VIEWS,
+        channels=tensors["cls_token"].shape[-1],
+        depth=_depth(tensors),
+        heads=inner // head_dim,
+        head_dim=head_dim,
+        cross_heads=cross // head_dim,
+        patch_px=round((tensors["position_embeddings.0"].shape[1] - 1) ** 0.5) * token_px,
+        token_px=token_px,
+    )
+
+
+def _depth(tensors: dict[str, Tensor]) -> int:
+    return 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("encoders."))
+
+
+def _architecture(config: M2ORTConfig | M2OSTConfig) -> str:
+    if isinstance(config, M2OSTConfig):
+        return "m2ost" if config == M2OSTConfig(config.n_genes, VIEWS) else "m2ost-custom"
     for name, sizes in ARCHITECTURES.items():
-        if all(getattr(config, key) == value for key, value in sizes.items()):
+        if "network" not in sizes and all(getattr(config, key) == value for key, value in sizes.items()):
             return name
     return f"m2ort-{'cross' if config.mixing == 'cross_level' else 'custom'}"

@@ -37,7 +37,9 @@ def models_show(
 
 @command(models_app, "import")
 def models_import(
-    checkpoint: Annotated[Path, typer.Argument(help="A published M2ORT checkpoint, .pth.", show_default=False)],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A published M2ORT or M2OST checkpoint, .pth.", show_default=False)
+    ],
     genes: Annotated[Path, typer.Option(help="Its genes, in order: .npy, .txt or .csv.", show_default=False)],
     mpp: Annotated[
         float, typer.Option(help="Micrometres per pixel of the patches it was trained on.", show_default=False)
@@ -48,7 +50,7 @@ def models_import(
     spot_diameter: Annotated[float, typer.Option(help="um")] = 100.0,
     pitch: Annotated[float, typer.Option(help="Distance between the spots it was trained on, um.")] = 200.0,
     v_from_qkv2: Annotated[
-        bool, typer.Option("--v-from-qkv2", help="For checkpoints of the oldest released code.")
+        bool, typer.Option("--v-from-qkv2", help="For M2ORT checkpoints of the oldest released code.")
     ] = False,
     head_dim: Annotated[int, typer.Option(min=1, help="Width of an attention head.")] = 64,
     overwrite: Overwrite = False,

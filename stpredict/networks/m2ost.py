@@ -68,28 +68,6 @@ def centre(image: Tensor, part: int) -> Tensor:
     return image[..., first : first + side, first : first + side]
 
 
-class DeformableEmbedding(nn.Module):
-    """Tokens of a quarter, half and whole width, by embeddings that the levels share: the finer the nearer the centre.
-
-    The first level has those of the whole width, the second those of its centre's half too, the third of its quarter.
-    """
-
-    def __init__(self, config: M2OSTConfig) -> None:
-        super().__init__()
-        c, p = config.channels, config.token_px
-        self.embeddings = nn.ModuleList(PatchEmbedding(p // part, N_LEVELS * c // part, c) for part in VIEWS)
-
-    def forward(self, views: Tensor) -> list[Tensor]:
-        """Views, 3 x N x 3 x P x P, to the levels' tokens, N x tokens x C."""
-        whole, half, quarter = self.embeddings
-        first, second, third = (views[i] for i in range(N_LEVELS))
-        return [
-            whole(first),
-            torch.cat([half(centre(second, 2)), whole(second)], dim=1),
-            torch.cat([quarter(centre(third, 4)), half(centre(third, 2)), whole(third)], dim=1),
-        ]
-
-
 class TokenMixing(nn.Module):
     """Self-attention within each level, added to its input. Nothing is normalised before it."""
 
@@ -194,9 +172,9 @@ class M2OST(nn.Module):
         if tuple(config.views) != VIEWS or config.patch_px % config.token_px or config.token_px % max(VIEWS):
             raise ValueError("M2OST looks at views of 1, 2 and 4 times the field, which its tokens fill")
         self.config = config
-        c = config.channels
-        tokens = (config.patch_px // config.token_px) ** 2
-        self.patch_embedding = DeformableEmbedding(config)
+        c, p = config.channels, config.token_px
+        tokens = (config.patch_px // p) ** 2
+        self.patch_embeddings = nn.ModuleList(PatchEmbedding(p // part, N_LEVELS * c // part, c) for part in (1, 2, 4))
         # The papers draw these from N(0, 1); 0.02 is what was seen to train well on few spots.
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, c))
         self.position_embeddings = nn.ParameterList(
@@ -220,15 +198,28 @@ class M2OST(nn.Module):
         views = patches.permute(1, 0, 4, 2, 3).float() / 255 - 1
         levels = [
             torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1) + position
-            for x, position in zip(self.patch_embedding(views), self.position_embeddings, strict=True)
+            for x, position in zip(self.embed(views), self.position_embeddings, strict=True)
         ]
         for encoder in self.encoders:
             levels = encoder(levels)
         return torch.cat([self.norm(x[:, 0]) for x in levels], dim=-1)
 
+    def embed(self, views: Tensor) -> list[Tensor]:
+        """Views, 3 x N x 3 x P x P, to the levels' tokens, N x tokens x C, by embeddings that the levels share.
+
+        Deformable patch embedding: the wider the view, the more of its tokens are fine and lie about its centre.
+        """
+        whole, half, quarter = self.patch_embeddings
+        first, second, third = (views[i] for i in range(N_LEVELS))
+        return [
+            whole(first),
+            torch.cat([half(centre(second, 2)), whole(second)], dim=1),
+            torch.cat([quarter(centre(third, 4)), half(centre(third, 2)), whole(third)], dim=1),
+        ]
+
     def cast(self, dtype: torch.dtype) -> M2OST:
         """Cast all that the tokens go through. The pixels' normalisation and the head stay in fp32."""
-        for embedding in self.patch_embedding.embeddings:
+        for embedding in self.patch_embeddings:
             for name in ("expand", "project", "norm_out"):
                 getattr(embedding, name).to(dtype)
         for module in (self.encoders, self.norm, self.position_embeddings):

@@ -120,7 +120,7 @@ def encode(block, levels, config):
 
 def test_it_computes_what_the_description_says():
     network, views = tiny_network(), some_views()
-    whole, half, quarter = network.patch_embedding.embeddings
+    whole, half, quarter = network.patch_embeddings
     expected = []
     for first, second, third in views.astype(float):
         levels = [
