@@ -78,7 +78,7 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_m2ost_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = M2OSTConfig(n_genes=len(GENES), views=VIEWS, channels=12, depth=2, heads=1, head_dim=12, link="softplus")
+    config = M2OSTConfig(n_genes=len(GENES), views=VIEWS, channels=12, depth=1, heads=1, head_dim=12, link="softplus")
     return make_model(tmp_path_factory.mktemp("models") / "m2ost.safetensors", config=config, architecture="m2ost")
 
 

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import GENES, make_model
 
+from stpredict.networks.m2ost import VIEWS, M2OSTConfig
 from stpredict.slides.views import cut_views
 from stpredict.weights import load_model
+
+PATCH_PX = 64
 
 
 @pytest.fixture(scope="package")
@@ -17,15 +21,19 @@ def patches(region):
 
 @pytest.fixture(scope="package")
 def stacks(region):
-    """40 stacks of views of the example slide."""
+    """40 stacks of small views of the example slide."""
     rng = np.random.default_rng(0)
     corners = [(int(x), int(y)) for x, y in zip(rng.integers(336, 1600, 40), rng.integers(336, 2400, 40), strict=True)]
-    return np.stack(cut_views(region, corners, 224, (1, 2, 4)))
+    return np.stack(cut_views(region, corners, PATCH_PX, VIEWS))
 
 
 @pytest.fixture(scope="package")
-def tiny_m2ost(tiny_m2ost_path):
-    return load_model(tiny_m2ost_path)
+def tiny_m2ost(tmp_path_factory):
+    config = M2OSTConfig(
+        n_genes=len(GENES), views=VIEWS, channels=12, depth=1, heads=1, head_dim=12, patch_px=PATCH_PX, link="softplus"
+    )
+    path = tmp_path_factory.mktemp("models") / "m2ost.safetensors"
+    return load_model(make_model(path, config=config, patch_px=PATCH_PX))
 
 
 @pytest.fixture

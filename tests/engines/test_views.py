@@ -7,12 +7,14 @@ import openvino
 import pytest
 import torch
 
+import stpredict.engines.compile as compiling
 from stpredict.engines import EngineRequest, open_engine
 from stpredict.engines.check import check_patches, compare
 from stpredict.engines.eager import run_reference
 from stpredict.errors import EngineError
 
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+needs_compiler = pytest.mark.skipif(compiling.unavailable("cpu") is not None, reason="there is no compiler")
 no_bf16 = pytest.mark.skipif(
     "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), reason="this processor has no bf16"
 )
@@ -26,6 +28,7 @@ no_bf16 = pytest.mark.skipif(
         ("eager", "fp16", "cpu"),
         ("openvino", "fp32", "cpu"),
         pytest.param("openvino", "bf16", "cpu", marks=no_bf16),
+        pytest.param("compile", "fp32", "cpu", marks=needs_compiler),
         pytest.param("eager", "fp32", "cuda", marks=no_gpu),
         pytest.param("eager", "bf16", "cuda", marks=no_gpu),
         pytest.param("compile", "bf16", "cuda", marks=no_gpu),
