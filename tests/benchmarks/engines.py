@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stpredict import DEFAULT_MODEL
@@ -47,7 +48,8 @@ def read_tissue(model: Model) -> UInt8:
 def describe_size(model: Model) -> str:
     """Parameters, and multiplications of one spot."""
     network = load_network(model)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    # Of the attentions that torch has, the counter knows this one.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
         network(torch.zeros((1, *model.patch_shape), dtype=torch.uint8))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return f"{parameters / 1e6:.2f} million parameters, {counter.get_total_flops() / 2e9:.2f} G multiplications a spot"
