@@ -10,7 +10,7 @@ regression on the 52 colour and texture features:
   patch is described by how near its windows are to each centre (Coates, Lee and Ng 2011);
 - *programmes*: how genes vary together, learnt from counts alone as the covariance of their two halves, whose noise is
   independent. Ridge regression runs along its eigenvectors, each penalised by the inverse of its variance;
-- *M2ORT-Small*, trained on the spots, or before that taught on unlabelled patches what another predicts for them.
+- *small M2ORT*, trained on the spots, or before that taught on unlabelled patches what another predicts for them.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ import argparse
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from stpredict.arrays import Bool, Float, Int, Labels
 from stpredict.data.dataset import read_counts, read_dataset
+from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.data.panel import choose_panel
 from stpredict.data.tiles import Tiles, read_tiles, write_tiles
 from stpredict.evaluation import metrics
 from stpredict.evaluation.baselines import fit_ridge
 from stpredict.evaluation.features import colour_texture_features
 from stpredict.files import atomic_path
+from stpredict.networks.m2ort import M2ORT, M2ORTConfig
 from stpredict.training.dictionary import learn_windows
-from stpredict.training.fit import Log, new_network, predict_z, ridge_lessons, teach, train_on_spots
+from stpredict.training.fit import Log, predict_z, ridge_lessons, teach, train_on_spots
 from stpredict.training.heads import describe_patches, fit_head
 from stpredict.training.objectives import Objective, make_objective
 from stpredict.training.programmes import N_PROGRAMMES, fit_programmes, gene_covariance
@@ -57,14 +60,16 @@ ROWS = {
     "dictionary-scaled": ("the same, features scaled within each section", 3),
     "dictionary-few": ("dictionary, only 3 programmes of all counts", 3),
     "shuffled": ("control: programmes of shuffled genes", 3),
-    "m2ort": ("M2ORT-Small, not taught", 1),
-    "m2ort-taught": ("M2ORT-Small, taught by ridge on the 52 features", 1),
-    "m2ort-dictionary": ("M2ORT-Small, taught by the dictionary with programmes of all counts", 1),
+    "m2ort": ("small M2ORT, not taught", 1),
+    "m2ort-taught": ("small M2ORT, taught by ridge on the 52 features", 1),
+    "m2ort-dictionary": ("small M2ORT, taught by the dictionary with programmes of all counts", 1),
 }
 BASELINE = "ridge"
 MIN_DEPTH, FEW = 500, 3
 SQUARE_UM, BOOTSTRAPS = 1000.0, 1000
-#: Less than `stpredict train` spends on M2ORT, 25,000 patches and epochs that are chosen: all its rows have the same.
+#: A third of M2ORT-Small's computation, and less than `stpredict train` spends on that, which is 25,000 patches to be
+#: taught on and epochs that are chosen. All its rows have the same.
+STUDENT: dict[str, Any] = {"channels": 96, "depth": 4, "heads": 3, "head_dim": 32}
 TEACH_PATCHES, EPOCHS = 4000, 2
 UNLABELLED = 2500
 CPU = torch.device("cpu")
@@ -147,11 +152,12 @@ def scaled_within(features: Float, section: Labels) -> Float:
 
 
 def student(row: str, part: Part, seed: int) -> Float:
-    """M2ORT-Small, trained on the spots and, unless the row is the untaught one's, taught before."""
+    """A small M2ORT, trained on the spots and, unless the row is the untaught one's, taught before."""
     settings = Settings(teach_patches=TEACH_PATCHES, seed=seed)
     rows, places = np.flatnonzero(part.train), np.flatnonzero(np.isin(part.tiles.unlabelled_section, part.sections))
     log = Log(part.scratch / f"{row}-{seed}.csv", lambda line: print(f"{row}: {line}", flush=True))
-    network = new_network(settings, part.tiles, len(part.panel))
+    torch.manual_seed(seed)
+    network = M2ORT(M2ORTConfig(len(part.panel), **STUDENT))
     if row != "m2ort":
         lessons = ridge_lessons(part.colour, part.unlabelled_colour, part.objective, rows)
         if row == "m2ort-dictionary":
@@ -167,7 +173,8 @@ def student(row: str, part: Part, seed: int) -> Float:
 def dictionary_lessons(part: Part, rows: Int, places: Int, seed: int) -> Float:
     """What the dictionary, fitted on spots `rows`, predicts at unlabelled `places`, places x genes."""
     network = learn_windows(part.tiles, part.sections, len(part.panel), seed)
-    fit_head(network, part.described(seed)[rows], rows, part.tiles, part.panel, part.objective)
+    total = NORMALISATIONS["total"]
+    fit_head(network, part.described(seed)[rows], rows, part.tiles, part.panel, part.objective, total)
     with torch.inference_mode():
         patches = (torch.from_numpy(part.tiles.read_patches([place], unlabelled=True)) for place in places)
         return np.concatenate([network(patch).double().numpy() for patch in patches])
