@@ -30,6 +30,8 @@ MAX_THUMBNAIL = 10_000
 UNUSUAL = "unusual"
 #: What else may be wrong with a spot.
 FLAGS = ("blurred", "pen", "fold", "pale")
+#: What the layer `spread` is.
+SPREAD_MEANS = "a stability measure over the patch's flips and rotations, not an uncertainty"
 #: ln(1 + CPM) is at most 14; other models may have other units.
 MAX_EXPRESSION = 1e6
 
@@ -126,23 +128,18 @@ def write_result(
     thumbnail: UInt8,
     thumbnail_downsample: float,
     spot_diameter_px: float,
+    spread: Iterable[Float32] | None = None,
 ) -> None:
     """Write a result, whole or not at all; `rows` are blocks of spots x genes in the order of the spots.
+
+    So is `spread`, how much each value depends on how its patch is turned.
 
     `columns` hold `tissue_fraction`, UNUSUAL and FLAGS, as far as they are known.
     """
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         _tag(file, "anndata", "0.1.0")
-        shape, chunks = (len(spots), len(genes)), (min(CHUNK_SPOTS, len(spots)), min(CHUNK_GENES, len(genes)))
-        x = file.create_dataset(
-            "X", shape, np.float32, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True
-        )
-        _tag(x, "array", "0.2.0")
-        start = 0
-        for block in rows:
-            x[start : start + len(block)] = block
-            start += len(block)
-        assert start == len(spots), f"{start} rows for {len(spots)} spots"
+        shape = (len(spots), len(genes))
+        _write_blocks(file, "X", shape, rows)
         _write_table(file, "obs", spot_names(name, spots), {
             "row": spots.row, "col": spots.column, **columns,
         })  # fmt: skip
@@ -151,6 +148,9 @@ def write_result(
         })  # fmt: skip
         for group in ("obsm", "varm", "obsp", "varp", "layers", "uns", "uns/log1p", "uns/spatial"):
             _tag(file.create_group(group), "dict", "0.1.0")
+        if spread is not None:
+            _write_blocks(file, "layers/spread", shape, spread)
+            file["layers/spread"].attrs["meaning"] = SPREAD_MEANS
         _write_array(file, "obsm/spatial", spots.centres.astype(np.float64))
         library = f"uns/spatial/{name}"
         for group in ("", "/images", "/scalefactors", "/metadata"):
@@ -325,6 +325,20 @@ def _tag(item: h5py.Group | h5py.Dataset, encoding: str, version: str) -> None:
 def _write_array(file: h5py.File, name: str, values: np.ndarray) -> None:
     chunked = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if values.size else {}
     _tag(file.create_dataset(name, data=values, **chunked), "array", "0.2.0")
+
+
+def _write_blocks(file: h5py.File, name: str, shape: tuple[int, int], blocks: Iterable[Float32]) -> None:
+    """Write blocks of spots x genes one after the other."""
+    chunks = (min(CHUNK_SPOTS, shape[0]), min(CHUNK_GENES, shape[1]))
+    x = file.create_dataset(
+        name, shape, np.float32, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True
+    )
+    _tag(x, "array", "0.2.0")
+    start = 0
+    for block in blocks:
+        x[start : start + len(block)] = block
+        start += len(block)
+    assert start == shape[0], f"{start} rows for {shape[0]} spots"
 
 
 def _write_text(file: h5py.File, name: str, text: str) -> None:

@@ -61,6 +61,14 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=0, help="Spots per batch; 0 lets the engine choose.")] = 0,
     threads: Threads = None,
+    tta: Annotated[
+        bool,
+        typer.Option(
+            "--tta",
+            help="Predict the mean of each patch's eight flips and rotations, and in a layer their spread: a stability "
+            "measure, not an uncertainty. Takes eight times as long.",
+        ),
+    ] = False,
     render: Annotated[bool, typer.Option("--render", help="Also draw heatmaps and overlays.")] = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done: spots, time, disk.")] = False,
@@ -87,7 +95,7 @@ def predict(
     request = Request(
         genes=parse_genes(genes), pitch_um=pitch, layout=parse_layout(layout), spots_file=spots, min_tissue=min_tissue,
         mask=mask, mask_origin=one_of("--mask-origin", mask_origin, ("slide", "bounds")), mpp=mpp,
-        allow_upsampling=allow_upsampling, overwrite_before=time.time() if overwrite else 0.0,
+        allow_upsampling=allow_upsampling, tta=tta, overwrite_before=time.time() if overwrite else 0.0,
         engine=EngineRequest(engine, precision, device, batch_size, threads or usable_cores()),
     )  # fmt: skip
     if dry_run:

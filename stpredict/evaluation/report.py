@@ -28,12 +28,12 @@ WIDTH = 30
 def show(assessment: Assessment) -> Iterator[str]:
     """The tables and what to know of them."""
     yield assessment.title
-    yield f"{'':{WIDTH}}" + "".join(f"{title:>19}" for title in COLUMNS.values())
+    yield f"{'':{WIDTH}}" + "".join(f"{title:>20}" for title in COLUMNS.values())
     for name, row in assessment.rows.items():
-        yield f"{name:{WIDTH}}" + "".join(f"{shown(key, row[key]):>19}" for key in COLUMNS)
+        yield f"{name:{WIDTH}}" + "".join(f"{shown(key, row[key]):>20}" for key in COLUMNS)
         if row["interval"]:
             low, high = row["interval"]
-            yield f"{'':{WIDTH}}{f'({low:.3f} to {high:.3f})':>19}"
+            yield f"{'':{WIDTH}}{f'({low:.3f} to {high:.3f})':>20}"
     yield ""
     yield f"{'as the papers score':{WIDTH}}" + "".join(f"{title:>12}" for title in PAPERS_COLUMNS.values())
     for name, row in assessment.rows.items():

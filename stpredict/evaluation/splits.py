@@ -86,10 +86,11 @@ def predict_baselines(split: Split, features: Float, objective: Objective) -> di
     on_depth = LinearRegression().fit(log_depth[train, None], observed[train])
     rows["depth (ridge)"] = on_depth.predict(ridge_depth[:, None])
     ridge = fit_ridge(features[train], objective.targets[train])
-    rows[RIDGE] = objective.expression(ridge.predict(features[test]))
+    # Of one gene scikit-learn makes a vector.
+    rows[RIDGE] = objective.expression(ridge.predict(features[test]).reshape(n_test, n_genes))
     group = split.patient[train] if len(set(split.patient[train])) > 1 else split.section[train]
     neighbours = fit_nearest_neighbours(features[train], objective.targets[train], group)
-    rows[NEIGHBOURS] = objective.expression(neighbours.predict(features[test]))
+    rows[NEIGHBOURS] = objective.expression(neighbours.predict(features[test]).reshape(n_test, n_genes))
     return rows
 
 

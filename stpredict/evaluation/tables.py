@@ -4,6 +4,7 @@ from __future__ import annotations
 
 COLUMNS = {
     "depth_controlled": "depth-controlled",
+    "quartiles": "quartiles",
     "of_the_ceiling": "of the ceiling",
     "log_cpm_pearson": "expression Pearson",
     "log_cpm_spearman": "Spearman",
@@ -19,8 +20,10 @@ PAPERS_COLUMNS = {
 }
 
 
-def shown(key: str, value: float | None) -> str:
+def shown(key: str, value: float | list[float] | None) -> str:
     """A score as text, of a column's `key`."""
     if value is None:
         return "-"
+    if isinstance(value, list):
+        return " ".join(f"{part:.3f}" for part in value)
     return f"{value:.0%}" if key == "of_the_ceiling" else f"{value:.3f}"

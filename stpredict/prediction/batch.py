@@ -127,10 +127,12 @@ def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Rep
                 _, spots, _ = choose_spots(slide, mpp, own.grid(model), request.engine.threads)
                 if not rate:
                     sample = sample_patches(raster, spots, model, request.engine.threads)
-                    engine = open_engine(model, request.engine, sample, report, len(spots) * len(jobs), keep=False)
-                    rate = spots_per_second(engine, sample)
+                    n_patches = len(spots) * len(jobs) * request.patches_per_spot
+                    engine = open_engine(model, request.engine, sample, report, n_patches, keep=False)
+                    rate = spots_per_second(engine, sample) / request.patches_per_spot
             # Shards and the result, which is compressed but little, stand side by side at the end.
-            yield Plan(job, len(spots), len(spots) / rate, 2 * len(spots) * n_genes * 4)
+            values = len(spots) * n_genes * (2 if request.tta else 1)
+            yield Plan(job, len(spots), len(spots) / rate, 2 * values * 4)
         except Exception as error:  # noqa: BLE001 (told as this slide's, or raised again)
             yield Plan(job, error=_as_ours(error, job, alone=len(jobs) == 1))
 

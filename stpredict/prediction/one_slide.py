@@ -26,19 +26,26 @@ from stpredict.prediction.out_of_distribution import UNUSUAL_FROM, reference_of
 from stpredict.prediction.pipeline import predict_shards
 from stpredict.prediction.quality import flags_in_words, judge_spots, measure_patches, unusual_share
 from stpredict.prediction.shards import Shards, describe_difference, open_shards, pin_engine, pinned_engine
-from stpredict.result import CHUNK_SPOTS, UNUSUAL, Gene, read_provenance, write_result
+from stpredict.result import CHUNK_SPOTS, SPREAD_MEANS, UNUSUAL, Gene, read_provenance, write_result
 from stpredict.slides.grid import GridRequest, choose_spots
 from stpredict.slides.lattice import Spots
 from stpredict.slides.mask import MaskRequest, Origin
 from stpredict.slides.overview import make_thumbnail
 from stpredict.slides.raster import Raster, block_order, make_raster, read_patches
 from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
+from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.slides.tissue import MASK_UM, Tissue
 from stpredict.slides.views import first_views
 from stpredict.weights import Model
 
 N_SAMPLE = 64
 #: Patches that are compared with the training patches and used to check the engine.
+TTA = {
+    "expression": "mean over the eight flips and rotations of each patch",
+    "spread": f"layer of their standard deviations, {SPREAD_MEANS}; left out where the model knows no turns",
+}
+#: Turns of a patch that differ by less, in the unit of expression, differ by rounding.
+INVARIANT_BELOW = 1e-4
 
 Progress = Callable[[int, int], None]
 
@@ -55,6 +62,7 @@ class Request:
     mpp: float | None = None
     allow_upsampling: bool = False
     engine: EngineRequest = field(default_factory=EngineRequest)
+    tta: bool = False  # the mean of each patch's eight flips and rotations, and their spread
     overwrite_before: float = 0.0  # results older than this, in seconds since 1970, are replaced
     mask: Path | None = None
     mask_origin: Origin = "slide"
@@ -62,6 +70,10 @@ class Request:
     def of(self, job: Job) -> Request:
         """The request with what is given for one slide alone."""
         return replace(self, mpp=self.mpp if job.mpp is None else job.mpp, mask=job.mask or self.mask)
+
+    @property
+    def patches_per_spot(self) -> int:
+        return SYMMETRIES if self.tta else 1
 
     def grid(self, model: Model) -> GridRequest:
         diameter_um = model.card["spot_diameter_um"]
@@ -167,7 +179,8 @@ def predict_slide(
     with clock.stage("engine"):
         pinned = pinned_engine(shards)
         if pinned is None:
-            used = engine = engine or open_engine(model, request.engine, prepared.sample, report, len(spots) * n_slides)
+            n_patches = len(spots) * n_slides * request.patches_per_spot
+            used = engine = engine or open_engine(model, request.engine, prepared.sample, report, n_patches)
         else:
             used = open_pinned_engine(model, request.engine, pinned, prepared.sample, report)
         pin_engine(shards, used.name, used.precision, used.calibration)
@@ -178,6 +191,10 @@ def predict_slide(
     quality = judge_spots(shards.measures())
     if flags := flags_in_words(quality.counts, len(spots), but=UNUSUAL if unusual > UNUSUAL_FROM else None):
         log("warning", f"{job.shown.name}: of {len(spots):,} spots {flags}", slide=str(job.shown))
+    unstable = request.tta and shards.largest_spread() > INVARIANT_BELOW
+    if request.tta and not unstable:
+        said = f"{model.name} predicts the same for each flip and rotation of a patch, so --tta says nothing of it."
+        log("warning", f"{job.shown.name}: {said}", slide=str(job.shown))
     provenance = {
         **used.description(),
         **describe_prediction(prepared, job, model, request),
@@ -191,6 +208,7 @@ def predict_slide(
             job.result, job.name, spots, {"tissue_fraction": prepared.fraction.astype(np.float32), **quality.columns},
             describe_genes(model, columns), shards.rows(CHUNK_SPOTS), provenance, clock.seconds, thumbnail,
             thumbnail_downsample, model.card["spot_diameter_um"] / prepared.mpp.x,
+            shards.rows(CHUNK_SPOTS, spread=True) if unstable else None,
         )  # fmt: skip
         shards.remove()
     return engine
@@ -209,6 +227,7 @@ def requested_settings(slide: Slide, mpp: Mpp, model: Model, request: Request) -
         "spots": digest_of(request.spots_file) if request.spots_file else None,
         "min_tissue": None if request.spots_file else request.min_tissue,
         **masked,
+        **({"tta": SYMMETRIES} if request.tta else {}),
         "engine": request.engine.name,
         "precision": request.engine.precision,
     }
@@ -230,6 +249,7 @@ def describe_prediction(prepared: Prepared, job: Job, model: Model, request: Req
         "stpredict": stpredict.__version__,
         "model": {"name": model.name, "sha256": model.sha256},
         "expression_unit": model.card["expression_unit"],
+        **({"tta": TTA} if request.tta else {}),
         "settings": prepared.settings,
         "slide": {
             "name": job.name,

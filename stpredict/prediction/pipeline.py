@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from stpredict.prediction.quality import measure_patches
 from stpredict.prediction.shards import Shards
 from stpredict.slides.lattice import Spots
 from stpredict.slides.raster import Raster, read_patches
+from stpredict.slides.symmetry import SYMMETRIES, turn
 from stpredict.slides.views import first_views
 from stpredict.weights import Model
 
@@ -68,7 +70,10 @@ def predict_shards(
     threads: int,
     progress: Callable[[int, int], None],
 ) -> Waits:
-    """Predict and measure the shards that are not there yet. Raises SlideError where the slide cannot be decoded."""
+    """Predict and measure the shards that are not there yet. Raises SlideError where the slide cannot be decoded.
+
+    Where they are to hold a spread, each batch is predicted in its eight flips and rotations.
+    """
     reference, output_reference = reference_of(model), output_reference_of(model)
     missing = shards.missing()
     wanted = np.concatenate([shards.spots(shard) for shard in missing]) if missing else np.empty(0, np.int64)
@@ -85,14 +90,17 @@ def predict_shards(
         ThreadPoolExecutor(threads) as measurer,
         ThreadPoolExecutor(1) as writer,
     ):
-        outputs = timed(engine.infer(measured(batches, reference, measurer, measuring)), waits, "outputs")
+        tried = measured(batches, reference, measurer, measuring)
+        inferred = engine.infer(in_all_turns(tried) if shards.tta else tried)
+        once = ((expression,) for expression in inferred)
+        outputs = timed(mean_and_spread(inferred) if shards.tta else once, waits, "outputs")
         for shard in missing:
             size = len(shards.spots(shard))
             while held < size:
-                expression, measures = next(outputs), measuring.popleft().result()
+                (expression, *spread), measures = next(outputs), measuring.popleft().result()
                 if output_reference:
                     measures[:, 0] = np.fmax(measures[:, 0], unusual(expression, output_reference))
-                batch = np.concatenate([expression[:, columns], measures], axis=1)
+                batch = np.concatenate([*(part[:, columns] for part in (expression, *spread)), measures], axis=1)
                 buffer.append(batch)
                 held += len(batch)
                 progress(min(done + held, len(spots)), len(spots))
@@ -111,6 +119,17 @@ def measured(
     for batch in batches:
         measuring.append(pool.submit(measure_patches, first_views(batch), reference))
         yield batch
+
+
+def in_all_turns(batches: Iterator[UInt8]) -> Iterator[UInt8]:
+    """Each batch in its eight flips and rotations."""
+    return (turn(batch, code) for batch in batches for code in range(SYMMETRIES))
+
+
+def mean_and_spread(expressions: Iterator[Float32]) -> Iterator[tuple[Float32, ...]]:
+    """Of every eight arrays (B x genes), their mean and their standard deviation."""
+    while turns := list(islice(expressions, SYMMETRIES)):
+        yield np.mean(turns, axis=0), np.std(turns, axis=0)
 
 
 def fixed_batches(patches: Iterator[UInt8], batch_size: int, shape: tuple[int, ...]) -> Iterator[UInt8]:

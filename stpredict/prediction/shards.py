@@ -27,7 +27,7 @@ COLUMNS = ["genes", *MEASURES]
 class Shards:
     """The folder of one slide's shards: shard k holds the spots order[k * 1024 : (k + 1) * 1024].
 
-    Each has the expression of the genes, then the measures of the patches, in columns.
+    Each has the expression of the genes, with `tta` then its spread, then the measures of the patches, in columns.
     `digest` tells these spots in this order from others that the same settings may give, as another version would.
     """
 
@@ -36,6 +36,15 @@ class Shards:
     n_genes: int
     settings: dict[str, Any]
     digest: str
+
+    @property
+    def tta(self) -> bool:
+        return "tta" in self.settings
+
+    @property
+    def n_columns(self) -> int:
+        """Columns before the measures."""
+        return self.n_genes * (2 if self.tta else 1)
 
     @property
     def count(self) -> int:
@@ -60,7 +69,7 @@ class Shards:
             with self.path(shard).open("rb") as file:
                 values = np.load(file, allow_pickle=False)
                 checksum = file.read()
-            shape = (len(self.spots(shard)), self.n_genes + len(MEASURES))
+            shape = (len(self.spots(shard)), self.n_columns + len(MEASURES))
             whole = values.dtype == np.float32 and values.shape == shape and checksum == _checksum(values)
         except Exception:  # noqa: BLE001 (numpy stumbles over a damaged file in many ways)
             return None
@@ -73,12 +82,17 @@ class Shards:
         """MEASURES of all spots, in the order of the lattice."""
         measures = np.empty((len(self.order), len(MEASURES)), np.float32)
         for shard in range(self.count):
-            values = np.load(self.path(shard), mmap_mode="r", allow_pickle=False)
-            measures[self.spots(shard)] = values[:, self.n_genes :]
+            measures[self.spots(shard)] = self._stored(shard)[:, self.n_columns :]
         return measures
 
-    def rows(self, block_spots: int) -> Iterator[Float32]:
+    def largest_spread(self) -> float:
+        """Over all spots and genes, of those that are known."""
+        spreads = (self._stored(shard)[:, self.n_genes : self.n_columns] for shard in range(self.count))
+        return max(float(np.nanmax(spread, initial=0)) for spread in spreads)
+
+    def rows(self, block_spots: int, spread: bool = False) -> Iterator[Float32]:
         """Spots x genes in the order of the lattice, `block_spots` at a time; shards stay on disk in between."""
+        first = self.n_genes if spread else 0
         place = np.empty(len(self.order), np.int64)
         place[self.order] = np.arange(len(self.order))
         for start in range(0, len(place), block_spots):
@@ -86,9 +100,12 @@ class Shards:
             block = np.empty((len(wanted), self.n_genes), np.float32)
             for shard in np.unique(wanted // SHARD_SPOTS):
                 here = wanted // SHARD_SPOTS == shard
-                values = np.load(self.path(int(shard)), mmap_mode="r", allow_pickle=False)
-                block[here] = values[wanted[here] % SHARD_SPOTS, : self.n_genes]
+                block[here] = self._stored(int(shard))[wanted[here] % SHARD_SPOTS, first : first + self.n_genes]
             yield block
+
+    def _stored(self, shard: int) -> Float32:
+        values: Float32 = np.load(self.path(shard), mmap_mode="r", allow_pickle=False)
+        return values
 
     def remove(self) -> None:
         """Remove the shards and, if it holds nothing else, their folder."""

@@ -26,6 +26,7 @@ from stpredict.evaluation import metrics
 from stpredict.evaluation.baselines import fit_ridge
 from stpredict.files import atomic_path
 from stpredict.networks import Network, architecture_config, make_network
+from stpredict.slides.symmetry import SYMMETRIES, turn
 from stpredict.training.objectives import Objective
 from stpredict.training.settings import Settings
 
@@ -115,13 +116,16 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether bf16 is more than imitated there; a processor that imitates it trains three times as fast in fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def augment(patches: UInt8, symmetry: Int) -> UInt8:
     """Turn each patch, all its views alike, into one of the eight flips and rotations of the square, 0 to 7."""
-    turned = [
-        np.rot90(patch[..., ::-1, :] if code >= 4 else patch, code % 4, axes=(-3, -2))
-        for patch, code in zip(patches, symmetry, strict=True)
-    ]
-    return np.stack(turned)
+    return np.stack([turn(patch, code) for patch, code in zip(patches, symmetry, strict=True)])
 
 
 def jitter_stain(patches: Tensor, spread: float) -> Tensor:
@@ -155,6 +159,7 @@ def fit(
     The state after each epoch is kept in the file `state`, from which a killed run resumes as if undisturbed.
     Under torchrun each process takes its share of every batch.
     """
+    bf16 = computes_bf16(device)
     world, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
     network.to(device)
     model: nn.Module = DistributedDataParallel(network) if world > 1 else network
@@ -173,14 +178,14 @@ def fit(
         rng = np.random.default_rng((settings.seed, epoch))
         torch.manual_seed(1_000_003 * settings.seed + 1_009 * epoch + rank)
         model.train()
-        order, symmetry = rng.permutation(index), rng.integers(0, 8, len(index))
+        order, symmetry = rng.permutation(index), rng.integers(0, SYMMETRIES, len(index))
         # A last batch with fewer spots than processes would leave one of them waiting for ever.
         for start in range(0, len(order) - world + 1, settings.batch_size):
             mine = slice(start + rank, min(start + settings.batch_size, len(order)), world)
             items = order[mine]
             patches = torch.from_numpy(augment(read(items), symmetry[mine])).to(device)
             patches = jitter_stain(patches, settings.stain_jitter)
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 z = model(patches)
             batch_loss = loss(z.float(), torch.from_numpy(items))
             optimizer.zero_grad(set_to_none=True)

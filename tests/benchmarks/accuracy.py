@@ -10,34 +10,43 @@ regression on the 52 colour and texture features:
   patch is described by how near its windows are to each centre (Coates, Lee and Ng 2011);
 - *programmes*: how genes vary together, learnt from counts alone as the covariance of their two halves, whose noise is
   independent. Ridge regression runs along its eigenvectors, each penalised by the inverse of its variance;
-- *M2ORT-Small*, trained on the spots, or before that taught on unlabelled patches what another predicts for them.
+- *small M2ORT*, trained on the spots, or before that taught on unlabelled patches what another predicts for them.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from stpredict.arrays import Bool, Float, Int, Labels
 from stpredict.data.dataset import read_counts, read_dataset
+from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.data.panel import choose_panel
 from stpredict.data.tiles import Tiles, read_tiles, write_tiles
 from stpredict.evaluation import metrics
 from stpredict.evaluation.baselines import fit_ridge
 from stpredict.evaluation.features import colour_texture_features
+from stpredict.evaluation.splits import DEPTH_CONTROLLED, LOG_CPM, RIDGE
 from stpredict.files import atomic_path
+from stpredict.networks.dictionary import Dictionary
+from stpredict.networks.m2ort import M2ORT, M2ORTConfig
+from stpredict.slides.symmetry import SYMMETRIES, turn
 from stpredict.training.dictionary import learn_windows
-from stpredict.training.fit import Log, new_network, predict_z, ridge_lessons, teach, train_on_spots
-from stpredict.training.heads import describe_patches, fit_head
+from stpredict.training.fit import Log, predict_z, ridge_lessons, teach, train_on_spots
+from stpredict.training.heads import fit_head
 from stpredict.training.objectives import Objective, make_objective
 from stpredict.training.programmes import N_PROGRAMMES, fit_programmes, gene_covariance
 from stpredict.training.settings import Settings
+from stpredict.weights import Model, load_model
 
+BY_HAND = "## What to read from it"
 REPORT = Path(__file__).with_suffix(".md")
 MODELS = Path(__file__).parents[2] / "models"
 SPLITS = {
@@ -55,16 +64,20 @@ ROWS = {
     "dictionary-own": ("dictionary, programmes of own counts", 3),
     "dictionary-all": ("dictionary, programmes of all counts", 3),
     "dictionary-scaled": ("the same, features scaled within each section", 3),
+    "dictionary-tta": ("dictionary, programmes of all counts; tested on the mean of eight turns", 1),
+    "dictionary-turned": ("the same, fitted on the mean of eight turns too", 1),
     "dictionary-few": ("dictionary, only 3 programmes of all counts", 3),
     "shuffled": ("control: programmes of shuffled genes", 3),
-    "m2ort": ("M2ORT-Small, not taught", 1),
-    "m2ort-taught": ("M2ORT-Small, taught by ridge on the 52 features", 1),
-    "m2ort-dictionary": ("M2ORT-Small, taught by the dictionary with programmes of all counts", 1),
+    "m2ort": ("small M2ORT, not taught", 1),
+    "m2ort-taught": ("small M2ORT, taught by ridge on the 52 features", 1),
+    "m2ort-dictionary": ("small M2ORT, taught by the dictionary with programmes of all counts", 1),
 }
 BASELINE = "ridge"
 MIN_DEPTH, FEW = 500, 3
 SQUARE_UM, BOOTSTRAPS = 1000.0, 1000
-#: Less than `stpredict train` spends on M2ORT, 25,000 patches and epochs that are chosen: all its rows have the same.
+#: A seventh of M2ORT-Small's computation, and less than `stpredict train` spends on that, which is 25,000 patches to be
+#: taught on and epochs that are chosen. All its rows have the same.
+STUDENT: dict[str, Any] = {"channels": 64, "depth": 3, "heads": 2, "head_dim": 32}
 TEACH_PATCHES, EPOCHS = 4000, 2
 UNLABELLED = 2500
 CPU = torch.device("cpu")
@@ -98,13 +111,20 @@ class Part:
         return {name: gene_covariance(each, self.panel, self.sections)[0]
                 for name, each in (("own", pictured), ("all", self.tiles))}  # fmt: skip
 
-    def described(self, seed: int) -> Float:
-        """The dictionary's features of all spots."""
-        path = self.scratch / f"described-{seed}.npy"
+    def described(self, seed: int, turned: bool = False) -> Float:
+        """The dictionary's features of all spots, or their means over the eight flips and rotations of each patch."""
+        path = self.scratch / f"described-{seed}{'-turned' if turned else ''}.npy"
         if not path.exists():
             network = learn_windows(self.tiles, self.sections, len(self.panel), seed)
-            save(path, describe_patches(network, self.tiles, np.arange(len(self.train)), CPU))
+            found = (self.described_one(network, spot, turned) for spot in range(len(self.train)))
+            save(path, np.concatenate([*found]))
         return np.load(path)
+
+    def described_one(self, network: Dictionary, spot: int, turned: bool) -> Float:
+        patch = self.tiles.read_patches([spot])
+        patches = np.concatenate([turn(patch, code) for code in range(SYMMETRIES if turned else 1)])
+        with torch.inference_mode():
+            return network.features(torch.from_numpy(patches)).double().numpy().mean(axis=0, keepdims=True)
 
 
 def open_part(split: str, tiles: Tiles, colour: Float, unlabelled_colour: Float, scratch: Path) -> Part:
@@ -122,6 +142,9 @@ def predict_row(row: str, part: Part, seed: int) -> Float:
     if row.startswith("m2ort"):
         return student(row, part, seed)
     features = part.described(seed) if row.startswith(("dictionary", "shuffled")) else part.colour
+    if row in ("dictionary-tta", "dictionary-turned"):
+        turned = part.described(seed, turned=True)
+        features = np.where(test[:, None], turned, features) if row == "dictionary-tta" else turned
     if row.endswith("scaled"):
         features = scaled_within(features, part.tiles.section)
     if row.endswith(("ridge", "ridge-scaled")):
@@ -147,11 +170,12 @@ def scaled_within(features: Float, section: Labels) -> Float:
 
 
 def student(row: str, part: Part, seed: int) -> Float:
-    """M2ORT-Small, trained on the spots and, unless the row is the untaught one's, taught before."""
+    """A small M2ORT, trained on the spots and, unless the row is the untaught one's, taught before."""
     settings = Settings(teach_patches=TEACH_PATCHES, seed=seed)
     rows, places = np.flatnonzero(part.train), np.flatnonzero(np.isin(part.tiles.unlabelled_section, part.sections))
     log = Log(part.scratch / f"{row}-{seed}.csv", lambda line: print(f"{row}: {line}", flush=True))
-    network = new_network(settings, part.tiles, len(part.panel))
+    torch.manual_seed(seed)
+    network = M2ORT(M2ORTConfig(len(part.panel), **STUDENT))
     if row != "m2ort":
         lessons = ridge_lessons(part.colour, part.unlabelled_colour, part.objective, rows)
         if row == "m2ort-dictionary":
@@ -167,7 +191,8 @@ def student(row: str, part: Part, seed: int) -> Float:
 def dictionary_lessons(part: Part, rows: Int, places: Int, seed: int) -> Float:
     """What the dictionary, fitted on spots `rows`, predicts at unlabelled `places`, places x genes."""
     network = learn_windows(part.tiles, part.sections, len(part.panel), seed)
-    fit_head(network, part.described(seed)[rows], rows, part.tiles, part.panel, part.objective)
+    total = NORMALISATIONS["total"]
+    fit_head(network, part.described(seed)[rows], rows, part.tiles, part.panel, part.objective, total)
     with torch.inference_mode():
         patches = (torch.from_numpy(part.tiles.read_patches([place], unlabelled=True)) for place in places)
         return np.concatenate([network(patch).double().numpy() for patch in patches])
@@ -209,6 +234,117 @@ def bootstrap_difference(a: Float, b: Float, residuals: Float, section: Labels, 
     return tuple(np.percentile(correlations(a) - correlations(b), [2.5, 97.5]))
 
 
+@dataclass(frozen=True)
+class Scored:
+    """One row in one split: means over genes of each seed, and of the mean over seeds the comparison with ridge."""
+
+    depth_controlled: Float
+    log_cpm: float
+    gain: float
+    interval: tuple[float, float]
+    better: float  # share of genes
+    no_biology: float
+
+
+def score_rows(part: Part) -> dict[str, Scored]:
+    """Every row whose predictions lie there."""
+    c, d, s = part.counts[part.test], part.tiles.depth[part.test], part.tiles.section[part.test]
+    observed, block = residuals_of(c, d, s), squares_of(part.tiles, part.test)
+    noise = metrics.counts_without_biology(c, d, s)
+    predicted = {
+        row: [part.objective.expression(np.load(path)) for path in sorted(part.scratch.glob(f"{row}-[0-9].npy"))]
+        for row in ROWS
+    }
+    if not predicted[BASELINE]:
+        return {}
+    base = predicted[BASELINE][0]
+    base_r = metrics.depth_controlled_correlation(base, c, d, s)
+    known = np.isfinite(base_r)
+    found = {}
+    for row, expressions in predicted.items():
+        if not expressions:
+            continue
+        r = np.array([metrics.depth_controlled_correlation(e, c, d, s) for e in expressions])
+        found[row] = Scored(
+            np.nanmean(r, axis=1),
+            float(np.mean([np.nanmean(metrics.log_cpm_correlation(e, c, d, s)) for e in expressions])),
+            float(np.nanmean(r) - np.nanmean(base_r)),
+            bootstrap_difference(expressions[0], base, observed, s, block),
+            float((r.mean(axis=0) > base_r)[known].mean()),
+            float(np.nanmean(metrics.depth_controlled_correlation(expressions[0], noise, d, s))),
+        )  # fmt: skip
+    return found
+
+
+def write_report(parts: dict[str, Part]) -> None:
+    """The tables, before what was written by hand in the report that stands there."""
+    scored = {split: score_rows(part) for split, part in parts.items()}
+    lines = ["# Accuracy", "", "Written by `python tests/benchmarks/accuracy.py SHARED_FOLDER SCRATCH_FOLDER`.", ""]
+    for split, part in parts.items():
+        c, d, s = part.counts[part.test], part.tiles.depth[part.test], part.tiles.section[part.test]
+        ceiling = np.nanmean(metrics.noise_ceiling(c, d, s))
+        lines.append(
+            f"- **{split}**: {'section C5' if split == 'C5' else f'patient {split}'} from {', '.join(part.sections)}; "
+            f"{len(d)} spots, {len(part.panel)} genes, noise ceiling {ceiling:.3f}"
+        )
+    lines += ["", "Mean over genes, of the seeds' mean (and lowest to highest), in C5, B and C:", ""]
+    head = [f"{split}: {what}" for what in ("depth-controlled", "ln(1 + CPM)") for split in parts]
+    lines += _head(["row", "recipe", *head])
+    rows = [row for row in ROWS if any(row in found for found in scored.values())]
+    for row in rows:
+        cells = [_range(found[row].depth_controlled) if row in found else "" for found in scored.values()]
+        cells += [f"{found[row].log_cpm:.3f}" if row in found else "" for found in scored.values()]
+        lines.append(_line([f"`{row}`", ROWS[row][0], *cells]))
+    lines += ["", "Depth-controlled, minus ridge of the same genes (95 % over tissue), share of genes better; and what "
+              "counts without biology give:", ""]  # fmt: skip
+    kinds = ("minus ridge", "genes better", "no biology")
+    lines += _head(["row", *(f"{split}: {kind}" for split in parts for kind in kinds)])
+    for row in rows:
+        lines.append(_line([f"`{row}`", *(cell for found in scored.values() for cell in _paired(row, found))]))
+    lines += ["", "As shipped, from the cards, each with ridge beside it (spots that were scored):", ""]
+    lines += _head(["model", *head, *(f"{split}: genes better than ridge" for split in parts)])
+    for path in sorted(MODELS.glob("*.safetensors")):
+        lines.append(_line([f"`{path.stem}`", *_shipped(load_model(path), parts)]))
+    by_hand = REPORT.read_text().partition(BY_HAND)[2] if REPORT.exists() else "\n"
+    REPORT.write_text("\n".join(lines) + f"\n\n{BY_HAND}{by_hand}")
+
+
+def _paired(row: str, found: dict[str, Scored]) -> list[str]:
+    if row not in found or row == BASELINE:
+        return ["", "", f"{found[row].no_biology:.3f}" if row in found else ""]
+    one = found[row]
+    gain = f"{one.gain:+.3f} ({one.interval[0]:+.3f} to {one.interval[1]:+.3f})"
+    return [gain, f"{one.better:.0%}", f"{one.no_biology:.3f}"]
+
+
+def _shipped(model: Model, parts: dict[str, Part]) -> list[str]:
+    """What a card says of the same splits."""
+    folds = {fold["name"]: fold for fold in model.card["held_out"]}
+    cells = []
+    for key in (DEPTH_CONTROLLED, LOG_CPM):
+        for split in parts:
+            rows = folds[split]["rows"]
+            depth = f" ({folds[split]['spots']} spots)" if key == DEPTH_CONTROLLED else ""
+            cells.append(f"{rows['model'][key]:.3f}, ridge {rows[RIDGE][key]:.3f}{depth}")
+    for split in parts:
+        ours, theirs = (np.array(folds[split]["per_gene"][key], dtype=float) for key in ("correlation", "ridge"))
+        known = np.isfinite(ours)
+        cells.append(f"{(ours > theirs)[known].mean():.0%}")
+    return cells
+
+
+def _range(scores: Float) -> str:
+    return f"{scores.mean():.3f}" + (f" ({scores.min():.3f} to {scores.max():.3f})" if len(scores) > 1 else "")
+
+
+def _head(titles: Sequence[str]) -> list[str]:
+    return [_line(titles), "|---" * len(titles) + "|"]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def save(path: Path, values: Float) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, values)
@@ -237,16 +373,18 @@ def main() -> None:
     parser.add_argument("scratch", type=Path)
     parser.add_argument("rows", nargs="*", metavar="ROW", choices=[*ROWS, []], help=", ".join(ROWS))
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=[*SPLITS])
+    parser.add_argument("--seeds", type=int, default=3, help="at most so many of each row")
     arguments = parser.parse_args()
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     tiles, colour, unlabelled_colour = open_data(arguments.shared, arguments.scratch)
     parts = {split: open_part(split, tiles, colour, unlabelled_colour, arguments.scratch) for split in SPLITS}
     for split in arguments.splits:
         for row in arguments.rows or ROWS:
-            for seed in range(ROWS[row][1]):
+            for seed in range(min(ROWS[row][1], arguments.seeds)):
                 path = parts[split].scratch / f"{row}-{seed}.npy"
                 if not path.exists():
                     save(path, predict_row(row, parts[split], seed))
+    write_report(parts)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/held_out_section.py DATASET RUN_FOLDER FOLD [ENGINE]
 
-RUN_FOLDER is the MODEL.run that `stpredict train` left, FOLD one of its fold-N folders.
+RUN_FOLDER is the MODEL.run that `stpredict train` left, with shares of the total count, FOLD one of its fold-N folders.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ def main(dataset: str, run_folder: str, fold: str, engine: str = "auto") -> None
         counts = np.column_stack(
             [all_counts[:, column[gene]] if gene in column else np.zeros(len(all_counts)) for gene in scores["panel"]]
         )
-        label = np.full(len(counts), section.name)
-        found.append(depth_controlled_correlation(predicted, counts, all_counts.sum(axis=1), label))
+        depth = all_counts.sum(axis=1)
+        deep = depth >= scores.get("min_depth", 0)
+        label = np.full(int(deep.sum()), section.name)
+        found.append(depth_controlled_correlation(predicted[deep], counts[deep], depth[deep], label))
     correlation = np.nanmean(found, axis=0)
     print(f"{fold}: reported {np.nanmean(reported):.4f}, from predict with {engine} {np.nanmean(correlation):.4f}, ")
     print(f"largest difference of a gene {np.nanmax(abs(correlation - reported)):.4f}")

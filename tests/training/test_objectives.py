@@ -7,6 +7,7 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
+from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.errors import UsageError
 from stpredict.evaluation.metrics import log_cpm
 from stpredict.training.objectives import OBJECTIVES, make_objective
@@ -54,6 +55,23 @@ def test_mse_targets_are_log_cpm_and_the_best_z_is_their_own(measured):
     objective = make_objective("mse", *measured)
     np.testing.assert_allclose(objective.expression(objective.targets), log_cpm(counts, depth))
     assert objective.loss(torch.tensor(objective.targets).float(), torch.arange(80)) < 1e-10
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("kind", NORMALISATIONS)
+def test_expression_is_in_the_unit_of_the_normalisation(measured, name, kind):
+    counts, total, section, fit = measured
+    normalisation = NORMALISATIONS[kind]
+    depth = normalisation.depth(counts, total)
+    objective = make_objective(name, counts, depth, section, fit, per=normalisation.per)
+    share = (np.expm1(objective.expression(np.zeros((1, 6)))) / normalisation.per).sum()
+    of_all = (counts[fit].sum(axis=0) / depth[fit].sum()).sum()
+    assert of_all == pytest.approx(1) if kind == "panel" else of_all < 0.2
+    if name != "mse":  # the mean of logarithms is no mean share
+        assert share == pytest.approx(of_all, rel=0.01)
+    else:
+        expected = np.log1p(normalisation.per * counts / depth[:, None])
+        np.testing.assert_allclose(objective.expression(objective.targets), expected)
 
 
 @pytest.mark.parametrize("name", ["poisson", "nb"])
