@@ -16,7 +16,7 @@ import numpy as np
 
 from stpredict.arrays import Bool, Float32, Int, UInt8
 from stpredict.errors import ResultError
-from stpredict.files import atomic_path
+from stpredict.new_hdf5 import new_hdf5
 from stpredict.slides.lattice import MAX_SIDE, MAX_SPOTS, Spots, lattice_shape
 from stpredict.slides.slide import Bounds, Mpp
 from stpredict.stored_text import read_text
@@ -136,7 +136,7 @@ def write_result(
 
     `columns` hold `tissue_fraction`, UNUSUAL and FLAGS, as far as they are known.
     """
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         _tag(file, "anndata", "0.1.0")
         shape = (len(spots), len(genes))
         _write_blocks(file, "X", shape, rows)

@@ -16,7 +16,7 @@ from stpredict.arrays import Float, Int, Labels, UInt8
 from stpredict.data.hdf5 import opened_hdf5
 from stpredict.data.section import Section
 from stpredict.errors import DatasetError
-from stpredict.files import atomic_path
+from stpredict.new_hdf5 import new_hdf5
 from stpredict.slides.lattice import lattice
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import open_slide
@@ -117,7 +117,7 @@ def write_tiles(
     if len(sizes) > 1:
         report(f"sections differ in spot diameter and pitch ({', '.join(sizes)} um); those of {names[0]} are written")
     text = h5py.string_dtype()
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         file.attrs.update(
             format="stpredict-tiles", format_version=1 if views == ONE_VIEW else FORMAT_VERSION, patch_px=patch_px,
             views=views, mpp=mpp, spot_diameter_um=sections[0].spot_diameter_um, pitch_um=sections[0].pitch_um,
