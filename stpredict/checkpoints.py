@@ -15,6 +15,7 @@ from torch import Tensor
 from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.errors import ModelFileError
 from stpredict.networks import ARCHITECTURES, network_parameters
+from stpredict.networks.encoder_files import refuse_bomb
 from stpredict.networks.m2ort import M2ORT, M2ORTConfig
 from stpredict.networks.m2ost import M2OST, VIEWS, M2OSTConfig
 from stpredict.weights import can_name_files, save_model
@@ -70,7 +71,10 @@ def read_checkpoint(path: Path, v_from: VFrom = "qkv3", head_dim: int = HEAD_DIM
     if not path.is_file():
         raise ModelFileError(f"{path}: no such checkpoint.")
     try:
+        refuse_bomb(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except ModelFileError:
+        raise
     except Exception as error:
         raise ModelFileError(
             f"{path.name}: not a checkpoint of plain tensors, or a damaged one; it was not opened."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,9 @@ from stpredict.errors import DatasetError, first_line
 from stpredict.slides.slide import PLAIN_IMAGES
 
 IMAGES = PLAIN_IMAGES | {".bif", ".btf", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"}
+
+#: No table of spots holds more; what is packed so that it does is a trap.
+MAX_TABLE_BYTES = 4 << 30
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:
@@ -31,9 +35,21 @@ def files_of(folder: Path) -> list[Path]:
 def read_table(path: Path, **options: Any) -> pd.DataFrame:
     """A CSV or TSV table, gzipped or not. Raises DatasetError if it cannot be read."""
     try:
+        if path.suffix == ".gz":
+            _refuse_bomb(path)
         return pd.read_csv(path, **options)
     except (OSError, EOFError, ValueError, LookupError, OverflowError, csv.Error, zlib.error) as error:
         raise DatasetError(f"{path.name}: cannot be read as a table ({first_line(error)}).") from error
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raise ValueError for a gzipped file that holds more than a table does."""
+    n_bytes = 0
+    with gzip.open(path) as file:
+        while n_bytes <= MAX_TABLE_BYTES and (block := file.read(1 << 20)):
+            n_bytes += len(block)
+    if n_bytes > MAX_TABLE_BYTES:
+        raise ValueError(f"it unpacks to more than {MAX_TABLE_BYTES >> 20} MB")
 
 
 def joined(spots: Sequence[str], others: Sequence[str], file: str, other_file: str) -> tuple[list[int], list[int]]:

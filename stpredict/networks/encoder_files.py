@@ -15,6 +15,8 @@ from torch import nn
 
 from stpredict.errors import ModelFileError, first_line
 
+#: Far more than there is code in a network, which alone is compressed in torch's archives.
+MAX_CODE_BYTES = 64 << 20
 EXPORTED, SCRIPTED = (".pt2",), (".pt", ".ts")
 
 
@@ -43,6 +45,7 @@ def open_encoder(path: Path) -> nn.Module:
             f"{path.name}: not an encoder's file; save one with torch.export.save (.pt2) or torch.jit.save (.pt)."
         )
     try:
+        refuse_bomb(path)
         if path.suffix in EXPORTED:
             refuse_pickles(path)
             encoder: nn.Module = torch.export.load(path).module()
@@ -55,6 +58,15 @@ def open_encoder(path: Path) -> nn.Module:
     for parameter in encoder.parameters():
         parameter.requires_grad_(False)
     return encoder
+
+
+def refuse_bomb(path: Path) -> None:
+    """Raises ModelFileError for an archive that unpacks to far more than its size; torch compresses only code."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            n_bytes = sum(member.file_size for member in archive.infolist())
+        if n_bytes > MAX_CODE_BYTES + 2 * path.stat().st_size:
+            raise ModelFileError(f"{path.name}: unpacks to {n_bytes / 1e6:,.0f} MB, as no file of torch's does.")
 
 
 def refuse_pickles(path: Path) -> None:

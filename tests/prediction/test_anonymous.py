@@ -1,26 +1,23 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import h5py
 import numpy as np
 import openslide
 import pytest
 import tifffile
 from conftest import SLIDE, make_model
-from PIL import Image
 from slides_to_try import tiff_pyramid
 from typer.testing import CliRunner
+from what_files_say import contents
 
 from stpredict.cli import app
 from stpredict.errors import SlideError
@@ -62,36 +59,6 @@ def table_of(path: Path) -> dict[str, str]:
         header, *rows = csv.reader(file)
     assert header == ["name", "slide"]
     return dict(rows)
-
-
-def contents(path: Path) -> Iterator[str]:
-    """All that a file says: its name, its bytes, and what is packed in those."""
-    yield path.name
-    content = path.read_bytes()
-    yield content.decode("latin-1")
-    if path.suffix == ".gz":
-        yield gzip.decompress(content).decode()
-    elif path.suffix == ".png":
-        with Image.open(path) as picture:
-            yield repr(picture.info)
-    elif path.suffix == ".tif":
-        with tifffile.TiffFile(path) as tiff:
-            for page in tiff.pages:
-                yield from (str(tag.value) for tag in page.tags.values())
-    elif path.suffix == ".h5ad":
-        found: list[str] = []
-        with h5py.File(path) as file:
-            file.visititems(lambda name, item: found.extend(texts_of(name, item)))
-            yield from (str(value) for value in file.attrs.values())
-        assert any('"format_version"' in text for text in found)
-        yield from found
-
-
-def texts_of(name: str, item: h5py.Group | h5py.Dataset) -> Iterator[str]:
-    yield name
-    yield from (f"{key} {value}" for key, value in item.attrs.items())
-    if isinstance(item, h5py.Dataset) and h5py.check_string_dtype(item.dtype):
-        yield from map(str, np.ravel(item.asstr()[()]).tolist())
 
 
 def assert_says_nothing(text: str, tmp_path: Path) -> None:
