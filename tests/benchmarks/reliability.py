@@ -1,181 +1,211 @@
-"""Strangers' files: damages slides, results, models and tables from seeds; writes reliability.md beside this script.
+"""Everything that is promised of strangers' files, kills, full disks and long runs; writes reliability.md beside it.
 
-Usage: python tests/benchmarks/reliability.py [--count 2000] [--kinds SVS+JPEG --counts FILE] [--scratch DIR]
+Usage: python tests/benchmarks/reliability.py [--quick] [--parts files+kills+...] [--count 2000] [--figures FILE]
 
-Each of the ways of damaging is tried `--count` times on a file of each kind. The files are read in a child process as
-the program reads them; a child that dies or takes more than 30 s is replaced. What went wrong is listed on stderr with
-its seed, and `strangers_files.mutate` makes the same file again from that. All kinds take hours: with `--counts` the
-numbers of several runs of some kinds each are kept in a file, and the report is of all of them.
+Damages files of each kind from seeds, in four ways, and reads each in a child process as the program reads it
+(`files`; `strangers_files.mutate` makes the same file again); kills predictions at random (`kills`); lets them run with
+little memory (`memory`) and on a full disk (`disk`); predicts 200 slides in one process, also under `ulimit -v`
+(`soak`); runs the tests that keep each promise (`tests`). All of it takes hours: with `--figures` what was found by
+runs of some parts, or of some kinds of files, is kept, and the report is of all of them. `--quick` does a little of
+each in minutes, fails if anything went wrong, and writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
-import resource
+import subprocess
 import sys
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "rendering"), str(TESTS / "slides")]
-LIMIT_S = 30.0
-#: Address space of a child: far more than any of the whole files needs.
-LIMIT_BYTES = 12 << 30
+sys.path[:0] = [str(TESTS), *(str(TESTS / folder) for folder in ("rendering", "slides", "training"))]
 REPORT = Path(__file__).with_suffix(".md")
 BY_HAND = "## What the words mean, and what was mended"
-OUTCOMES = ("as it was", "other content", "refused", "invented", "unexpected error", "hang", "crash")
-DEFECTS = ("invented", "unexpected error", "hang", "crash")
-#: Kinds whose every damaged byte is noticed, so that other content must not come back.
-CHECKED = ("model",)
-#: Kinds that must miss whatever part of their pixels is gone.
-PIXELS = ("SVS", "TIFF, JPEG tiles", "DICOM", "JPEG", "PNG")
+PARTS = ("files", "kills", "memory", "disk", "soak", "tests")
+#: Damaged files of each kind and way, kills, limits of memory, full disks and slides: at length, and in minutes.
+AT_LENGTH, QUICK = (2000, 200, 20, 20, 200), (8, 5, 5, 3, 40)
+MAX_GROWTH = 0.05
+SHORT = ("--pitch", "50", "--min-tissue", "0", "--genes", "GNAS")
+
+Figures = dict[str, Any]
 
 
-def serve(connection: Connection) -> None:
-    """In the child: use the files that are named, one by one, and answer with (outcome, detail)."""
-    resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what C libraries say of each file
-    from strangers_files import USES
+def damaged_files(kinds: Sequence[str], count: int, scratch: Path) -> Figures:
+    """{"found": {kind: {way: {outcome: n}}}, "defects": lines}."""
+    from damage import say, try_files
+    from strangers_files import MUTATIONS
 
-    from stpredict.errors import StpredictError
+    found, defects = {}, []
+    for kind, tally, lines in try_files(kinds, dict.fromkeys(MUTATIONS, count), scratch, say):
+        found[kind] = tally
+        defects += lines
+    return {"found": found, "defects": defects}
 
-    connection.send("ready")
-    while True:
-        kind, path = connection.recv()
+
+def long_run(slides: Sequence[Path], options: Sequence[object], scratch: Path) -> Figures:
+    """Many slides, then as many with hardly more address space than they took."""
+    from soak import soak
+
+    free = soak(slides, options, scratch / "free")
+    limited = soak(slides, options, scratch / "limited", address_bytes=int(1.05 * free.address_bytes))
+    return {
+        name: {
+            "slides": len(slides), "exit_code": each.exit_code, "growth": each.growth, "handles": each.handles,
+            "threads": each.threads, "memory_bytes": max(each.peak_bytes), "address_bytes": each.address_bytes,
+        }
+        for name, each in (("free", free), ("under `ulimit -v`", limited))
+    }  # fmt: skip
+
+
+def hardships(parts: Sequence[str], sizes: Sequence[int], scratch: Path) -> Figures:
+    """What kills, little memory, full disks and many slides did."""
+    from conftest import make_model
+    from endurance import CannotTryError, cut_slides, fill_disk, kill_at_random, starve
+
+    os.environ["STPREDICT_CACHE"] = str(scratch / "cache")
+    _, kills, limits, rounds, n_slides = sizes
+    model = make_model(scratch / "tiny.safetensors")
+    slides = cut_slides(scratch / "slides", max(n_slides, 4))
+    eager = ["predict", *slides[:4], "-m", model, *SHORT, "--engine", "eager"]
+    todo: dict[str, Callable[[Path], Any]] = {
+        "kills": lambda folder: kill_at_random(folder, [*eager, "--render"], kills),
+        "memory": lambda folder: starve(folder, eager, limits),
+        "disk": lambda folder: fill_disk(folder, [*eager, "--render"], rounds),
+        "soak": lambda folder: long_run(slides, ["-m", model, *SHORT], folder),
+    }
+    found: Figures = {}
+    for part in (part for part in todo if part in parts):
+        folder = scratch / part
+        folder.mkdir()
         try:
-            connection.send(("used", USES[kind](path)))
-        except StpredictError as error:
-            connection.send(("refused", str(error)))
-        except Exception as error:  # noqa: BLE001 (this is what is looked for)
-            connection.send(("unexpected error", f"{type(error).__name__}: {error}"))
+            trial = todo[part](folder)
+        except CannotTryError as error:
+            print(f"{part}: not tried: {error}", file=sys.stderr)
+            continue
+        found[part] = trial if part == "soak" else asdict(trial)
+        print(f"{part}: {found[part]}", file=sys.stderr, flush=True)
+    return found
 
 
-class Child:
-    """A process that reads files, replaced when it dies or hangs."""
+def tests_of_promises() -> Figures:
+    """Run the tests of all promises."""
+    from promises import PROMISES
 
-    def __init__(self) -> None:
-        self.start()
-
-    def start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs,), daemon=True)
-        self.process.start()
-        theirs.close()
-        assert self.connection.recv() == "ready"
-
-    def use(self, kind: str, path: Path) -> tuple[str, str]:
-        """("used", a digest), or the outcome of what went wrong and more about it."""
-        self.connection.send((kind, path))
-        try:
-            if self.connection.poll(LIMIT_S):
-                answer: tuple[str, str] = self.connection.recv()
-                return answer
-            outcome = ("hang", f"over {LIMIT_S:g} s")
-        except (EOFError, ConnectionResetError):
-            self.process.join()
-            outcome = ("crash", f"signal {-(self.process.exitcode or 0)}")
-        self.process.kill()
-        self.process.join()
-        self.start()
-        return outcome
+    tests = sorted({test for promise in PROMISES for test in promise.tests})
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", *tests]
+    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
+    print(done.stdout[-2000:], file=sys.stderr)
+    return {"asked": len(tests), "exit_code": done.returncode, "said": done.stdout.strip().splitlines()[-1].strip("= ")}
 
 
-def judge(kind: str, mutation: str, original: str, used: str) -> str:
-    """The outcome of a file that was read without complaint, from the digests of what was read."""
-    if used == original:
-        return "as it was"
-    if used == "grey" or kind in CHECKED:
-        return "invented"
-    return "invented" if mutation == "truncated" and kind in PIXELS else "other content"
+def check_tests_exist() -> None:
+    """Raise SystemExit if a promise names a test that is not there."""
+    from promises import PROMISES
+
+    for promise in PROMISES:
+        for test in promise.tests:
+            path, _, name = test.partition("::")
+            if f"\ndef {name}(" not in (TESTS.parent / path).read_text():
+                sys.exit(f"{test} is not there, which promises: {promise.words}")
 
 
-def measure(kinds: Sequence[str], count: int, scratch: Path) -> tuple[dict[str, dict[str, Counter[str]]], list[str]]:
-    """Outcomes by kind and mutation, and one line for each defect."""
-    from strangers_files import MUTATIONS, make_originals, mutate
-
-    originals = make_originals(scratch)
-    child, defects = Child(), []
-    found: dict[str, dict[str, Counter[str]]] = {}
-    for kind in kinds or originals:
-        content, suffix = originals[kind].read_bytes(), originals[kind].suffix
-        donor = originals["PNG" if kind == "JPEG" else "JPEG"].read_bytes()
-        folder = scratch / "damaged"  # of its own: OpenSlide looks for other files of a DICOM series beside a file
-        folder.mkdir(exist_ok=True)
-        path = folder / f"damaged{suffix}"
-        path.write_bytes(content)
-        state, original = child.use(kind, path)
-        assert state == "used", f"{kind}: {original}"
-        found[kind] = {mutation: Counter() for mutation in MUTATIONS}
-        start = time.monotonic()
-        for mutation in MUTATIONS:
-            for seed in range(count):
-                path.write_bytes(mutate(content, donor, mutation, seed))
-                outcome, detail = child.use(kind, path)
-                if outcome == "used":
-                    outcome = judge(kind, mutation, original, detail)
-                if outcome == "refused" and len(detail.strip().splitlines()) != 1:
-                    outcome, detail = "unexpected error", f"a message of several lines: {detail}"
-                found[kind][mutation][outcome] += 1
-                if outcome in DEFECTS:
-                    defects.append(f"{kind}, {mutation}, seed {seed}: {outcome} ({detail[:300]})")
-                    print(defects[-1], file=sys.stderr, flush=True)
-        path.unlink()
-        print(f"{kind}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    child.process.kill()
-    return found, defects
+def wrong(figures: Figures) -> list[str]:
+    """What broke a promise."""
+    lines = list(figures.get("files", {}).get("defects", ()))
+    lines += [f"{part}: {line}" for part in PARTS if part != "soak" for line in figures.get(part, {}).get("wrong", ())]
+    for name, each in figures.get("soak", {}).items():
+        left_open = any(each[what][1] > each[what][0] for what in ("handles", "threads"))
+        if each["exit_code"] or left_open or (each["slides"] >= AT_LENGTH[-1] and each["growth"] > MAX_GROWTH):
+            lines.append(f"soak, {name}: {each}")
+    if figures.get("tests", {}).get("exit_code"):
+        lines.append(f"tests: {figures['tests']['said']}")
+    return lines
 
 
-def write_report(found: dict[str, dict[str, dict[str, int]]], defects: Sequence[str]) -> None:
-    """The table and the defects, before what was written by hand in the report that stands there."""
-    tried = sum(sum(outcomes.values()) for mutations in found.values() for outcomes in mutations.values())
+def write_report(figures: Figures) -> None:
+    """The tables and what went wrong, before what was written by hand in the report that stands there."""
+    from damage import OUTCOMES
+    from promises import PROMISES
+
+    tests = figures.get("tests", {"said": "not run"})
     lines = [
         "# Reliability",
         "",
-        f"Written by `python tests/benchmarks/reliability.py` on {platform.machine()}: {tried:,} damaged files,",
-        "each read in a child process as the program reads it, with 30 s for each.",
+        f"Written by `python tests/benchmarks/reliability.py` on {platform.machine()}, {os.cpu_count()} cores.",
+        f"The {len({test for promise in PROMISES for test in promise.tests})} tests below: {tests['said']}.",
+        "",
+        "| promise | kept by | numbers |",
+        "|---|---|---|",
+    ]
+    for promise in PROMISES:
+        kept_by = "<br>".join(f"`{test.removeprefix('tests/')}`" for test in promise.tests)
+        lines.append(f"| {promise.words} | {kept_by} | {promise.numbers(figures)} |")
+    lines += [
+        "",
+        "## Damaged files",
+        "",
+        "Each read in a child process as the program reads it, with 30 s for each.",
         "",
         f"| file | damage | tried | {' | '.join(OUTCOMES)} |",
         f"|---|---|{'---|' * (len(OUTCOMES) + 1)}",
     ]
-    for kind, mutations in found.items():
-        for mutation, outcomes in mutations.items():
+    for kind, ways in figures.get("files", {}).get("found", {}).items():
+        for way, outcomes in ways.items():
             cells = (f"{outcomes[outcome]:,}" if outcomes.get(outcome) else "" for outcome in OUTCOMES)
-            lines.append(f"| {kind} | {mutation} | {sum(outcomes.values()):,} | {' | '.join(cells)} |")
-    lines += ["", f"{len(defects)} defects{':' if defects else '.'}", *(f"- {line}" for line in defects), ""]
+            lines.append(f"| {kind} | {way} | {sum(outcomes.values()):,} | {' | '.join(cells)} |")
+    broken = wrong(figures)
+    lines += ["", f"What broke a promise: {'' if broken else 'nothing.'}", "", *(f"- {line}" for line in broken), ""]
     by_hand = REPORT.read_text().partition(BY_HAND)[2] if REPORT.exists() else "\n"
     REPORT.write_text("\n".join(lines) + f"\n{BY_HAND}{by_hand}")
 
 
+def joined(earlier: Figures, found: Figures) -> Figures:
+    """What earlier runs found, and this one in its place."""
+    both = {**earlier, **found}
+    if "files" in found and "files" in earlier:
+        again = tuple(f"{kind}, " for kind in found["files"]["found"])
+        defects = [line for line in earlier["files"]["defects"] if not line.startswith(again)]
+        both["files"] = {
+            "found": {**earlier["files"]["found"], **found["files"]["found"]},
+            "defects": defects + found["files"]["defects"],
+        }
+    return both
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=2000, help="files of each kind and damage")
-    parser.add_argument("--kinds", type=lambda text: text.split("+"), default=[], help="joined by +")
-    parser.add_argument("--counts", type=Path, help="JSON of earlier runs, to be added to")
+    parser.add_argument("--quick", action="store_true", help="a little of each but the tests, in minutes")
+    parser.add_argument("--parts", type=lambda text: text.split("+"), default=PARTS, help=f"of {'+'.join(PARTS)}")
+    parser.add_argument("--kinds", type=lambda text: text.split("+"), default=[], help="of files, joined by +")
+    parser.add_argument("--count", type=int, default=AT_LENGTH[0], help="files of each kind and damage")
+    parser.add_argument("--figures", type=Path, help="JSON of earlier runs, to be added to")
     parser.add_argument("--scratch", type=Path)
     arguments = parser.parse_args()
+    check_tests_exist()
+    sizes = QUICK if arguments.quick else (arguments.count, *AT_LENGTH[1:])
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-        found, defects = measure(arguments.kinds, arguments.count, Path(scratch))
-    left = bool(defects)
-    if arguments.counts:
-        earlier = (
-            json.loads(arguments.counts.read_text()) if arguments.counts.exists() else {"found": {}, "defects": []}
-        )
-        again = tuple(f"{kind}, " for kind in found)
-        defects = [line for line in earlier["defects"] if not line.startswith(again)] + defects
-        found = {**earlier["found"], **found}
-        arguments.counts.write_text(json.dumps({"found": found, "defects": defects}))
-    write_report(found, defects)
-    sys.exit(left)
+        found = hardships(arguments.parts, sizes, Path(scratch))
+        if "files" in arguments.parts:
+            found["files"] = damaged_files(arguments.kinds, sizes[0], Path(scratch))
+    if "tests" in arguments.parts and not arguments.quick:
+        found["tests"] = tests_of_promises()
+    broken = wrong(found)
+    if not arguments.quick:
+        if arguments.figures:
+            earlier = json.loads(arguments.figures.read_text()) if arguments.figures.exists() else {}
+            found = joined(earlier, found)
+            arguments.figures.write_text(json.dumps(found))
+        write_report(found)
+    for line in broken:
+        print(line, file=sys.stderr)
+    sys.exit(bool(broken))
 
 
 if __name__ == "__main__":
