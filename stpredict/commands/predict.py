@@ -73,10 +73,12 @@ def predicted(
 
     check_request(model, request)
     make_folders(jobs, request)
-    work = Work(model.path.absolute(), model.sha256, request, len(jobs))
+    work = Work(model.path, model.sha256, request, len(jobs))
     if cluster:
-        from stpredict.prediction.cluster import predict_on_cluster
-
+        try:
+            from stpredict.prediction.cluster import predict_on_cluster
+        except ModuleNotFoundError as error:
+            raise UsageError(f'--cluster needs {error.name}: pip install "stpredict[cluster]".') from error
         warn_of_unpredicted_genes(model, request.genes, report)
         yield from predict_on_cluster(jobs, work, cluster, progress)
     elif len(jobs) > 1:

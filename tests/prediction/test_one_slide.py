@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GENES, SLIDE, make_model
+from same_results import assert_same
 from slides_to_try import leica_with_bounds, tiff_pyramid
 
 from stpredict.engines import EngineRequest
@@ -288,19 +289,6 @@ def test_no_thread_reads_a_slide_that_is_closed(tiny_model, tmp_path, monkeypatc
     (outcome,) = predict(tiny_model, tmp_path, pitch_um=30.0)
     assert "No space left" in str(outcome.error)
     assert closed_while_reading == [0]
-
-
-def assert_same(first: Path, second: Path) -> None:
-    """All data sets and attributes agree, but for the timings and the way to the slide."""
-    with h5py.File(first) as a, h5py.File(second) as b:
-        names: list[str] = []
-        a.visit(names.append)
-        for name in names:
-            if isinstance(a[name], h5py.Dataset) and name not in ("uns/stpredict_timings", "uns/stpredict"):
-                np.testing.assert_array_equal(a[name][()], b[name][()])
-    one, other = read_provenance(first), read_provenance(second)
-    one["slide"]["path"] = other["slide"]["path"] = None
-    assert one == other
 
 
 def test_one_bad_slide_costs_only_itself(tiny_model, tmp_path, region):
