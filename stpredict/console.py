@@ -1,4 +1,4 @@
-"""What a command says while it runs, on stderr: lines and progress for people, JSON for schedulers."""
+"""What a command says while it runs, on stderr: lines for people, JSON for schedulers. `table` draws on terminals."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
 
 Report = Callable[[str], None]
+#: Told of an event, of its line for people if it has one, and of its facts.
+Tell = Callable[[str, str | None, dict[str, Any]], None]
 
 LINE_EVERY_S = 10.0
-_as_json = False
 
 
 def report(line: str) -> None:
@@ -23,16 +26,7 @@ def report(line: str) -> None:
 
 def log(event: str, line: str | None = None, **facts: str | int | float) -> None:
     """Tell of an event: to people its line, if it has one; as JSON its line, without the program's name, and facts."""
-    if _as_json:
-        message = {} if line is None else {"message": line.removeprefix("stpredict: ").strip()}
-        said = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts, **message}
-        text = json.dumps({key: _valid(value) for key, value in said.items()})
-    elif line is not None:
-        text = printable(line)
-    else:
-        return
-    sys.stderr.write(f"{text}\n")  # in one piece, as other processes may write to the same log
-    sys.stderr.flush()
+    _tell(event, line, facts)
 
 
 def printable(text: str) -> str:
@@ -41,51 +35,64 @@ def printable(text: str) -> str:
 
 
 def logs_json() -> bool:
-    return _as_json
+    return _tell is _as_json
+
+
+def json_lines(wanted: bool) -> AbstractContextManager[None]:
+    """If `wanted`, tell as JSON, also what libraries warn of."""
+    return telling(_as_json) if wanted else nullcontext()
 
 
 @contextmanager
-def json_lines(wanted: bool) -> Iterator[None]:
-    """If `wanted`, tell as JSON, also what libraries warn of."""
-    global _as_json
-    if not wanted:
-        yield
-        return
-    show, handler = warnings.showwarning, _WarningHandler()
+def telling(tell: Tell) -> Iterator[None]:
+    """Have `tell` told of all events, also of what libraries warn of."""
+    global _tell
+    before, show, handler = _tell, warnings.showwarning, _WarningHandler()
     logging.getLogger().addHandler(handler)
     warnings.showwarning = lambda message, kind, *_: log("warning", f"{kind.__name__}: {message}")
-    _as_json = True
+    _tell = tell
     try:
         yield
     finally:
-        _as_json = False
+        _tell = before
         warnings.showwarning = show
         logging.getLogger().removeHandler(handler)
 
 
-@contextmanager
-def progress_of_spots() -> Iterator[Callable[[int, int], None]]:
-    """A function to call with (spots done, spots in all) of the slide at hand."""
-    if _as_json or not sys.stderr.isatty():
-        last = time.monotonic()
+class Watch(Protocol):
+    """Sees how far the slides are that are being predicted."""
 
-        def print_line(done: int, total: int) -> None:
-            nonlocal last
-            if time.monotonic() - last >= LINE_EVERY_S and done < total:
-                last = time.monotonic()
-                log("progress", f"  {done} of {total} spots", done=done, spots=total)
+    def progress(self, slide: str, done: int, total: int) -> None:
+        """So many of a slide's spots are done."""
 
-        yield print_line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def ended(self, slide: str, status: str, /) -> None:
+        """Nothing more is done to a slide."""
 
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("spots"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Lines that are printed meanwhile appear above the bar.
-    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
-        task = bar.add_task("spots", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+def watching(n_slides: int) -> AbstractContextManager[Watch]:
+    """A view of the slides' progress: a table on a terminal, a line now and then elsewhere."""
+    if logs_json() or not sys.stderr.isatty():
+        return nullcontext(_Lines(n_slides))
+    from stpredict.table import live_table
+
+    return live_table(n_slides)
+
+
+class _Lines:
+    def __init__(self, n_slides: int) -> None:
+        self._last: dict[str, float] = {}
+        self._name_slides = n_slides > 1
+
+    def progress(self, slide: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last.setdefault(slide, now) < LINE_EVERY_S or done >= total:
+            return
+        self._last[slide] = now
+        name = f"{Path(slide).name}: " if self._name_slides else ""
+        log("progress", f"  {name}{done} of {total} spots", slide=slide, done=done, spots=total)
+
+    def ended(self, slide: str, _status: str, /) -> None:
+        self._last.pop(slide, None)
 
 
 class _WarningHandler(logging.Handler):
@@ -96,6 +103,25 @@ class _WarningHandler(logging.Handler):
         log("warning", record.getMessage())
 
 
+def _for_people(_event: str, line: str | None, _facts: dict[str, Any]) -> None:
+    if line is not None:
+        _write(printable(line))
+
+
+def _as_json(event: str, line: str | None, facts: dict[str, Any]) -> None:
+    message = {} if line is None else {"message": line.removeprefix("stpredict: ").strip()}
+    said = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts, **message}
+    _write(json.dumps({key: _valid(value) for key, value in said.items()}))
+
+
+def _write(line: str) -> None:
+    sys.stderr.write(f"{line}\n")  # in one piece, as other processes may write to the same log
+    sys.stderr.flush()
+
+
 def _valid(value: str | int | float) -> str | int | float:
     """Half of a surrogate pair, as in a file name that is not text, is no JSON that all programs read."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+_tell: Tell = _for_people

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from stpredict.files import atomic_path
 from stpredict.prediction.jobs import slide_name
-from stpredict.prediction.one_slide import Request
+from stpredict.prediction.request import Request
 from stpredict.slides.grid import choose_spots
 from stpredict.slides.lattice import Spots
 from stpredict.slides.overview import make_thumbnail

@@ -3,7 +3,6 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
-import h5py
 import numpy as np
 import openslide
 import pytest
@@ -14,7 +13,6 @@ from stpredict.evaluation.features import colour_texture_features
 from stpredict.networks import Config, build_network, network_parameters
 from stpredict.networks.m2ort import M2ORTConfig
 from stpredict.networks.m2ost import VIEWS, M2OSTConfig
-from stpredict.result import read_provenance
 from stpredict.weights import REFERENCE_FEATURES, Model, load_model, save_model
 
 DATA = Path(__file__).parent / "data"
@@ -129,16 +127,3 @@ def model_with_reference_path(tiny_model: Model, tmp_path_factory: pytest.TempPa
     tensors = {**tiny_model.tensors, REFERENCE_FEATURES: features.astype(np.float32)}
     save_model(path, tensors, {**tiny_model.card, "name": "referenced"})
     return path
-
-
-def assert_same(first: Path, second: Path) -> None:
-    """All data sets and attributes agree, but for the timings and the way to the slide."""
-    with h5py.File(first) as a, h5py.File(second) as b:
-        names: list[str] = []
-        a.visit(names.append)
-        for name in names:
-            if isinstance(a[name], h5py.Dataset) and name not in ("uns/stpredict_timings", "uns/stpredict"):
-                np.testing.assert_array_equal(a[name][()], b[name][()])
-    one, other = read_provenance(first), read_provenance(second)
-    one["slide"]["path"] = other["slide"]["path"] = None
-    assert one == other

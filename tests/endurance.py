@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import openslide
 import tifffile
-from conftest import SLIDE, assert_same
+from conftest import SLIDE
 from dicom_slide import write_dicom_slide
 from PIL import Image
+from same_results import assert_same
 from slides_to_try import tiff_pyramid
 
 PROGRAM = [sys.executable, "-m", "stpredict"]

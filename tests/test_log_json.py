@@ -29,7 +29,7 @@ SCHEMA = {
     "note": set(),
     "warning": set(),
     "slide-started": {*OF_A_SLIDE, "spots"},
-    "progress": {"done", "spots"},
+    "progress": {"slide", "done", "spots"},
     "slide-finished": {*OF_A_SLIDE, "spots", "seconds"},
     "slide-skipped": OF_A_SLIDE,
     "slide-left": OF_A_SLIDE,
@@ -166,10 +166,11 @@ def test_names_that_are_not_text_are_told_as_text(slides, tiny_model_path):
 def test_no_bar_is_drawn_among_the_events(monkeypatch, capsys):
     monkeypatch.setattr(console, "LINE_EVERY_S", 0.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with console.json_lines(True), console.progress_of_spots() as progress:
-        progress(3, 9)
-    (event,) = events(capsys.readouterr().err)
-    assert (event["event"], event["done"], event["spots"]) == ("progress", 3, 9)
+    with console.json_lines(True), console.watching(2) as watch:
+        watch.progress("a.svs", 0, 0)
+        watch.progress("a.svs", 3, 9)
+    *_, event = events(capsys.readouterr().err)
+    assert (event["event"], event["slide"], event["done"], event["spots"]) == ("progress", "a.svs", 3, 9)
 
 
 def test_ctrl_c_is_the_last_event(tmp_path):

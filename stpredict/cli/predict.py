@@ -28,6 +28,7 @@ from stpredict.cli.options import (
     parse_layout,
 )
 from stpredict.cli.program import LOG_JSON, app, command
+from stpredict.errors import UsageError
 from stpredict.machine import usable_cores
 
 
@@ -79,6 +80,10 @@ def predict(
             help="Call slides by salted hashes in all output; this table, for you alone to read, says which is which.",
         ),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Have the workers of a dask scheduler predict, as tcp://host:8786."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say where each slide's time went.")] = False,
     log_json: Annotated[  # noqa: ARG001 (`command` looks at it)
         bool, typer.Option(LOG_JSON, help="Log JSON, an object per line, for schedulers.")
@@ -90,14 +95,16 @@ def predict(
     """
     from stpredict.commands.predict import plan_command, predict_command
     from stpredict.engines import EngineRequest
-    from stpredict.prediction.one_slide import Request
+    from stpredict.prediction.request import Request
 
     request = Request(
         genes=parse_genes(genes), pitch_um=pitch, layout=parse_layout(layout), spots_file=spots, min_tissue=min_tissue,
         mask=mask, mask_origin=one_of("--mask-origin", mask_origin, ("slide", "bounds")), mpp=mpp,
         allow_upsampling=allow_upsampling, tta=tta, overwrite_before=time.time() if overwrite else 0.0,
-        engine=EngineRequest(engine, precision, device, batch_size, threads or usable_cores()),
+        engine=EngineRequest(engine, precision, device, batch_size, threads or (0 if cluster else usable_cores())),
     )  # fmt: skip
+    if dry_run and cluster:
+        raise UsageError("--dry-run measures this machine; leave --cluster out.")
     if dry_run:
         raise typer.Exit(plan_command(slides, model, request, out, anonymous))
-    raise typer.Exit(predict_command(slides, model, request, out, render, verbose, anonymous))
+    raise typer.Exit(predict_command(slides, model, request, out, render, verbose, anonymous, cluster))

@@ -51,7 +51,7 @@ def tile(
     """
     from stpredict.commands.tile import tile_command
     from stpredict.engines import EngineRequest
-    from stpredict.prediction.one_slide import Request
+    from stpredict.prediction.request import Request
 
     refuse(any(path.is_dir() for path in inputs), "a data set's spots are where they were measured", {
         "--pitch": pitch is not None, "--layout": layout != "square", "--spots": spots is not None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +15,12 @@ import numpy as np
 from stpredict.cards import reliable_genes
 from stpredict.commands.inputs import Failure, for_each, table_of_failures
 from stpredict.commands.render import render_one
-from stpredict.console import log, progress_of_spots, report
+from stpredict.console import Watch, log, report, watching
 from stpredict.errors import ResultError, UsageError
 from stpredict.files import atomic_path
-from stpredict.prediction.batch import Outcome, plan_slides, predict_slides
-from stpredict.prediction.jobs import Anonymity, Job, find_jobs
-from stpredict.prediction.one_slide import Request
-from stpredict.rendering.table import plain_cell
+from stpredict.prediction.jobs import Anonymity, Job, Outcome, find_jobs
+from stpredict.prediction.processes import Work
+from stpredict.prediction.request import Request, check_request, make_folders, warn_of_unpredicted_genes
 from stpredict.weights import Model, find_model, load_model
 
 #: What `--genes` may say instead of names.
@@ -32,26 +32,25 @@ FAILURE_COLUMNS = ("slide", "reason")
 
 def predict_command(
     slides: Sequence[str], model_name: str, request: Request, out: Path, render: bool, verbose: bool,
-    anonymous: Path | None,
+    anonymous: Path | None, cluster: str | None,
 ) -> int:  # fmt: skip
     """Predict slides and print the results' paths. Returns the exit code.
 
     Where there are several, those that failed are also listed in OUT/failures.csv. With `anonymous`, a table, the
-    slides' names are in that alone.
+    slides' names are in that alone. With `cluster`, a scheduler's address, its workers predict them.
     """
-    from stpredict.rendering.styles import MAX_GENES_BY_DEFAULT
-
     start = time.monotonic()
     model = load_model(find_model(model_name))
     request = replace(request, genes=chosen_genes(request.genes, model))
-    if render and not request.genes and len(model.panel) > MAX_GENES_BY_DEFAULT:
-        raise UsageError(f"--render draws up to {MAX_GENES_BY_DEFAULT} genes; name those to predict with --genes.")
+    if render:
+        refuse_many_pictures(request.genes, model)
     jobs = find_jobs(slides, out, report, Anonymity(anonymous) if anonymous else None)
     failures: list[Failure] = []
     count: Counter[str] = Counter()
-    with progress_of_spots() as progress:
-        for outcome in predict_slides(jobs, model, request, report, progress):
+    with watching(len(jobs)) as watch, closing(predicted(jobs, model, request, cluster, watch)) as outcomes:
+        for outcome in outcomes:
             count[outcome.status] += 1
+            watch.ended(str(outcome.job.shown), outcome.status)
             log_outcome(outcome, verbose)
             if outcome.status == "failed":
                 failures.append((outcome.job.shown, str(outcome.error)))
@@ -64,8 +63,38 @@ def predict_command(
     return sum_up_slides(failures, count, len(jobs), time.monotonic() - start)
 
 
+def predicted(
+    jobs: Sequence[Job], model: Model, request: Request, cluster: str | None, watch: Watch
+) -> Generator[Outcome, None, None]:
+    """Predict slides: on a cluster, or many in child processes, which they may end, or one right here."""
+
+    def progress(job: Job, done: int, total: int) -> None:
+        watch.progress(str(job.shown), done, total)
+
+    check_request(model, request)
+    make_folders(jobs, request)
+    work = Work(model.path, model.sha256, request, len(jobs))
+    if cluster:
+        try:
+            from stpredict.prediction.cluster import predict_on_cluster
+        except ModuleNotFoundError as error:
+            raise UsageError(f'--cluster needs {error.name}: pip install "stpredict[cluster]".') from error
+        warn_of_unpredicted_genes(model, request.genes, report)
+        yield from predict_on_cluster(jobs, work, cluster, progress)
+    elif len(jobs) > 1:
+        from stpredict.prediction.child import predict_in_children
+
+        yield from predict_in_children(jobs, work, progress)
+    else:
+        from stpredict.prediction.batch import predict_slides
+
+        yield from predict_slides(jobs, model, request, report, progress)
+
+
 def plan_command(slides: Sequence[str], model_name: str, request: Request, out: Path, anonymous: Path | None) -> int:
     """Print what a prediction would do: spots, time, disk. Returns the exit code."""
+    from stpredict.prediction.batch import plan_slides
+
     start = time.monotonic()
     model = load_model(find_model(model_name))
     request = replace(request, genes=chosen_genes(request.genes, model))
@@ -151,6 +180,14 @@ def chosen_genes(genes: Sequence[str], model: Model) -> Sequence[str]:
     return reliable
 
 
+def refuse_many_pictures(genes: Sequence[str], model: Model) -> None:
+    """Raise UsageError if `--render` would draw a whole panel that nobody named."""
+    from stpredict.rendering.styles import MAX_GENES_BY_DEFAULT  # slow to import
+
+    if not genes and len(model.panel) > MAX_GENES_BY_DEFAULT:
+        raise UsageError(f"--render draws up to {MAX_GENES_BY_DEFAULT} genes; name those to predict with --genes.")
+
+
 def describe_plan(n_spots: float, seconds: float, n_bytes: float) -> str:
     """Spots, and about how long and how much room they take."""
     minutes, hours = seconds / 60, seconds / 3600
@@ -182,6 +219,10 @@ def list_failures(failures: Sequence[Failure], slides: Sequence[Path], path: Pat
     A file of this name that is no such list is left alone.
     """
     rows = {str(slide): reason for slide, reason in failures}
+    if not rows and not path.exists():
+        return
+    from stpredict.rendering.table import plain_cell  # slow to import
+
     if path.exists():
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             header, *earlier = [*csv.reader(file)] or [[]]

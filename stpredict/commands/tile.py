@@ -8,7 +8,7 @@ from pathlib import Path
 from stpredict.commands.inputs import for_each, needs_training_extra, sum_up
 from stpredict.console import report
 from stpredict.files import make_folder
-from stpredict.prediction.one_slide import Request
+from stpredict.prediction.request import Request
 from stpredict.weights import Model, find_model, load_model
 
 

@@ -5,63 +5,72 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from stpredict.console import Report, log
-from stpredict.data.panel import match_genes
 from stpredict.engines import Engine, open_engine
 from stpredict.engines.rate import spots_per_second
 from stpredict.errors import ResultError, SlideError, StpredictError, UsageError
-from stpredict.files import make_folder
-from stpredict.prediction.jobs import Job
+from stpredict.prediction.jobs import Job, Outcome
 from stpredict.prediction.one_slide import (
     Prepared,
-    Progress,
-    Request,
     is_done,
     predict_slide,
     prepare_slide,
     requested_settings,
     sample_patches,
-    warn_of_unpredicted_genes,
 )
 from stpredict.prediction.pipeline import one_ahead
+from stpredict.prediction.request import (
+    Request,
+    SlideProgress,
+    check_request,
+    make_folders,
+    warn_of_unpredicted_genes,
+)
 from stpredict.slides.grid import choose_spots
 from stpredict.slides.raster import make_raster
 from stpredict.slides.slide import open_slide, resolve_mpp
 from stpredict.weights import Model
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one slide. "elsewhere": another process is predicting it."""
+@dataclass
+class Warm:
+    """What a process keeps between slides: the model, and the engine once there is one."""
 
-    job: Job
-    status: Literal["done", "up to date", "elsewhere", "failed"]
-    n_spots: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage
-    error: StpredictError | None = None
+    model: Model
+    engine: Engine | None = None
 
 
 def predict_slides(
-    jobs: Sequence[Job], model: Model, request: Request, report: Report, progress: Progress
+    jobs: Sequence[Job], model: Model, request: Request, report: Report, progress: SlideProgress
 ) -> Iterator[Outcome]:
-    """Predict slide after slide; one that fails costs only itself, one that others are at is tried again at the end.
+    """Predict slide after slide in this process.
 
     Raises UsageError, before anything is read, for what could not work for any slide.
     """
     check_request(model, request)
-    for folder in sorted({job.result.parent for job in jobs if request.overwrite_before or not job.result.exists()}):
-        make_folder(folder)
+    make_folders(jobs, request)
     warn_of_unpredicted_genes(model, request.genes, report)
-    engine: Engine | None = None
+    yield from predict_each(jobs, Warm(model), request, len(jobs), report, progress)
+
+
+def predict_each(
+    jobs: Sequence[Job], warm: Warm, request: Request, n_slides: int, report: Report, progress: SlideProgress
+) -> Iterator[Outcome]:
+    """Predict some of `n_slides` slides; one that fails costs only itself, one that others are at is tried again later.
+
+    Raises UsageError for what could not work for any slide, and for what the user has to mend if there is but one.
+    """
     elsewhere: list[Job] = []
     with ExitStack() as at_the_end:
 
         def prepare(job: Job) -> Prepared | Literal["up to date", "elsewhere"]:
-            prepared = prepare_slide(job, model, request)
+            progress(job, 0, 0)
+            prepared = prepare_slide(job, warm.model, request)
             if isinstance(prepared, Prepared):
                 at_the_end.callback(prepared.held.close)  # closed again where all went well, which does nothing
             return prepared
@@ -77,23 +86,14 @@ def predict_slides(
                         yield Outcome(job, prepared)
                     else:
                         log("slide-started", **job.facts, spots=len(prepared.spots))
-                        n_slides = len(turn) - n_done
                         with prepared.held:
-                            engine = predict_slide(prepared, job, model, request, engine, n_slides, report, progress)
+                            warm.engine = predict_slide(
+                                prepared, job, warm.model, request, warm.engine, max(1, n_slides - n_done), report,
+                                partial(progress, job),
+                            )  # fmt: skip
                         yield Outcome(job, "done", len(prepared.spots), prepared.clock.seconds)
                 except Exception as error:  # noqa: BLE001 (told as this slide's, or raised again)
-                    yield Outcome(job, "failed", error=_as_ours(error, job, alone=len(jobs) == 1))
-
-
-def check_request(model: Model, request: Request) -> None:
-    """Raise UsageError for what could not work for any slide."""
-    match_genes(request.genes, model.panel)
-    if len(set(request.genes)) < len(request.genes):
-        raise UsageError("--genes names a gene more than once.")
-    if request.mask and request.spots_file:
-        raise UsageError("--mask chooses among the spots of a lattice; those of --spots are all predicted.")
-    if not 0 <= request.min_tissue <= 1:
-        raise UsageError(f"--min-tissue {request.min_tissue:g}: must lie between 0 and 1.")
+                    yield Outcome(job, "failed", error=_as_ours(error, job, alone=n_slides == 1))
 
 
 @dataclass(frozen=True)

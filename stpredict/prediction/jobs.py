@@ -1,4 +1,4 @@
-"""Which slides a call means, by name, pattern, folder or list, and where the result of each goes."""
+"""Which slides a call means, by name, pattern, folder or list, where each result goes, and what became of each."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from stpredict.console import Report
-from stpredict.errors import UsageError
+from stpredict.errors import StpredictError, UsageError
 from stpredict.prediction.anonymous import anonymous_names, demand_apart, readable_by_others, without_names
 
 RESULT_SUFFIX = ".h5ad"
@@ -44,6 +45,11 @@ class Job:
         return Path(self.anonymous) if self.anonymous else self.slide
 
     @property
+    def lease(self) -> Path:
+        """The file that says that somebody is at the slide."""
+        return self.result.with_name(f"{self.result.name}.lease")
+
+    @property
     def facts(self) -> dict[str, str]:
         """What each event of the log says of the slide."""
         return {"slide": str(self.shown), "output": str(self.result)}
@@ -53,6 +59,17 @@ class Job:
         if self.anonymous:
             names = ({self.mask: "mask"} if self.mask else {}) | {self.slide: self.anonymous}
             error.args = tuple(without_names(part, names) if isinstance(part, str) else part for part in error.args)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one slide. "elsewhere": another call is predicting it."""
+
+    job: Job
+    status: Literal["done", "up to date", "elsewhere", "failed"]
+    n_spots: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    error: StpredictError | None = None
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 
 import stpredict
 from stpredict.arrays import Float, Int, UInt8
-from stpredict.cards import PREDICTED_FROM, card_without_genes, held_out_correlation, read_reliability
+from stpredict.cards import card_without_genes, held_out_correlation, read_reliability
 from stpredict.console import Report, log
 from stpredict.data.panel import match_genes
 from stpredict.engines import Engine, EngineRequest, open_engine
@@ -25,11 +25,11 @@ from stpredict.prediction.leases import take_lease
 from stpredict.prediction.out_of_distribution import UNUSUAL_FROM, reference_of
 from stpredict.prediction.pipeline import predict_shards
 from stpredict.prediction.quality import flags_in_words, judge_spots, measure_patches, unusual_share
+from stpredict.prediction.request import Request
 from stpredict.prediction.shards import Shards, describe_difference, open_shards, pin_engine, pinned_engine
 from stpredict.result import CHUNK_SPOTS, SPREAD_MEANS, UNUSUAL, Gene, read_provenance, write_result
-from stpredict.slides.grid import GridRequest, choose_spots
+from stpredict.slides.grid import choose_spots
 from stpredict.slides.lattice import Spots
-from stpredict.slides.mask import MaskRequest, Origin
 from stpredict.slides.overview import make_thumbnail
 from stpredict.slides.raster import Raster, block_order, make_raster, read_patches
 from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
@@ -48,43 +48,6 @@ TTA = {
 INVARIANT_BELOW = 1e-4
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to predict and how. No `genes` means the whole panel, no `pitch_um` the spot diameter of the card."""
-
-    genes: Sequence[str] = ()
-    pitch_um: float | None = None
-    layout: Literal["square", "hex"] = "square"
-    spots_file: Path | None = None
-    min_tissue: float = 0.25
-    mpp: float | None = None
-    allow_upsampling: bool = False
-    engine: EngineRequest = field(default_factory=EngineRequest)
-    tta: bool = False  # the mean of each patch's eight flips and rotations, and their spread
-    overwrite_before: float = 0.0  # results older than this, in seconds since 1970, are replaced
-    mask: Path | None = None
-    mask_origin: Origin = "slide"
-
-    def of(self, job: Job) -> Request:
-        """The request with what is given for one slide alone."""
-        return replace(self, mpp=self.mpp if job.mpp is None else job.mpp, mask=job.mask or self.mask)
-
-    @property
-    def patches_per_spot(self) -> int:
-        return SYMMETRIES if self.tta else 1
-
-    def grid(self, model: Model) -> GridRequest:
-        diameter_um = model.card["spot_diameter_um"]
-        return GridRequest(
-            diameter_um,
-            diameter_um if self.pitch_um is None else self.pitch_um,
-            self.layout,
-            self.spots_file,
-            self.min_tissue,
-            MaskRequest(self.mask, self.mask_origin) if self.mask else None,
-        )
 
 
 class Clock:
@@ -143,7 +106,7 @@ def prepare_slide(job: Job, model: Model, request: Request) -> Prepared | Litera
         settings = requested_settings(slide, mpp, model, request)
         if is_done(job, settings, request.overwrite_before):
             return "up to date"
-        lease = take_lease(job.result.with_name(job.result.name + ".lease"))
+        lease = take_lease(job.lease)
         if lease is None:
             return "elsewhere"
         stack.callback(lease.release)
@@ -318,34 +281,3 @@ def display_range(model: Model, columns: Int) -> list[list[float]] | None:
     """The card's lowest and highest colour of each gene; None for an imported model, which has none."""
     bounds = model.card["genes"]["display_range"]
     return [[side[i] for i in columns] for side in bounds] if bounds else None
-
-
-def warn_of_unpredicted_genes(model: Model, genes: Sequence[str], report: Report) -> None:
-    """Tell which of the genes asked for the model could not predict when it was tested, or not better than ridge."""
-    correlation = held_out_correlation(model.card)
-    if not np.isfinite(correlation).any():
-        report(f"{model.name} was never tested on held-out tissue.")
-        return
-    asked = match_genes(genes, model.panel) or range(len(model.panel))
-    found = read_reliability(model.card)
-    if found:
-        doubtful = [i for i in asked if not found.reliable[i]]
-        if doubtful:
-            report(
-                f"{model.name}: {len(doubtful)} of these {len(asked)} genes are not reliable: their held-out "
-                f"correlation is not clearly above 0, or ridge regression did as well ({found.how})"
-            )
-        width = max((len(gene) for gene in genes), default=0)
-        for i in asked if genes else ():
-            report(
-                f"  {model.panel[i]:{width}}  {correlation[i]:6.2f} ({found.low[i]:.2f} to {found.high[i]:.2f}), "
-                f"ridge {found.ridge[i]:.2f}{'' if found.reliable[i] else '  not reliable'}"
-            )
-        return
-    poor = [i for i in asked if not correlation[i] >= PREDICTED_FROM]
-    if poor:
-        named = ": " + ", ".join(f"{model.panel[i]} ({correlation[i]:.2f})" for i in poor) if genes else ""
-        report(
-            f"{model.name} could not predict {len(poor)} of these {len(asked)} genes when it was tested "
-            f"(held-out correlation below {PREDICTED_FROM:g}){named}"
-        )

@@ -91,7 +91,7 @@ def test_what_was_prepared_ahead_is_let_go_when_the_run_ends_early(slides, tiny_
     (slides / "damaged.svs").unlink()
     jobs = find_jobs([str(slides)], Path("out"), lambda _: None)
     with pytest.raises(KeyboardInterrupt):
-        list(predict_slides(jobs, tiny_model, Request(genes=["GNAS"]), lambda _: None, lambda _done, _total: None))
+        list(predict_slides(jobs, tiny_model, Request(genes=["GNAS"]), lambda _: None, lambda *_: None))
     assert not list(Path("out").rglob("*.lease"))
 
 
@@ -113,7 +113,7 @@ def test_results_that_are_there_need_no_lease_and_no_folder_that_can_be_written(
     some = ("predict", slides / "one/a.tif", "-m", tiny_model_path, "--genes", "GNAS", "--pitch", "100", "-o", "out")
     assert run(*some).exit_code == 0
     monkeypatch.setattr("stpredict.prediction.one_slide.take_lease", None)
-    monkeypatch.setattr("stpredict.prediction.batch.make_folder", None)
+    monkeypatch.setattr("stpredict.prediction.request.make_folder", None)
     again = run(*some)
     assert again.exit_code == 0
     assert "up to date" in again.stderr

@@ -9,14 +9,15 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import GENES, SLIDE, assert_same, make_model
+from conftest import GENES, SLIDE, make_model
+from same_results import assert_same
 from slides_to_try import leica_with_bounds, tiff_pyramid
 
 from stpredict.engines import EngineRequest
 from stpredict.engines.eager import load_network
 from stpredict.errors import ResultError, UsageError
 from stpredict.prediction.batch import predict_slides
-from stpredict.prediction.jobs import find_jobs
+from stpredict.prediction.jobs import Job, find_jobs
 from stpredict.prediction.one_slide import Request
 from stpredict.prediction.shards import Shards, describe_difference
 from stpredict.result import read_provenance, read_result
@@ -28,7 +29,7 @@ EAGER = EngineRequest("eager", "fp32", batch_size=16)
 
 
 def predict(model, out: Path, slides=(SLIDE,), engine=EAGER, report=print, **request):
-    def nothing(done: int, total: int) -> None:
+    def nothing(_job: Job, done: int, total: int) -> None:
         assert done <= total
 
     jobs = find_jobs([str(slide) for slide in slides], out, report)

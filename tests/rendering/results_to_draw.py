@@ -20,7 +20,7 @@ from stpredict.slides.slide import Bounds, Mpp
 
 def predict(model, out, slide=SLIDE, **request) -> Result:
     asked = Request(engine=EngineRequest("eager", "fp32"), **request)
-    (outcome,) = predict_slides(find_jobs([str(slide)], out, print), model, asked, print, lambda _done, _total: None)
+    (outcome,) = predict_slides(find_jobs([str(slide)], out, print), model, asked, print, lambda *_: None)
     return read_result(outcome.job.result)
 
 

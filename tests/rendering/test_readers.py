@@ -88,9 +88,7 @@ def predicted_in_bounds(out: Path, model: Any, region: np.ndarray) -> Result:
     """The one that is not made up, of a slide that begins elsewhere than its scan."""
     leica_with_bounds(out / "b.scn", region[500:1700, :1407], corner=(301, 207), size=(2500, 2003))
     asked = Request(engine=EngineRequest("eager", "fp32"), genes=("GNAS", "CD74", "<&>"))
-    (outcome,) = predict_slides(
-        find_jobs([str(out / "b.scn")], out, print), model, asked, print, lambda _done, _total: None
-    )
+    (outcome,) = predict_slides(find_jobs([str(out / "b.scn")], out, print), model, asked, print, lambda *_: None)
     assert outcome.job.result, outcome.error
     return read_result(outcome.job.result)
 

@@ -1,0 +1,179 @@
+"""Slides on the workers of a dask scheduler: one to each process, which keeps its engine for the next."""
+
+from __future__ import annotations
+
+import pickle
+import secrets
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from distributed import Client, Future, KilledWorker
+
+import stpredict
+from stpredict.console import log, report
+from stpredict.errors import StpredictError, UsageError
+from stpredict.prediction.jobs import Job, Outcome
+from stpredict.prediction.leases import LAPSED_S, RENEW_S
+from stpredict.prediction.processes import Death, Work, find_the_guilty
+from stpredict.prediction.request import SlideProgress
+from stpredict.prediction.worker import SHARE_FOLDERS, forget
+
+CONNECT_S = 10
+#: How long to wait for events before looking for new workers.
+LOOK_EVERY_S = 1.0
+#: A slide that somebody is at is tried again, as that may be a worker that was lost, until its lease must have lapsed.
+RETRY_EVERY_S = 5.0
+GIVE_UP_AFTER_S = LAPSED_S + RENEW_S
+#: Shared file systems may take so long to show on one machine what was written on another.
+VISIBLE_AFTER_S = 60.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call at work: its slides, its scheduler, the name workers know it by, what they and the scheduler tell."""
+
+    jobs: list[Job]
+    work: Work
+    client: Client
+    name: str
+    events: SimpleQueue[tuple[Any, ...]]
+
+
+def predict_on_cluster(
+    jobs: Sequence[Job], work: Work, address: str, progress: SlideProgress
+) -> Generator[Outcome, None, None]:
+    """Have the workers of a scheduler predict slides, as many at a time as there are. Others go on for those lost.
+
+    Raises UsageError where there is no scheduler, a worker has another version, model or folder, or the call could not
+    work for any slide.
+    """
+    with _connected(address) as client:
+        call = Call(list(jobs), _with_whole_paths(work), client, f"stpredict-{secrets.token_hex(8)}", SimpleQueue())
+        client.subscribe_topic(call.name, lambda event: call.events.put(pickle.loads(event[1])))
+        if not client.nthreads():
+            report(f"{address}: has no workers yet; waiting for some")
+        try:
+            yield from find_the_guilty(jobs, partial(_on_workers, call=call, progress=progress))
+        except BaseException:
+            with suppress(Exception):  # whatever is in the way of telling the workers, the call ends
+                client.run(forget, call.name, on_error="ignore")
+            raise
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Client]:
+    try:
+        client = Client(address, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--cluster {address}: no dask scheduler answers there.") from error
+    with client:
+        try:
+            yield client
+        except (OSError, CancelledError) as error:
+            if client.status == "running":
+                raise
+            raise StpredictError(f"--cluster {address}: the scheduler is gone; the same command goes on.") from error
+
+
+def _on_workers(jobs: Sequence[Job], call: Call, progress: SlideProgress) -> Generator[Outcome | Death, None, None]:
+    """Give slides to workers that have none until it is known what became of each."""
+    due = dict.fromkeys(jobs, 0.0)  # when each may be tried
+    running: dict[Future[Outcome], tuple[Job, str]] = {}
+    found: dict[Job, float] = {}  # when slides were first found to be somebody's
+    while due or running:
+        ready = [job for job, when in due.items() if when <= time.monotonic()]
+        workers = call.client.nthreads().keys() - {worker for _, worker in running.values()} if ready else ()
+        for job, worker in zip(ready, sorted(workers), strict=False):
+            del due[job]
+            running[_submit(call, job, worker)] = job, worker
+        for kind, *content in _some(call.events):
+            if kind == "progress":
+                number, done, total = content
+                progress(call.jobs[number], done, total)
+            elif kind == "log":
+                number, event, line, facts = content
+                log(event, line, **_as_called(facts, call.jobs[number]))
+            elif content[0] in running:
+                job, worker = running.pop(content[0])
+                outcome = _outcome(content[0], job)
+                if isinstance(outcome, Outcome) and outcome.status == "elsewhere":
+                    now = time.monotonic()
+                    if now < found.setdefault(job, now) + GIVE_UP_AFTER_S:
+                        due[job] = now + RETRY_EVERY_S
+                        continue
+                if isinstance(outcome, Outcome):
+                    _demand_visible(outcome, worker)
+                yield outcome
+
+
+def _submit(call: Call, job: Job, worker: str) -> Future[Outcome]:
+    """Give a slide to a worker; the scheduler gives it to another one should that be lost."""
+    mask = job.mask and job.mask.absolute()
+    there = replace(job, slide=job.slide.absolute(), result=job.result.absolute(), mask=mask)
+    message = pickle.dumps((call.name, call.jobs.index(job), there, call.work))
+    future = call.client.submit(
+        _task(), stpredict.__version__, message, key=f"{call.name}-{secrets.token_hex(8)}", pure=False,
+        workers=[worker], allow_other_workers=True,
+    )  # fmt: skip
+    future.add_done_callback(lambda done: call.events.put(("ended", done)))
+    return future
+
+
+def _with_whole_paths(work: Work) -> Work:
+    """Workers stand in folders of their own."""
+    request = work.request
+    mask, spots = request.mask and request.mask.absolute(), request.spots_file and request.spots_file.absolute()
+    return replace(work, model=work.model.absolute(), request=replace(request, mask=mask, spots_file=spots))
+
+
+def _task() -> Callable[[str, bytes], Outcome]:
+    """What a worker is to do. It travels by value, so that one without this program, or with another, can say so."""
+
+    def predict(version: str, message: bytes) -> Outcome:
+        try:
+            import stpredict as there
+            from stpredict.prediction.worker import predict_one
+        except ImportError as error:
+            raise ImportError(f"stpredict {version} is needed on each worker ({error})") from error
+        if there.__version__ != version:
+            raise ImportError(f"stpredict {version} is needed on each worker, one has {there.__version__}")
+        return predict_one(message)
+
+    return predict
+
+
+def _outcome(future: Future[Outcome], job: Job) -> Outcome | Death:
+    try:
+        return replace(future.result(), job=job)
+    except KilledWorker:
+        return Death(job, "was lost with its worker, again and again")
+    except ImportError as error:
+        raise UsageError(f"--cluster: {error}.") from error
+
+
+def _demand_visible(outcome: Outcome, worker: str) -> None:
+    """Raises UsageError if a worker wrote a result where this machine does not see it."""
+    deadline = time.monotonic() + VISIBLE_AFTER_S
+    while outcome.status in ("done", "up to date") and not outcome.job.result.exists():
+        if time.monotonic() > deadline:
+            raise UsageError(f"{outcome.job.result}: written by {worker}, but not to be seen here; {SHARE_FOLDERS}")
+        time.sleep(LOOK_EVERY_S)
+
+
+def _as_called(facts: dict[str, Any], job: Job) -> dict[str, Any]:
+    """The facts of an event with the slide's paths as the user gave them."""
+    return {name: job.facts.get(name, value) for name, value in facts.items()}
+
+
+def _some(events: SimpleQueue[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """What has happened, after waiting a moment for something to happen."""
+    with suppress(Empty):
+        yield events.get(timeout=LOOK_EVERY_S)
+        while True:
+            yield events.get_nowait()

@@ -1,0 +1,115 @@
+"""What is asked for: whether it can work, and how far the model is to be trusted with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from stpredict.cards import PREDICTED_FROM, held_out_correlation, read_reliability
+from stpredict.console import Report
+from stpredict.data.panel import match_genes
+from stpredict.engines import EngineRequest
+from stpredict.errors import UsageError
+from stpredict.files import make_folder
+from stpredict.prediction.jobs import Job
+from stpredict.slides.symmetry import SYMMETRIES
+from stpredict.weights import Model
+
+if TYPE_CHECKING:  # slow to import, and a process that has others predict does not need them
+    from stpredict.slides.grid import GridRequest
+    from stpredict.slides.mask import Origin
+
+#: Called with a slide and how many of how many of its spots are done; with (0, 0) before anything of it is read.
+SlideProgress = Callable[[Job, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to predict and how. No `genes` means the whole panel, no `pitch_um` the spot diameter of the card."""
+
+    genes: Sequence[str] = ()
+    pitch_um: float | None = None
+    layout: Literal["square", "hex"] = "square"
+    spots_file: Path | None = None
+    min_tissue: float = 0.25
+    mpp: float | None = None
+    allow_upsampling: bool = False
+    engine: EngineRequest = field(default_factory=EngineRequest)
+    tta: bool = False  # the mean of each patch's eight flips and rotations, and their spread
+    overwrite_before: float = 0.0  # results older than this, in seconds since 1970, are replaced
+    mask: Path | None = None
+    mask_origin: Origin = "slide"
+
+    def of(self, job: Job) -> Request:
+        """The request with what is given for one slide alone."""
+        return replace(self, mpp=self.mpp if job.mpp is None else job.mpp, mask=job.mask or self.mask)
+
+    @property
+    def patches_per_spot(self) -> int:
+        return SYMMETRIES if self.tta else 1
+
+    def grid(self, model: Model) -> GridRequest:
+        from stpredict.slides.grid import GridRequest
+        from stpredict.slides.mask import MaskRequest
+
+        diameter_um = model.card["spot_diameter_um"]
+        return GridRequest(
+            diameter_um,
+            diameter_um if self.pitch_um is None else self.pitch_um,
+            self.layout,
+            self.spots_file,
+            self.min_tissue,
+            MaskRequest(self.mask, self.mask_origin) if self.mask else None,
+        )
+
+
+def check_request(model: Model, request: Request) -> None:
+    """Raise UsageError for what could not work for any slide."""
+    match_genes(request.genes, model.panel)
+    if len(set(request.genes)) < len(request.genes):
+        raise UsageError("--genes names a gene more than once.")
+    if request.mask and request.spots_file:
+        raise UsageError("--mask chooses among the spots of a lattice; those of --spots are all predicted.")
+    if not 0 <= request.min_tissue <= 1:
+        raise UsageError(f"--min-tissue {request.min_tissue:g}: must lie between 0 and 1.")
+
+
+def make_folders(jobs: Sequence[Job], request: Request) -> None:
+    """Make the folders of results that are to be written. Raises UsageError where that cannot be done."""
+    for folder in sorted({job.result.parent for job in jobs if request.overwrite_before or not job.result.exists()}):
+        make_folder(folder)
+
+
+def warn_of_unpredicted_genes(model: Model, genes: Sequence[str], report: Report) -> None:
+    """Tell which of the genes asked for the model could not predict when it was tested, or not better than ridge."""
+    correlation = held_out_correlation(model.card)
+    if not np.isfinite(correlation).any():
+        report(f"{model.name} was never tested on held-out tissue.")
+        return
+    asked = match_genes(genes, model.panel) or range(len(model.panel))
+    found = read_reliability(model.card)
+    if found:
+        doubtful = [i for i in asked if not found.reliable[i]]
+        if doubtful:
+            report(
+                f"{model.name}: {len(doubtful)} of these {len(asked)} genes are not reliable: their held-out "
+                f"correlation is not clearly above 0, or ridge regression did as well ({found.how})"
+            )
+        width = max((len(gene) for gene in genes), default=0)
+        for i in asked if genes else ():
+            report(
+                f"  {model.panel[i]:{width}}  {correlation[i]:6.2f} ({found.low[i]:.2f} to {found.high[i]:.2f}), "
+                f"ridge {found.ridge[i]:.2f}{'' if found.reliable[i] else '  not reliable'}"
+            )
+        return
+    poor = [i for i in asked if not correlation[i] >= PREDICTED_FROM]
+    if poor:
+        named = ": " + ", ".join(f"{model.panel[i]} ({correlation[i]:.2f})" for i in poor) if genes else ""
+        report(
+            f"{model.name} could not predict {len(poor)} of these {len(asked)} genes when it was tested "
+            f"(held-out correlation below {PREDICTED_FROM:g}){named}"
+        )

@@ -1,0 +1,86 @@
+"""What a worker of a dask cluster does: one slide at a time, with the engine of the slide before."""
+
+from __future__ import annotations
+
+import pickle
+import platform
+import threading
+import time
+from dataclasses import replace
+
+from distributed import get_worker
+
+from stpredict.console import report, telling
+from stpredict.engines import EngineRequest
+from stpredict.errors import SlideError, SlideNotFoundError, StpredictError
+from stpredict.prediction.batch import Warm, predict_each
+from stpredict.prediction.jobs import Job, Outcome
+from stpredict.prediction.processes import Work, model_of
+
+SHARE_FOLDERS = "slides, model and output need paths that are the same on all machines."
+#: No more often than this a worker says how far it is.
+PROGRESS_EVERY_S = 1.0
+
+#: Whatever number of threads a worker has, an engine uses them all, and what it logs goes to one call.
+_one_at_a_time = threading.Lock()
+_forgotten: set[str] = set()
+_kept: dict[tuple[str, EngineRequest], Warm] = {}
+
+
+class Forgotten(BaseException):
+    """The call that wanted a slide has ended."""
+
+
+def forget(call: str) -> None:
+    """Let go of the slides of a call."""
+    _forgotten.add(call)
+
+
+def predict_one(message: bytes) -> Outcome:
+    """Predict a slide and tell the call that wants it how that goes.
+
+    Raises StpredictError, with this machine's name, for what could not work for any slide.
+    """
+    call, number, job, work = pickle.loads(message)
+    worker = get_worker()
+    last = 0.0
+
+    def send(kind: str, *content: object) -> None:
+        if call in _forgotten:
+            raise Forgotten
+        worker.log_event(call, pickle.dumps((kind, number, *content)))  # names may be no text
+
+    def tell(event: str, line: str | None, facts: dict[str, object]) -> None:
+        send("log", event, line, facts)
+
+    def progress(_job: Job, done: int, total: int) -> None:
+        nonlocal last
+        if not 0 < done < total or time.monotonic() - last >= PROGRESS_EVERY_S:
+            last = time.monotonic()
+            send("progress", done, total)
+
+    where = f"{platform.node()} ({worker.address})"
+    with _one_at_a_time, telling(tell):
+        try:
+            if not job.result.parent.is_dir():
+                raise SlideError(f"{job.result.parent}: no such folder; {SHARE_FOLDERS}")
+            engine = replace(work.request.engine, threads=work.request.engine.threads or worker.state.nthreads)
+            work = replace(work, request=replace(work.request, engine=engine))
+            warm = kept_warm(work)
+            (outcome,) = predict_each([job], warm, work.request, work.n_slides, report, progress)
+        except StpredictError as error:
+            error.args = (f"worker {where}: {error}",)
+            raise
+    if isinstance(outcome.error, SlideNotFoundError):
+        return replace(outcome, error=SlideError(f"{outcome.error} That was on worker {where}; {SHARE_FOLDERS}"))
+    return outcome
+
+
+def kept_warm(work: Work) -> Warm:
+    """The model, and the engine if the slide before had the same. Raises ModelFileError."""
+    key = work.sha256, work.request.engine
+    if key not in _kept:
+        model = model_of(work)
+        _kept.clear()  # another one's engine would only take memory
+        _kept[key] = Warm(model)
+    return _kept[key]
