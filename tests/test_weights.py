@@ -106,6 +106,7 @@ def test_shipped_models_keep_what_their_cards_promise(name: str):
     assert folds == {("patient", "B"), ("patient", "C"), ("section", "C5")}
     for fold in model.card["held_out"]:
         assert not set(fold["test"]) & set(fold["train"])
+        assert fold.get("min_depth", 0) == (500 if name == DEFAULT_MODEL else 0)  # the other was made when all counted
         assert {"training mean", "depth (true)", "depth (ridge)", "ridge on colour and texture", "model"} <= set(
             fold["rows"]
         )
