@@ -25,5 +25,5 @@ process PREDICT {
 }
 
 workflow {
-    PREDICT(Channel.fromPath(params.slides).map { it.toString() }).view { it.trim() }
+    PREDICT(channel.fromPath(params.slides).map { it.toString() }).view { it.trim() }
 }

@@ -51,10 +51,10 @@ def _in_children(jobs: Sequence[Job], work: Work, progress: SlideProgress) -> Ge
                     yield content[0]
                 else:
                     raise content[0]
-        how = exit_in_words(process.exitcode)
-        if left and not begun & left.keys():
+        how, under_way = exit_in_words(process.exitcode), [job for job in left if job in begun]
+        if left and not under_way:
             raise StpredictError(f"the process that predicts {how} before it came to a slide.")
-        for job in begun & left.keys():
+        for job in under_way:
             del left[job]
             if lease := take_lease(job.lease):  # at once, as its owner is dead; else it would lie there for good
                 lease.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
@@ -30,6 +31,8 @@ LOOK_EVERY_S = 1.0
 #: A slide that somebody is at is tried again, as that may be a worker that was lost, until its lease must have lapsed.
 RETRY_EVERY_S = 5.0
 GIVE_UP_AFTER_S = LAPSED_S + RENEW_S
+#: A slide may lose so many workers, as dask's scheduler has it, too. It begins to count anew for a slide tried again.
+MAX_LOSSES = 3
 #: Shared file systems may take so long to show on one machine what was written on another.
 VISIBLE_AFTER_S = 60.0
 
@@ -78,13 +81,17 @@ def _connected(address: str) -> Iterator[Client]:
         except (OSError, CancelledError) as error:
             if client.status == "running":
                 raise
-            raise StpredictError(f"--cluster {address}: the scheduler is gone; the same command goes on.") from error
+            raise StpredictError(
+                f"--cluster {address}: the scheduler is gone; the same command goes on where it stopped."
+            ) from error
 
 
 def _on_workers(jobs: Sequence[Job], call: Call, progress: SlideProgress) -> Generator[Outcome | Death, None, None]:
     """Give slides to workers that have none until it is known what became of each."""
     due = dict.fromkeys(jobs, 0.0)  # when each may be tried
     running: dict[Future[Outcome], tuple[Job, str]] = {}
+    begun: set[Job] = set()
+    losses: Counter[Job] = Counter()
     found: dict[Job, float] = {}  # when slides were first found to be somebody's
     while due or running:
         ready = [job for job, when in due.items() if when <= time.monotonic()]
@@ -95,21 +102,27 @@ def _on_workers(jobs: Sequence[Job], call: Call, progress: SlideProgress) -> Gen
         for kind, *content in _some(call.events):
             if kind == "progress":
                 number, done, total = content
-                progress(call.jobs[number], done, total)
+                job = call.jobs[number]
+                if not total and job in begun:  # by a worker that was lost, whose lease may have yet to lapse
+                    losses[job] += 1
+                    found.pop(job, None)
+                    log("warning", f"{job.shown.name}: its worker was lost; another one is given it")
+                begun.add(job)
+                progress(job, done, total)
             elif kind == "log":
                 number, event, line, facts = content
                 log(event, line, **_as_called(facts, call.jobs[number]))
             elif content[0] in running:
                 job, worker = running.pop(content[0])
-                outcome = _outcome(content[0], job)
-                if isinstance(outcome, Outcome) and outcome.status == "elsewhere":
-                    now = time.monotonic()
-                    if now < found.setdefault(job, now) + GIVE_UP_AFTER_S:
-                        due[job] = now + RETRY_EVERY_S
-                        continue
-                if isinstance(outcome, Outcome):
-                    _demand_visible(outcome, worker)
-                yield outcome
+                begun.discard(job)
+                outcome, now = _outcome(content[0], job, worker), time.monotonic()
+                somebodys = outcome is not None and outcome.status == "elsewhere"
+                if outcome is None or (somebodys and losses[job] > MAX_LOSSES):
+                    yield Death(job, "was lost with its worker, again and again")
+                elif somebodys and now < found.setdefault(job, now) + GIVE_UP_AFTER_S:
+                    due[job] = now + RETRY_EVERY_S
+                else:
+                    yield outcome
 
 
 def _submit(call: Call, job: Job, worker: str) -> Future[Outcome]:
@@ -148,13 +161,16 @@ def _task() -> Callable[[str, bytes], Outcome]:
     return predict
 
 
-def _outcome(future: Future[Outcome], job: Job) -> Outcome | Death:
+def _outcome(future: Future[Outcome], job: Job, worker: str) -> Outcome | None:
+    """What became of a slide; None if it lost its workers. Raises UsageError where workers are not fit for the call."""
     try:
-        return replace(future.result(), job=job)
+        outcome = replace(future.result(), job=job)
     except KilledWorker:
-        return Death(job, "was lost with its worker, again and again")
+        return None
     except ImportError as error:
         raise UsageError(f"--cluster: {error}.") from error
+    _demand_visible(outcome, worker)
+    return outcome
 
 
 def _demand_visible(outcome: Outcome, worker: str) -> None:

@@ -47,7 +47,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = {"distributed.scheduler.allowed-failures": 0, "temporary-directory": str(folder)}
     with (
         dask.config.set(settings),
-        LocalCluster(n_workers=2, threads_per_worker=3, dashboard_address=None, memory_limit=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=3, dashboard_address=":0", memory_limit=None) as cluster,
     ):
         yield cluster.scheduler_address
 
