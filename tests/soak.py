@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 
 from endurance import family, status
 
@@ -35,9 +36,9 @@ class Soaked:
 
     @property
     def growth(self) -> float:
-        """By how much memory at its highest grew between EARLY and LATE, as a part of it."""
+        """By how much the slides' median grew between EARLY and LATE, as a part of it."""
         n = len(self.peak_bytes)
-        early, late = (max(self.peak_bytes[int(n * first) : int(n * last)]) for first, last in (EARLY, LATE))
+        early, late = (median(self.peak_bytes[int(n * first) : int(n * last)]) for first, last in (EARLY, LATE))
         return late / early - 1
 
 
