@@ -72,8 +72,8 @@ def hardships(parts: Sequence[str], sizes: Sequence[int], scratch: Path) -> Figu
     os.environ["STPREDICT_CACHE"] = str(scratch / "cache")
     _, kills, limits, rounds, n_slides = sizes
     model = make_model(scratch / "tiny.safetensors")
-    slides = cut_slides(scratch / "slides", max(n_slides, 4))
-    eager = ["predict", *slides[:4], "-m", model, *SHORT, "--engine", "eager"]
+    slides = cut_slides(scratch / "slides", max(n_slides, 2))
+    eager = ["predict", *slides[:2], "-m", model, *SHORT, "--engine", "eager", "--threads", "1"]
     todo: dict[str, Callable[[Path], Any]] = {
         "kills": lambda folder: kill_at_random(folder, [*eager, "--render"], kills),
         "memory": lambda folder: starve(folder, eager, limits),
