@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from endurance import CannotTryError, cut_slides, fill_disk, kill_at_random, small_disk, starve
-from soak import soak
+from soak import early_and_late, soak
 
 from stpredict.new_hdf5 import new_hdf5
 
@@ -59,8 +59,8 @@ def test_an_hdf5_file_that_does_not_fit_is_an_error_and_leaves_nothing(tmp_path,
 
 
 def test_many_slides_leave_no_handles_and_threads(slides, tiny_model_path, tmp_path):
-    found = soak(slides, ["-m", tiny_model_path, *SHORT], tmp_path)
+    found = soak(slides, ["-m", tiny_model_path, *SHORT], tmp_path / "out")
     assert found.exit_code == 0
-    assert found.handles[1] <= found.handles[0]
-    assert found.threads[1] <= found.threads[0]
+    for early, late in map(early_and_late, (found.handles, found.threads)):
+        assert late <= early + 2
     assert found.growth < 0.25  # so few slides say little; the benchmark's 200 stay within 5 %
