@@ -121,6 +121,8 @@ def try_kind(
         for seed in range(count):
             path.write_bytes(mutate(content, donor, mutation, seed))
             outcome, detail = one.use(kind, path)
+            if outcome == "hang":  # or the machine was at something else
+                outcome, detail = one.use(kind, path)
             if outcome == "used":
                 outcome = judge(kind, mutation, original, detail)
             if outcome == "refused" and len(detail.strip().splitlines()) != 1:

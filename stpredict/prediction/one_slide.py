@@ -20,6 +20,7 @@ from stpredict.console import Report, log
 from stpredict.data.panel import match_genes
 from stpredict.engines import Engine, EngineRequest, open_engine
 from stpredict.errors import ResultError, StpredictError, UsageError
+from stpredict.machine import give_back_memory
 from stpredict.prediction.jobs import Job
 from stpredict.prediction.leases import take_lease
 from stpredict.prediction.out_of_distribution import UNUSUAL_FROM, reference_of
@@ -101,6 +102,7 @@ def prepare_slide(job: Job, model: Model, request: Request) -> Prepared | Litera
     """
     clock, request = Clock(), request.of(job)
     with ExitStack() as stack:
+        stack.callback(give_back_memory)  # when the slide is closed
         slide = stack.enter_context(open_slide(job.slide))
         mpp = resolve_mpp(slide, request.mpp)
         settings = requested_settings(slide, mpp, model, request)

@@ -47,7 +47,8 @@ def _of_soak(figures: Figures) -> str:
         return "not run"
     return "; ".join(
         f"{name}: {each['slides']} slides, memory {each['growth']:+.1%}, "
-        f"handles {each['handles'][0]} and {each['handles'][1]}, threads {each['threads'][0]} and {each['threads'][1]}"
+        f"handles {each['handles'][0]:.0f} and {each['handles'][1]:.0f}, "
+        f"threads {each['threads'][0]:.0f} and {each['threads'][1]:.0f}"
         for name, each in found.items()
     )
 
@@ -63,6 +64,15 @@ PROMISES = (
             "tests/test_summary.py::test_a_damaged_result_costs_only_itself",
         ),
         _of_files,
+    ),
+    Promise(
+        "A slide that ends the process that reads it fails alone among several, also on a cluster",
+        (
+            "tests/prediction/test_child.py::test_a_slide_that_ends_the_process_fails_alone",
+            "tests/prediction/test_child.py::test_slides_that_a_dead_process_was_at_are_gone_on_with",
+            "tests/prediction/test_cluster.py::test_a_slide_that_ends_its_workers_fails_alone",
+            "tests/prediction/test_cluster.py::test_the_slide_of_a_killed_worker_is_done_by_another",
+        ),
     ),
     Promise(
         "Pixels that cannot be decoded are an error and never grey",
