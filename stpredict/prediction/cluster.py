@@ -90,7 +90,6 @@ def _on_workers(jobs: Sequence[Job], call: Call, progress: SlideProgress) -> Gen
     """Give slides to workers that have none until it is known what became of each."""
     due = dict.fromkeys(jobs, 0.0)  # when each may be tried
     running: dict[Future[Outcome], tuple[Job, str]] = {}
-    begun: set[Job] = set()
     losses: Counter[Job] = Counter()
     found: dict[Job, float] = {}  # when slides were first found to be somebody's
     while due or running:
@@ -102,20 +101,17 @@ def _on_workers(jobs: Sequence[Job], call: Call, progress: SlideProgress) -> Gen
         for kind, *content in _some(call.events):
             if kind == "progress":
                 number, done, total = content
-                job = call.jobs[number]
-                if not total and job in begun:  # by a worker that was lost, whose lease may have yet to lapse
-                    losses[job] += 1
-                    found.pop(job, None)
-                    log("warning", f"{job.shown.name}: its worker was lost; another one is given it")
-                begun.add(job)
-                progress(job, done, total)
+                progress(call.jobs[number], done, total)
             elif kind == "log":
                 number, event, line, facts = content
                 log(event, line, **_as_called(facts, call.jobs[number]))
             elif content[0] in running:
                 job, worker = running.pop(content[0])
-                begun.discard(job)
                 outcome, now = _outcome(content[0], job, worker), time.monotonic()
+                if worker not in call.client.nthreads():
+                    log("warning", f"{job.shown.name}: its worker was lost, and another one was given it")
+                    losses[job] += 1
+                    found.pop(job, None)  # the lease may be that worker's, and has yet to lapse
                 somebodys = outcome is not None and outcome.status == "elsewhere"
                 if outcome is None or (somebodys and losses[job] > MAX_LOSSES):
                     yield Death(job, "was lost with its worker, again and again")
