@@ -117,7 +117,7 @@ def starve(folder: Path, call: Sequence[object], limits: int) -> Trial:
     trial = Trial()
     reference, out = folder / "reference", folder / "starved"
     most = _address_space([*PROGRAM, *map(str, call), "-o", str(reference)])
-    for limit in np.linspace(most / 10, most, limits):
+    for limit in np.linspace(most / 4, most, limits):  # with less, numpy itself cannot be loaded
         done = _run([*call, "-o", out], before=f"ulimit -v {int(limit / 1024)}")
         what = _judge(done)
         if what == "done":

@@ -38,7 +38,7 @@ def test_a_full_disk_costs_only_what_does_not_fit(slides, tiny_model_path, tmp_p
     except CannotTryError as error:
         pytest.skip(str(error))
     assert trial.wrong == []
-    assert trial.came["one sentence"] == 2
+    assert trial.came["one sentence"] >= 1
 
 
 @pytest.mark.parametrize("compression", [None, "gzip"])
