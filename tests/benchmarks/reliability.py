@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ def long_run(slides: Sequence[Path], options: Sequence[object], scratch: Path) -
 
 def hardships(parts: Sequence[str], sizes: Sequence[int], scratch: Path) -> Figures:
     """What kills, little memory, full disks and many slides did."""
-    from conftest import make_model
+    from conftest import SLIDE, make_model
     from endurance import CannotTryError, cut_slides, fill_disk, kill_at_random, starve
 
     os.environ["STPREDICT_CACHE"] = str(scratch / "cache")
@@ -74,8 +73,9 @@ def hardships(parts: Sequence[str], sizes: Sequence[int], scratch: Path) -> Figu
     model = make_model(scratch / "tiny.safetensors")
     slides = cut_slides(scratch / "slides", max(n_slides, 2))
     eager = ["predict", *slides[:2], "-m", model, *SHORT, "--engine", "eager", "--threads", "1"]
+    in_parts = ["predict", SLIDE, *eager[3:], "--pitch", "20"]  # more spots than one part holds
     todo: dict[str, Callable[[Path], Any]] = {
-        "kills": lambda folder: kill_at_random(folder, [*eager, "--render"], kills),
+        "kills": lambda folder: kill_at_random(folder, [*in_parts, "--render"], kills),
         "memory": lambda folder: starve(folder, eager, limits),
         "disk": lambda folder: fill_disk(folder, [*eager, "--render"], rounds),
         "soak": lambda folder: long_run(slides, ["-m", model, *SHORT], folder),
@@ -89,7 +89,7 @@ def hardships(parts: Sequence[str], sizes: Sequence[int], scratch: Path) -> Figu
         except CannotTryError as error:
             print(f"{part}: not tried: {error}", file=sys.stderr)
             continue
-        found[part] = trial if part == "soak" else asdict(trial)
+        found[part] = trial if part == "soak" else vars(trial)
         print(f"{part}: {found[part]}", file=sys.stderr, flush=True)
     return found
 
