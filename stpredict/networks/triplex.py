@@ -6,7 +6,7 @@ around and of it, through a frozen ResNet18; and the global view, what the froze
 spots of the slide. The spot's global token asks the tokens of the other two; four linear heads read all three and what
 comes of that. Equation numbers are the paper's.
 
-The frozen features do not depend on what is trained, so they are made once (`describe`) and given to the network.
+The frozen features do not depend on what is trained, so they are made once (`describe`) and given to `read_spots`.
 Attention over all spots of a slide takes memory in proportion to them, not to their square.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,14 +57,14 @@ class TriplexConfig:
 
 
 #: The paper's settings for HER2+ (Andersson et al.), for breast cancer (He et al.), and for squamous cell carcinoma.
-VARIANTS = {
-    "": {},
-    "-bc2": {
+SETTINGS: dict[str, dict[str, Any]] = {
+    "triplex": {},
+    "triplex-bc2": {
         "fusion_depth": 3, "fusion_heads": 16, "fusion_mlp": 4, "fusion_dropout": 0.4,
         "global_depth": 3, "global_heads": 8, "global_mlp": 2, "global_dropout": 0.1,
         "neighbour_depth": 4, "neighbour_heads": 8, "neighbour_mlp": 4, "neighbour_dropout": 0.3,
     },
-    "-scc": {
+    "triplex-scc": {
         "fusion_depth": 2, "fusion_heads": 8, "fusion_mlp": 4, "fusion_dropout": 0.1,
         "global_depth": 2, "global_heads": 16, "global_mlp": 1, "global_dropout": 0.1,
         "neighbour_depth": 4, "neighbour_heads": 16, "neighbour_mlp": 1, "neighbour_dropout": 0.3,
@@ -115,7 +115,8 @@ class Trunk(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches, uint8 N x P x P x 3, to tokens, N x (P / 32)^2 x 8 widths, in row-major order."""
-        x = (patches.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        # With channels last, torch 2.13 was seen to break its memory in narrow trunks' gradients on a CPU.
+        x = (patches.permute(0, 3, 1, 2).float().contiguous() / 255 - self.mean) / self.std
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
@@ -175,7 +176,9 @@ class PositionEncoding(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.weight = nn.Parameter(torch.empty(channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        nn.init.uniform_(self.weight, -1 / 3, 1 / 3)  # as torch's convolutions begin
 
     def forward(self, tokens: Tensor, cells: Tensor) -> Tensor:
         """Tokens n x C of spots in `cells` (n x 2, row and column) to n x C."""
@@ -185,13 +188,13 @@ class PositionEncoding(nn.Module):
         count = torch.bincount(cell_of, minlength=len(keys)).to(tokens.dtype)
         held = torch.zeros(len(keys), tokens.shape[1], dtype=tokens.dtype, device=tokens.device)
         held = held.index_add(0, cell_of, tokens) / count[:, None]
-        out = torch.zeros_like(held) + self.convolution.bias
+        out = self.bias.expand_as(held)
         for row in range(3):
             for column in range(3):
                 wanted = keys + (row - 1) * width + (column - 1)
                 found = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
                 there = (keys[found] == wanted).to(tokens.dtype)
-                out = out + self.convolution.weight[:, 0, row, column] * held[found] * there[:, None]
+                out = out + self.weight[:, row, column] * held[found] * there[:, None]
         return out[cell_of]
 
 
@@ -209,6 +212,8 @@ class Triplex(nn.Module):
 
         def blocks(part: str) -> nn.ModuleList:
             heads, mlp, dropout = (getattr(config, f"{part}_{size}") for size in ("heads", "mlp", "dropout"))
+            if c % heads:
+                raise ValueError(f"{c} channels do not divide into {heads} heads")
             return nn.ModuleList(Block(c, heads, mlp, dropout) for _ in range(getattr(config, f"{part}_depth")))
 
         self.neighbour_blocks, self.global_blocks, self.fusion_blocks = map(blocks, ("neighbour", "global", "fusion"))
@@ -248,11 +253,31 @@ class Triplex(nn.Module):
             x = block(x, bias=bias[:, self.distance] + unseen)
         return x  # type: ignore[no-any-return]
 
-    def forward(self, patches: Tensor, neighbours: Tensor, absent: Tensor, global_tokens: Tensor) -> Tensor:
+    def forward(self, patches: Tensor) -> Tensor:
+        """Patches, uint8 N x P x P x 3, to float32 N x genes, as if each spot were all that there is of its slide.
+
+        Engines are checked by it: it runs all of the network. Slides are read by `read_spots`.
+        """
+        return self.expression(self.features(patches))
+
+    def features(self, patches: Tensor) -> Tensor:
+        """What the head reads, N x C, as if each spot were all that there is of its slide."""
+        described, nowhere = self.describe(patches), torch.zeros(1, 2, dtype=torch.int64, device=patches.device)
+        neighbours = described.new_zeros(len(described), N_NEIGHBOURS, described.shape[1])
+        neighbours[:, TARGET] = described
+        absent = (torch.arange(N_NEIGHBOURS, device=patches.device) != TARGET).expand(len(described), -1)
+        tokens = torch.cat([self.global_tokens(one[None], nowhere) for one in described])
+        target = self.embed_target(self.trunk(patches))
+        return self.fuse(target, self.neighbour_tokens(neighbours, absent), absent, tokens)
+
+    def read_spots(self, patches: Tensor, neighbours: Tensor, absent: Tensor, global_tokens: Tensor) -> Tensor:
         """Expression, N x genes, of N spots: their patches (uint8 N x P x P x 3), the frozen features of their
         neighbours (N x 25 x 8 widths), which of them lie off the slide, and their global tokens (N x C)."""
         target, neighbour = self.embed_target(self.trunk(patches)), self.neighbour_tokens(neighbours, absent)
-        output = self.head(self.fuse(target, neighbour, absent, global_tokens))
+        return self.expression(self.fuse(target, neighbour, absent, global_tokens))
+
+    def expression(self, fused: Tensor) -> Tensor:
+        output: Tensor = self.head(fused)
         return F.softplus(output) if self.config.link == "softplus" else output
 
     def four_outputs(self, patches: Tensor, neighbours: Tensor, absent: Tensor, global_tokens: Tensor) -> list[Tensor]:
@@ -273,6 +298,10 @@ class Triplex(nn.Module):
         for block in self.fusion_blocks:
             of_target, of_neighbours = block(of_target, target), block(of_neighbours, neighbours, unseen)
         return self.fusion_norm((of_target + of_neighbours)[:, 0])  # type: ignore[no-any-return]
+
+    def cast(self, _dtype: torch.dtype) -> Triplex:
+        """Nothing is cast: it was tried in fp32 alone."""
+        return self
 
     def train(self, mode: bool = True) -> Triplex:
         """The frozen ResNet18 stays as it is."""

@@ -11,11 +11,10 @@ import torch
 from torch.nn import functional as F
 
 from stpredict.errors import ModelFileError
-from stpredict.networks import triplex
+from stpredict.networks import architecture_config, build_network, make_network, network_parameters, triplex
 from stpredict.networks.triplex import (
     N_NEIGHBOURS,
     TARGET,
-    VARIANTS,
     Attention,
     Block,
     PositionEncoding,
@@ -48,10 +47,12 @@ def some_spots(n: int, px: int = 64):
     return patches, torch.randn(n, N_NEIGHBOURS, 16).half(), absent, torch.randn(n, 8)
 
 
-@pytest.mark.parametrize(("variant", "millions"), [("", 29.29), ("-bc2", 40.32), ("-scc", 27.72)])
-def test_parameter_counts_are_the_papers(variant, millions):
+@pytest.mark.parametrize(
+    ("architecture", "millions"), [("triplex", 29.29), ("triplex-bc2", 40.32), ("triplex-scc", 27.72)]
+)
+def test_parameter_counts_are_the_papers(architecture, millions):
     with torch.device("meta"):
-        network = Triplex(TriplexConfig(n_genes=250, **VARIANTS[variant]))
+        network = make_network(architecture_config(architecture, n_genes=250))
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert round(trained / 1e6, 2) == millions
     assert sum(p.numel() for p in network.frozen.parameters()) == 11_176_512  # torchvision's, less its classifier
@@ -137,8 +138,8 @@ def test_other_files_are_refused(tmp_path, content, said):
 def test_position_encoding_by_hand():
     encoding = PositionEncoding(1)
     with torch.no_grad():
-        encoding.convolution.weight.copy_(torch.arange(1.0, 10).view(1, 1, 3, 3))
-        encoding.convolution.bias.fill_(0.5)
+        encoding.weight.copy_(torch.arange(1.0, 10).view(1, 3, 3))
+        encoding.bias.fill_(0.5)
         # Spots in cells (7, 2), (7, 3), twice (8, 3), and (9, 9), which has no neighbour.
         cells = torch.tensor([[7, 2], [7, 3], [8, 3], [8, 3], [9, 9]])
         tokens = torch.tensor([[1.0], [10.0], [100.0], [300.0], [7.0]])
@@ -164,7 +165,7 @@ def test_position_encoding_is_a_convolution_of_the_slides_grid():
         grid[:, row[i], column[i]] += tokens[i]
         count[row[i], column[i]] += 1
     with torch.inference_mode():
-        dense = F.conv2d((grid / count.clamp(min=1))[None], encoding.convolution.weight, encoding.convolution.bias,
+        dense = F.conv2d((grid / count.clamp(min=1))[None], encoding.weight[:, None], encoding.bias,
                          padding=1, groups=6)[0]  # fmt: skip
         np.testing.assert_allclose(encoding(tokens, cells), dense[:, row, column].T, atol=1e-5)
 
@@ -244,7 +245,7 @@ def test_each_head_reads_its_own_view(network):
     spots = some_spots(2)
     with torch.inference_mode():
         fused, target, neighbour, of_global = network.four_outputs(*spots)
-        assert torch.equal(fused, network(*spots))
+        assert torch.equal(fused, network.read_spots(*spots))
         tokens = network.embed_target(network.trunk(spots[0])).mean(dim=1)
         np.testing.assert_allclose(target, network.target_head(tokens), atol=1e-6)
         np.testing.assert_allclose(of_global, network.global_head(spots[3]), atol=1e-6)
@@ -263,9 +264,8 @@ def test_what_lies_off_the_slide_does_not_matter(network):
                               network.four_outputs(patches, changed, absent, tokens), strict=True):  # fmt: skip
             np.testing.assert_allclose(one, other, atol=1e-6)
         changed[0, 6] += 3
-        assert not torch.allclose(
-            network(patches, changed, absent, tokens), network(patches, neighbours, absent, tokens)
-        )
+        seen = (network.read_spots(patches, shown, absent, tokens) for shown in (neighbours, changed))
+        assert not torch.allclose(*seen)
 
 
 def test_fusion_loss_by_hand():
@@ -309,10 +309,22 @@ def test_features_in_half_precision_change_little(network):
         neighbours = features[:, None].expand(-1, N_NEIGHBOURS, -1)
         cells = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
         full, half = (
-            network(patches, n, absent, network.global_tokens(n[:, TARGET], cells))
+            network.read_spots(patches, n, absent, network.global_tokens(n[:, TARGET], cells))
             for n in (neighbours, neighbours.half())
         )
     assert 0 < (full - half).abs().max() < 2e-3 * full.std()
+
+
+def test_a_lone_spot_is_a_slide_of_one(network):
+    patches = some_spots(3)[0]
+    absent = torch.ones(1, N_NEIGHBOURS, dtype=torch.bool)
+    absent[0, TARGET] = False
+    with torch.inference_mode():
+        for patch, alone in zip(patches[:, None], network(patches), strict=True):
+            features = network.describe(patch)
+            tokens = network.global_tokens(features, torch.tensor([[4, 9]]))
+            neighbours = features[:, None].expand(-1, N_NEIGHBOURS, -1)
+            np.testing.assert_allclose(network.read_spots(patch, neighbours, absent, tokens)[0], alone, atol=1e-5)
 
 
 def test_global_tokens_come_in_the_order_of_the_spots(network):
@@ -342,7 +354,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from stpredict.networks import triplex
 torch.set_num_threads(1)
 triplex.MAX_WEIGHTS = 1 << 22
-one = {f"global_{size}": 1 for size in ("depth", "heads", "mlp")}
+one = {f"{part}_{size}": 1 for part in ("fusion", "global", "neighbour") for size in ("depth", "heads", "mlp")}
 network = triplex.Triplex(triplex.TriplexConfig(n_genes=2, channels=8, trunk_width=1, **one)).eval()
 def run(n):
     i = torch.arange(n)
@@ -359,3 +371,9 @@ def test_attention_over_all_spots_does_not_take_memory_by_their_square():
     """All weights of 12,000 spots at once are 550 MB, twice over in torch's plainest attention."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 300
+
+
+def test_parameters_that_describe_no_network_are_refused():
+    with pytest.raises(ModelFileError, match="8 channels do not divide into 3 heads"):
+        build_network({**network_parameters(TINY), "global_heads": 3})
+    assert isinstance(build_network(network_parameters(TINY)), Triplex)
