@@ -8,6 +8,7 @@ import numpy.typing as npt
 UInt8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
 Int = npt.NDArray[np.int64]
+Float16 = npt.NDArray[np.float16]
 Float32 = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.str_] | npt.NDArray[np.object_]
 Float = npt.NDArray[np.float64]

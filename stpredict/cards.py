@@ -35,6 +35,7 @@ N_REFERENCE = 512
 PIXEL_SCALING = {
     "m2ort": "RGB uint8 / 255",
     "m2ost": "RGB uint8 / 255",
+    "triplex": "RGB uint8 / 255, less ImageNet's mean, over its deviation",
     "dictionary": "optical density, -ln((RGB uint8 + 1) / 256)",
     "encoder": "RGB uint8 / 255, less the encoder's mean, over its deviation",
 }
@@ -113,11 +114,14 @@ def write_model(
     saved = build_network(card["parameters"])
     saved.load_state_dict(own_state(network))
     objective.fold_into(saved.head)
-    # What standardises features stays in fp32: those that hardly vary have scales beyond fp16.
+    # What standardises features stays in fp32: those that hardly vary have scales beyond fp16. So do counts of batches.
+    exact = ("feature_", "running_", "num_batches_")
     tensors = {
-        name: tensor.detach().cpu().numpy().astype(np.float32 if name.startswith("feature_") else np.float16)
+        name: tensor.detach().cpu().numpy().astype(
+            np.float32 if name.rpartition(".")[2].startswith(exact) else np.float16
+        )
         for name, tensor in saved.state_dict().items()
-    }
+    }  # fmt: skip
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise ModelFileError(f"{path.name}: its weights are not finite, and are not written.")
     chosen = np.random.default_rng(0).permutation(len(features))[:N_REFERENCE]

@@ -61,8 +61,13 @@ class Model:
 
     @property
     def fp32_only(self) -> bool:
-        """Does its network compute what lower precisions cannot tell apart?"""
-        return bool(self.card["parameters"].get("network") == "dictionary")
+        """Does its network compute what lower precisions cannot tell apart, or has it not been tried in them?"""
+        return self.card["parameters"].get("network") in ("dictionary", "triplex")
+
+    @property
+    def reads_slide(self) -> bool:
+        """Is its network told of all spots of a slide, and so run in two passes?"""
+        return bool(self.card["parameters"].get("network") == "triplex")
 
     def network_tensors(self) -> dict[str, Array]:
         return {name: tensor for name, tensor in self.tensors.items() if name not in REFERENCES}

@@ -16,6 +16,7 @@ from stpredict.machine import usable_cores
 #: Defaults that a paper's protocol replaces.
 FOLDS, PANEL_RULE = "patient", "variance"
 ARCHITECTURE = "m2ort-small"
+UNLABELLED = 5000
 UNKNOWN_LICENCE = "not stated"
 IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
@@ -30,7 +31,10 @@ def train(
     ],
     arch: Annotated[
         str,
-        typer.Option(help="m2ort-small, -base or -large, with -cross as in the released code; m2ost; or dictionary."),
+        typer.Option(
+            help="m2ort-small, -base or -large, with -cross as in the released code; m2ost; "
+            "triplex, -bc2 or -scc; or dictionary."
+        ),
     ] = ARCHITECTURE,
     objective: Annotated[
         str, typer.Option(help="residuals, nb, poisson, or mse on ln(1 + CPM) as in the papers.")
@@ -94,7 +98,8 @@ def train(
     counts_only: Annotated[
         Path | None,
         typer.Option(
-            help="More sections, which tell how genes vary together; HER2ST ones need no images. Not for m2ort, m2ost.",
+            help="More sections, which tell how genes vary together; HER2ST ones need no images. "
+            "For a dictionary or an encoder.",
             show_default="none",
         ),
     ] = None,
@@ -108,10 +113,23 @@ def train(
     encoder_mean: Annotated[str, typer.Option(help="Mean of RGB in 0 to 1 that it was trained with.")] = IMAGENET_MEAN,
     encoder_std: Annotated[str, typer.Option(help="Their standard deviation.")] = IMAGENET_STD,
     encoder_licence: Annotated[str, typer.Option(help="Its licence, for the model's card.")] = UNKNOWN_LICENCE,
+    encoder_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="A ResNet18 under torchvision's names, which a TRIPLEX begins with, its licence by --encoder-licence.",
+            show_default="taught colour and texture of unlabelled tissue",
+        ),
+    ] = None,
+    attach_teacher: Annotated[
+        bool,
+        typer.Option(
+            "--attach-teacher", help="Let TRIPLEX's fused head move towards the other three, as its released code does."
+        ),
+    ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="Most epochs on measured spots; validation chooses the best.")] = 8,
     unlabelled: Annotated[
         int, typer.Option(min=0, help="Unlabelled patches of tissue, to be taught on or to learn windows from.")
-    ] = 5000,
+    ] = UNLABELLED,
     teach_patches: Annotated[
         int, typer.Option(min=0, help="How many of them to see in all, with repetition.")
     ] = 25_000,
@@ -132,12 +150,17 @@ def train(
 
     Example: stpredict train her2st/ -o mine.safetensors
     """
-    from stpredict.commands.train import describe_encoder, train_command
+    from stpredict.commands.train import describe_encoder, describe_weights, train_command
     from stpredict.training.settings import Settings
 
-    described = (encoder_mean, encoder_std, encoder_licence) != (IMAGENET_MEAN, IMAGENET_STD, UNKNOWN_LICENCE)
-    if not encoder and (described or arch == "encoder"):
+    described = (encoder_mean, encoder_std) != (IMAGENET_MEAN, IMAGENET_STD)
+    if not encoder and (described or arch == "encoder" or (encoder_licence != UNKNOWN_LICENCE and not encoder_weights)):
         raise UsageError("--encoder FILE names the encoder that --encoder-mean, -std and -licence are of.")
+    taught = (teach_patches, teach_learning_rate) != (Settings.teach_patches, Settings.teach_learning_rate)
+    if encoder_weights and (taught or unlabelled != UNLABELLED):
+        raise UsageError("--encoder-weights: the trunk is not taught; leave --unlabelled and --teach-... out.")
+    if (encoder_weights or attach_teacher) and (encoder or not arch.startswith("triplex")):
+        raise UsageError("--encoder-weights and --attach-teacher are of a TRIPLEX: --arch triplex.")
     if encoder:
         if arch != ARCHITECTURE or mpp is None:
             raise UsageError("--encoder: needs --mpp, the um per pixel that it was trained at, and takes no --arch.")
@@ -159,11 +182,13 @@ def train(
         learning_rate=learning_rate, teach_learning_rate=teach_learning_rate, stain_jitter=stain_jitter,
         smooth_labels=smooth_labels, seed=seed,
         encoder=describe_encoder(encoder, encoder_mean, encoder_std, encoder_licence) if encoder else None,
+        encoder_weights=describe_weights(encoder_weights, encoder_licence) if encoder_weights else None,
+        fusion_teacher=("attached" if attach_teacher else "detached") if arch.startswith("triplex") else None,
     )  # fmt: skip
     train_command(
         dataset, out, settings, genes_file=genes_file, genes_required=split(genes_required), panel_size=panel_size,
         panel_rule=panel, folds=folds, hold_out=split(hold_out), allow_patient_leak=allow_patient_leak,
         protocol=protocol, normalisation=normalisation, min_depth=min_depth, counts_only=counts_only,
-        encoder=encoder, unlabelled=0 if encoder else unlabelled, mpp=mpp, licence=licence, device=device,
-        threads=threads or usable_cores(), overwrite=overwrite,
+        encoder=encoder, encoder_weights=encoder_weights, unlabelled=0 if encoder or encoder_weights else unlabelled,
+        mpp=mpp, licence=licence, device=device, threads=threads or usable_cores(), overwrite=overwrite,
     )  # fmt: skip

@@ -204,8 +204,9 @@ def describe_timings(outcome: Outcome) -> str:
         f"{stage.replace('_', ' ')} {took:.1f} s" for stage, took in seconds.items() if stage not in waits
     )
     shares = ", ".join(f"{stage.replace('_', ' ')} {seconds[stage] / flow:.0%}" for stage in waits)
-    name, rate = outcome.job.shown.name, outcome.n_spots / flow
-    return f"{name}: {outcome.n_spots} spots, {rate:.0f} a second; {stages}; of the reading and inference {shares}"
+    rate = outcome.n_spots / (flow + seconds.get("surroundings", 0.0))
+    found = f"{outcome.job.shown.name}: {outcome.n_spots} spots, {rate:.{int(rate < 1)}f} a second"
+    return f"{found}; {stages}; of the reading and inference {shares}"
 
 
 def is_wait(stage: str) -> bool:

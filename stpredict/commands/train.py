@@ -15,14 +15,15 @@ from stpredict.files import make_folder
 from stpredict.weights import can_name_files
 
 if TYPE_CHECKING:
-    from stpredict.training.settings import EncoderSettings, Settings
+    from stpredict.training.settings import EncoderSettings, Settings, WeightsSettings
 
 
 def train_command(
     dataset: Path, out: Path, settings: Settings, *, genes_file: Path | None, genes_required: Sequence[str],
     panel_size: int | None, panel_rule: str, folds: str, hold_out: Sequence[str], allow_patient_leak: bool,
     protocol: str | None, normalisation: str | None, min_depth: int | None, counts_only: Path | None,
-    encoder: Path | None, unlabelled: int, mpp: float | None, licence: str, device: str, threads: int, overwrite: bool,
+    encoder: Path | None, encoder_weights: Path | None, unlabelled: int, mpp: float | None, licence: str, device: str,
+    threads: int, overwrite: bool,
 ) -> None:  # fmt: skip
     """Train a model and print its path."""
     try:
@@ -51,8 +52,8 @@ def train_command(
     )
     train_model(
         dataset, out, settings, panel, folds=folds, hold_out=hold_out, allow_patient_leak=allow_patient_leak,
-        protocol=protocol, counts_only=counts_only, encoder=encoder, unlabelled=unlabelled, mpp=mpp, licence=licence,
-        device=device, threads=threads, overwrite=overwrite,
+        protocol=protocol, counts_only=counts_only, encoder=encoder, encoder_weights=encoder_weights,
+        unlabelled=unlabelled, mpp=mpp, licence=licence, device=device, threads=threads, overwrite=overwrite,
         report=lambda line: report(line) if is_main_process() else None,
     )  # fmt: skip
     if is_main_process():
@@ -63,12 +64,20 @@ def train_command(
 
 def check_counts_only(counts_only: Path | None, dataset: Path, architecture: str) -> None:
     """Raises UsageError for counts that would not be used."""
-    if counts_only and architecture.startswith(("m2ort", "m2ost")):
+    if counts_only and architecture.startswith(("m2ort", "m2ost", "triplex")):
         raise UsageError(
             f"--counts-only: {architecture} learns nothing from counts alone; --arch dictionary and --encoder do."
         )
     if counts_only and dataset.suffix == ".h5":
         raise UsageError("--counts-only: with a folder of sections, not with a .tiles.h5 file, which is already cut.")
+
+
+def describe_weights(path: Path, licence: str) -> WeightsSettings:
+    """What a model's card says of the weights that its network began with."""
+    from stpredict.networks.encoder_files import file_sha256
+    from stpredict.training.settings import WeightsSettings
+
+    return WeightsSettings(path.name, file_sha256(path), licence)
 
 
 def describe_encoder(path: Path, mean: str, std: str, licence: str) -> EncoderSettings:

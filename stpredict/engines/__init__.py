@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from stpredict.arrays import Float32, UInt8
+from stpredict.arrays import Bool, Float16, Float32, Int, UInt8
 from stpredict.console import Report
 from stpredict.engines.check import Verdict
 from stpredict.errors import EngineError, PrecisionError, UsageError
@@ -49,6 +49,23 @@ class EngineRequest:
 
 
 @dataclass(frozen=True)
+class TwoPasses:
+    """How a network is run that is told of all spots of a slide: first features of patches, then spots among them.
+
+    `describe` takes full batches of patches (B x P x P x 3) and yields features (B x width) in order. `global_tokens`
+    takes the features of all spots' own patches and their cells (n x 2, row and column), and gives tokens (n x C).
+    `read_spots` takes patches, the features of the `side` x `side` patches around them, which of these lie off the
+    slide, and their tokens, and gives expression (B x genes).
+    """
+
+    width: int
+    side: int
+    describe: Callable[[Iterable[UInt8]], Iterator[Float32]]
+    global_tokens: Callable[[Float16, Int], Float32]
+    read_spots: Callable[[UInt8, Float16, Bool, Float32], Float32]
+
+
+@dataclass(frozen=True)
 class Engine:
     """A network ready to run. `infer` takes full batches and yields expression (B x genes) in order.
 
@@ -65,6 +82,7 @@ class Engine:
     verdict: Verdict
     infer: Callable[[Iterable[UInt8]], Iterator[Float32]]
     calibration: str | None = None
+    two_passes: TwoPasses | None = None  # where needed; `infer` then takes each spot for the only one of its slide
 
     def description(self) -> dict[str, Any]:
         """What a result records."""

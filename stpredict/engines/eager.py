@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from stpredict.arrays import Float32, UInt8
-from stpredict.engines import Engine, EngineRequest
+from stpredict.engines import Engine, EngineRequest, TwoPasses
 from stpredict.engines.check import Verdict, check_patches, compare
 from stpredict.engines.running import (
     BATCH_SIZES,
@@ -23,6 +24,7 @@ from stpredict.errors import ModelFileError
 from stpredict.networks import Network, build_network
 from stpredict.networks.encoder import Encoded
 from stpredict.networks.encoder_files import find_encoder, open_encoder
+from stpredict.networks.triplex import SIDE, Triplex
 from stpredict.weights import Model, models_folders
 
 
@@ -83,7 +85,8 @@ def open_eager(model: Model, precision: str, request: EngineRequest, sample: UIn
     device = choose_device(request)
     demand_precision(precision, device)
     batch_size = request.batch_size or BATCH_SIZES[device.type]
-    infer = partial(infer_batches, with_precision(load_network(model).to(device), precision, device), device)
+    network = load_network(model).to(device)
+    infer = partial(infer_batches, with_precision(network, precision, device), device)
     return Engine(
         name="eager",
         precision=precision,
@@ -92,4 +95,22 @@ def open_eager(model: Model, precision: str, request: EngineRequest, sample: UIn
         versions={"torch": torch.__version__},
         verdict=judge(infer, model, sample, precision, batch_size, str(device)),
         infer=infer,
+        two_passes=two_passes(network, device) if isinstance(network, Triplex) else None,
+    )
+
+
+def two_passes(network: Triplex, device: torch.device) -> TwoPasses:
+    """The passes of a network that is on the device, ready to predict."""
+
+    def run(what: Callable[..., torch.Tensor], *arrays: Any) -> Float32:
+        with torch.inference_mode():
+            found: Float32 = what(*(torch.from_numpy(array).to(device) for array in arrays)).cpu().numpy()
+        return found
+
+    return TwoPasses(
+        width=8 * network.config.trunk_width,
+        side=SIDE,
+        describe=partial(infer_batches, with_precision(network.describe, "fp32", device), device),
+        global_tokens=partial(run, network.global_tokens),
+        read_spots=partial(run, network.read_spots),
     )

@@ -27,10 +27,14 @@ def candidates(model: Model, request: EngineRequest, n_spots: int) -> list[Candi
     """
     if request.precision == "int8" and model.card["parameters"].get("network", "m2ort") != "m2ort":
         raise EngineError(f"--precision int8: for M2ORT alone, which {model.name} is not.")
+    if model.reads_slide and request.name not in ("auto", "eager"):
+        raise EngineError(f"--engine {request.name}: {model.name} is a TRIPLEX, which runs in eager alone.")
     if model.fp32_only:
         if request.precision not in ("auto", "fp32"):
             raise EngineError(f"--precision {request.precision}: {model.name} needs fp32.")
         request = replace(request, precision="fp32")
+    if model.reads_slide:
+        return [("eager", "fp32")]
     if request.name != "auto":
         on_gpu = request.name != "openvino" and finds_gpu(request)
         return _in_precisions(request.name, request, on_gpu)

@@ -22,6 +22,7 @@ from stpredict.evaluation.features import colour_texture_features
 from stpredict.evaluation.maps import picture_of_patches
 from stpredict.evaluation.scores import Assessment, Predicted, Shares, score_all
 from stpredict.prediction.pipeline import fixed_batches
+from stpredict.prediction.surroundings import look_around_sections, predict_in_sections
 from stpredict.result import Result
 from stpredict.slides.views import ONE_VIEW, Views
 from stpredict.weights import Model
@@ -58,7 +59,8 @@ def assess(
         known: Int = np.flatnonzero(deep & (shares.depth > 0))
         own = np.intersect1d(scored, known)
         if isinstance(what, Model):
-            predicted = predict_spots(what, tiles, own, shares, engine, report)
+            check_slides_at_hand(what, dataset)
+            predicted = predict_spots(what, tiles, own, shares, engine, report, dataset, Path(folder))
         else:
             predicted = match_spots(what, tiles, own, shares)
         report(f"colour and texture of {len(known)} patches, for the baselines")
@@ -125,20 +127,38 @@ def shares_of(tiles: Tiles, card: dict[str, Any], normalisation: Normalisation) 
     return Shares(normalisation.depth(panel, tiles.depth), normalisation)
 
 
+def check_slides_at_hand(model: Model, dataset: Path) -> None:
+    """Raises DatasetError for a model that looks at slides around spots, and data that do not hold them."""
+    if model.reads_slide and dataset.suffix == ".h5":
+        raise DatasetError(
+            f"{dataset}: does not hold the slides around the spots, which {model.name} looks at; name the folder that "
+            "it was cut from."
+        )
+
+
 def predict_spots(
-    model: Model, tiles: Tiles, index: Int, shares: Shares, request: EngineRequest, report: Report
-) -> Predicted:
-    """The model's prediction of some spots, for those of its genes that were measured."""
+    model: Model, tiles: Tiles, index: Int, shares: Shares, request: EngineRequest, report: Report, dataset: Path,
+    folder: Path,
+) -> Predicted:  # fmt: skip
+    """The model's prediction of some spots, for those of its genes that were measured.
+
+    What a model wants to know beside the spots' patches is made from the data set's images, in the `folder`.
+    """
     measured = set(tiles.genes)
     panel = [gene for gene in model.panel if gene in measured]
     if not panel or not len(index):
         raise DatasetError(f"{model.name}: none of its genes was measured there, or no spot has counts enough.")
     sample = tiles.read_patches(index[np.unique(np.linspace(0, len(index) - 1, N_SAMPLE).astype(int))])
     engine = open_engine(model, request, sample, report)
-    patches = (tiles.read_patches([i])[0] for i in index)
-    batches = engine.infer(fixed_batches(patches, engine.batch_size, sample.shape[1:]))
     columns = [model.panel.index(gene) for gene in panel]
-    expression = np.concatenate([batch[:, columns] for batch in batches])[: len(index)].astype(float)
+    if engine.two_passes:
+        sections = read_dataset(dataset)
+        known = look_around_sections(sections, tiles, engine.two_passes, model.card["pitch_um"], folder, report)
+        expression = predict_in_sections(engine.two_passes, known, tiles, index)[:, columns]
+    else:
+        patches = (tiles.read_patches([i])[0] for i in index)
+        batches = engine.infer(fixed_batches(patches, engine.batch_size, sample.shape[1:]))
+        expression = np.concatenate([batch[:, columns] for batch in batches])[: len(index)].astype(float)
     return Predicted(index, panel, expression, held_out_correlation(model.card)[columns], shares)
 
 

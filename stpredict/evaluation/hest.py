@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from stpredict.arrays import Float, Labels
 from stpredict.data.tiles import Tiles
 from stpredict.engines.eager import load_network
-from stpredict.errors import DatasetError
+from stpredict.errors import DatasetError, UsageError
 from stpredict.evaluation.assessment import check_training_patients, open_tiles
 from stpredict.evaluation.features import colour_texture_features
 from stpredict.evaluation.metrics import correlation_per_gene
@@ -57,6 +57,8 @@ def assess_hest(
     Raises UsageError for patients that the model was trained on unless `allow_patient_leak`, DatasetError for one
     patient, or no genes that the protocol could use.
     """
+    if model.reads_slide:
+        raise UsageError(f"--protocol hest scores features of patches alone, and {model.name} looks at whole slides.")
     tiles = open_tiles(dataset, model.card, model.views, folder, report)
     notes = check_training_patients(model.name, model.card, tiles.patient, allow_patient_leak)
     if len(set(tiles.patient)) < 2:

@@ -10,25 +10,31 @@ from stpredict.networks.dictionary import Dictionary, DictionaryConfig
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.networks.m2ort import M2ORT, VARIANTS, M2ORTConfig
 from stpredict.networks.m2ost import M2OST, VIEWS, M2OSTConfig
+from stpredict.networks.triplex import SETTINGS, Triplex, TriplexConfig
 from stpredict.slides.views import Views, views_of
 
-Network = M2ORT | M2OST | Dictionary | Encoded
-Config = M2ORTConfig | M2OSTConfig | DictionaryConfig | EncoderConfig
+Network = M2ORT | M2OST | Triplex | Dictionary | Encoded
+Config = M2ORTConfig | M2OSTConfig | TriplexConfig | DictionaryConfig | EncoderConfig
 #: The architectures whose head is fitted at once rather than trained epoch by epoch.
 DICTIONARY, ENCODER = "dictionary", "encoder"
 FITTED = (DICTIONARY, ENCODER)
 NETWORKS: dict[str, tuple[Any, Any]] = {
     "m2ort": (M2ORTConfig, M2ORT),
     "m2ost": (M2OSTConfig, M2OST),
+    "triplex": (TriplexConfig, Triplex),
     DICTIONARY: (DictionaryConfig, Dictionary),
     ENCODER: (EncoderConfig, Encoded),
 }
 #: Those that are trained by gradient descent, with their sizes.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    f"m2ort-{variant}{suffix}": {**sizes, "mixing": mixing}
-    for variant, sizes in VARIANTS.items()
-    for suffix, mixing in (("", "per_level"), ("-cross", "cross_level"))
-} | {"m2ost": {"network": "m2ost", "views": VIEWS}}
+    **{
+        f"m2ort-{variant}{suffix}": {**sizes, "mixing": mixing}
+        for variant, sizes in VARIANTS.items()
+        for suffix, mixing in (("", "per_level"), ("-cross", "cross_level"))
+    },
+    "m2ost": {"network": "m2ost", "views": VIEWS},
+    **{name: {"network": "triplex", **sizes} for name, sizes in SETTINGS.items()},
+}
 
 
 def check_architecture(architecture: str) -> None:
@@ -40,6 +46,11 @@ def check_architecture(architecture: str) -> None:
 def architecture_views(architecture: str) -> Views:
     """The views of each spot that networks of an architecture look at."""
     return views_of(ARCHITECTURES.get(architecture, {}))
+
+
+def reads_slides(architecture: str) -> bool:
+    """Are its networks told of all spots of a slide?"""
+    return ARCHITECTURES.get(architecture, {}).get("network") == "triplex"
 
 
 def architecture_config(architecture: str, **parameters: Any) -> Config:

@@ -31,6 +31,7 @@ from stpredict.prediction.request import (
     make_folders,
     warn_of_unpredicted_genes,
 )
+from stpredict.prediction.surroundings import around_spots
 from stpredict.slides.grid import choose_spots
 from stpredict.slides.raster import make_raster
 from stpredict.slides.slide import open_slide, resolve_mpp
@@ -130,9 +131,14 @@ def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Rep
                     n_patches = len(spots) * len(jobs) * request.patches_per_spot
                     engine = open_engine(model, request.engine, sample, report, n_patches, keep=False)
                     rate = spots_per_second(engine, sample) / request.patches_per_spot
-            # Shards and the result, which is compressed but little, stand side by side at the end.
-            values = len(spots) * n_genes * (2 if request.tta else 1)
-            yield Plan(job, len(spots), len(spots) / rate, 2 * values * 4)
+                # Shards and the result, which is compressed but little, stand side by side at the end.
+                values = len(spots) * n_genes * (2 if request.tta else 1)
+                seconds, n_bytes = len(spots) / rate, 2 * values * 4
+                if passes := engine.two_passes:
+                    n_around = len(around_spots(model, passes, raster, spots.centres, mpp).centres)
+                    seconds *= (n_around + len(spots)) / (2 * len(spots))  # the rate is of two patches for each spot
+                    n_bytes += n_around * passes.width * 2
+            yield Plan(job, len(spots), seconds, n_bytes)
         except Exception as error:  # noqa: BLE001 (told as this slide's, or raised again)
             yield Plan(job, error=_as_ours(error, job, alone=len(jobs) == 1))
 

@@ -28,6 +28,7 @@ from stpredict.prediction.pipeline import predict_shards
 from stpredict.prediction.quality import flags_in_words, judge_spots, measure_patches, unusual_share
 from stpredict.prediction.request import Request
 from stpredict.prediction.shards import Shards, describe_difference, open_shards, pin_engine, pinned_engine
+from stpredict.prediction.surroundings import first_pass
 from stpredict.result import CHUNK_SPOTS, SPREAD_MEANS, UNUSUAL, Gene, read_provenance, write_result
 from stpredict.slides.grid import choose_spots
 from stpredict.slides.lattice import Spots
@@ -150,6 +151,11 @@ def predict_slide(
             used = open_pinned_engine(model, request.engine, pinned, prepared.sample, report)
         pin_engine(shards, used.name, used.precision, used.calibration)
     columns = np.array(match_genes(prepared.settings["genes"], model.panel))
+    if used.two_passes:
+        with clock.stage("surroundings"):
+            used, progress = first_pass(
+                used, used.two_passes, model, shards, prepared.raster, spots.centres, prepared.mpp, threads, progress
+            )
     with clock.stage("reading_and_inference"):
         waits = predict_shards(shards, prepared.raster, spots, model, columns, used, threads, progress)
     clock.seconds.update(waits.by_cause())

@@ -72,6 +72,8 @@ def check_request(model: Model, request: Request) -> None:
     match_genes(request.genes, model.panel)
     if len(set(request.genes)) < len(request.genes):
         raise UsageError("--genes names a gene more than once.")
+    if request.tta and model.reads_slide:
+        raise UsageError(f"--tta: turns patches, and {model.name} looks at the slide around them, too.")
     if request.mask and request.spots_file:
         raise UsageError("--mask chooses among the spots of a lattice; those of --spots are all predicted.")
     if not 0 <= request.min_tissue <= 1:

@@ -19,6 +19,8 @@ from stpredict.prediction.quality import MEASURES
 
 SHARD_SPOTS = 1024
 MANIFEST = "manifest.json"
+#: Features of patches that a network reads in a second pass over the slide.
+FEATURES = "features-*.npy"
 #: What the columns of a shard hold.
 COLUMNS = ["genes", *MEASURES]
 
@@ -59,21 +61,13 @@ class Shards:
 
     def write(self, shard: int, values: Float32) -> None:
         """Write spots x columns of one shard, whole or not at all."""
-        with atomic_path(self.path(shard)) as temporary, temporary.open("wb") as file:
-            np.save(file, values)
-            file.write(_checksum(values))
+        write_array(self.path(shard), values)
 
     def read(self, shard: int) -> Float32 | None:
         """A shard, or None if it is missing or damaged."""
-        try:
-            with self.path(shard).open("rb") as file:
-                values = np.load(file, allow_pickle=False)
-                checksum = file.read()
-            shape = (len(self.spots(shard)), self.n_columns + len(MEASURES))
-            whole = values.dtype == np.float32 and values.shape == shape and checksum == _checksum(values)
-        except Exception:  # noqa: BLE001 (numpy stumbles over a damaged file in many ways)
-            return None
-        return values if whole else None
+        shape = (len(self.spots(shard)), self.n_columns + len(MEASURES))
+        values: Float32 | None = read_array(self.path(shard), shape, np.float32)
+        return values
 
     def missing(self) -> list[int]:
         return [shard for shard in range(self.count) if self.read(shard) is None]
@@ -117,7 +111,8 @@ class Shards:
 
 def own_files(folder: Path) -> tuple[Path, ...]:
     """The files that belong to shards."""
-    return (*folder.glob(MANIFEST), *sorted(folder.glob("[0-9]*.npy")), *sorted(folder.glob(".*.tmp*")))
+    parts = (found for pattern in ("[0-9]*.npy", FEATURES, ".*.tmp*") for found in sorted(folder.glob(pattern)))
+    return (*folder.glob(MANIFEST), *parts)
 
 
 def is_shards(folder: Path) -> bool:
@@ -190,5 +185,24 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:36]}..."
 
 
-def _checksum(values: Float32) -> bytes:
+def write_array(path: Path, values: Any) -> None:
+    """Write an array with its checksum, whole or not at all."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values)
+        file.write(_checksum(values))
+
+
+def read_array(path: Path, shape: tuple[int, int], dtype: type[np.generic]) -> Any:
+    """An array of this shape and type as `write_array` wrote it, or None if it is missing or damaged."""
+    try:
+        with path.open("rb") as file:
+            values = np.load(file, allow_pickle=False)
+            checksum = file.read()
+        whole = values.dtype == dtype and values.shape == shape and checksum == _checksum(values)
+    except Exception:  # noqa: BLE001 (numpy stumbles over a damaged file in many ways)
+        return None
+    return values if whole else None
+
+
+def _checksum(values: Any) -> bytes:
     return crc32(np.ascontiguousarray(values).tobytes()).to_bytes(4, "little")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -24,9 +25,10 @@ from stpredict.errors import ResultError, UsageError
 from stpredict.evaluation.features import colour_texture_features
 from stpredict.evaluation.splits import DEPTH_CONTROLLED, Split, evaluate_split
 from stpredict.files import atomic_path
-from stpredict.networks import FITTED, architecture_views, check_architecture
+from stpredict.networks import FITTED, architecture_views, check_architecture, reads_slides
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.networks.encoder_files import count_features, open_encoder
+from stpredict.networks.trunk_files import read_trunk
 from stpredict.prediction.out_of_distribution import make_output_reference
 from stpredict.prediction.shards import describe_difference
 from stpredict.training.fit import (
@@ -43,12 +45,14 @@ from stpredict.training.one_network import Panel, Run, Trained, predict_rows, tr
 from stpredict.training.programmes import N_PROGRAMMES
 from stpredict.training.protocols import find_protocol, show_protocol
 from stpredict.training.settings import EncoderSettings, Settings
+from stpredict.training.triplex import SURROUNDINGS
 
 
 def train_model(
     dataset: Path, out: Path, settings: Settings, panel: Panel, *, folds: str, hold_out: Sequence[str],
-    allow_patient_leak: bool, protocol: str | None, counts_only: Path | None, encoder: Path | None, unlabelled: int,
-    mpp: float | None, licence: str, device: str, threads: int, overwrite: bool, report: Report,
+    allow_patient_leak: bool, protocol: str | None, counts_only: Path | None, encoder: Path | None,
+    encoder_weights: Path | None, unlabelled: int, mpp: float | None, licence: str, device: str, threads: int,
+    overwrite: bool, report: Report,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a model from a data set or a tiles file, by way of the folder MODEL.run; returns its card.
 
@@ -58,6 +62,10 @@ def train_model(
     """
     check_architecture(settings.architecture)
     views = architecture_views(settings.architecture)
+    in_slides = reads_slides(settings.architecture)
+    if in_slides:
+        check_slides_at_hand(settings.architecture, dataset)
+    weights = read_trunk(encoder_weights) if encoder_weights else None
     check_objective(settings.objective)
     check_normalisation(settings.normalisation)
     check_rule(panel.rule)
@@ -105,10 +113,24 @@ def train_model(
         tiles = read_tiles(tiles_path)
         features, unlabelled_features = read_features(tiles, settings, folder / "features.npz", report, threads)
         torch.set_num_threads(threads)
-        run = Run(tiles, features, unlabelled_features, panel, settings, licence, pick_device(device), report)
+        run = Run(
+            tiles, features, unlabelled_features, panel, settings, licence, pick_device(device), report,
+            sections=read_dataset(dataset) if in_slides else (), weights=weights,
+        )  # fmt: skip
         if encoder and settings.encoder:
             run = with_encoder(run, encoder, settings.encoder, folder / "encoded.npy")
         return run_crossvalidation(run, plan(tiles), protocol, out, folder)
+
+
+def check_slides_at_hand(architecture: str, dataset: Path) -> None:
+    """Raises UsageError where a network that looks at slides cannot, or would be trained in several processes."""
+    if dataset.suffix == ".h5":
+        raise UsageError(
+            f"--arch {architecture}: looks at the slides around the spots, which {dataset.name} does not hold; name "
+            "the folder that it was cut from."
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"--arch {architecture}: trains in one process; leave torchrun out.")
 
 
 def check_resolution(tiles: Tiles, mpp: float | None) -> None:
@@ -192,7 +214,7 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
         tiles.panel_counts(panel), objective.depth, tiles.section, tiles.patient, tiles.centres, training, test,
         NORMALISATIONS[run.settings.normalisation].per,
     )  # fmt: skip
-    predicted = objective.expression(predict_rows(run, trained.network, np.flatnonzero(test)))
+    predicted = objective.expression(predict_rows(run, trained, np.flatnonzero(test)))
     scores = {
         "name": fold.name, "kind": fold.kind, "test": fold.test_sections, "train": sections,
         "validation": validation, "epochs": trained.epochs, "panel": panel,
@@ -209,6 +231,7 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
         write_trained(run, trained, folder / "model.safetensors", f"{folder.parent.stem}-{folder.name}", [scores])
         with atomic_path(done) as temporary:
             temporary.write_text(json.dumps(scores))
+        shutil.rmtree(folder / SURROUNDINGS, ignore_errors=True)
     return scores
 
 
@@ -227,7 +250,10 @@ def run_crossvalidation(
     validation = [] if chosen or run.settings.architecture in FITTED else choose_validation(run.tiles, sections)
     run.report(f"train on everything: {', '.join(sections)}")
     trained = train_network(run, sections, validation, median_low(chosen) if chosen else None, folder / "all")
-    return write_trained(run, trained, out, out.stem, held_out)
+    card = write_trained(run, trained, out, out.stem, held_out)
+    for made in (folder, folder / "all"):
+        shutil.rmtree(made / SURROUNDINGS, ignore_errors=True)
+    return card
 
 
 def write_trained(
@@ -235,7 +261,7 @@ def write_trained(
 ) -> dict[str, Any]:
     """Write the model with its card, which is returned."""
     rows = np.flatnonzero(np.isin(run.tiles.section, trained.sections) & (trained.objective.depth > 0))
-    expression = trained.objective.expression(predict_rows(run, trained.network, rows))
+    expression = trained.objective.expression(predict_rows(run, trained, rows))
     training = {
         **trained_how(run.settings, trained),
         "licence": run.licence,

@@ -31,6 +31,8 @@ from stpredict.training.objectives import Objective
 from stpredict.training.settings import Settings
 
 Report = Callable[[str], None]
+#: From the network, patches and which items they are of, the mean loss.
+Step = Callable[[nn.Module, Tensor, Int], Tensor]
 LOG_COLUMNS = ("stage", "epoch", "loss", "validation", "seconds")
 #: Standardised features and ridge predictions beyond this many spreads are artefacts; they would rule the teaching.
 TAUGHT_LIMIT = 4.0
@@ -142,10 +144,26 @@ def jitter_stain(patches: Tensor, spread: float) -> Tensor:
     return varied.clamp(0, 255).round().to(torch.uint8)
 
 
+def in_bf16(device: torch.device) -> torch.autocast:
+    """Computes what may be in bf16, where the device has it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=computes_bf16(device))
+
+
+def plain_step(loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
+    """The loss of what a network says of patches, for `fit`; `loss` takes that and the indices of the items."""
+
+    def step(model: nn.Module, patches: Tensor, items: Int) -> Tensor:
+        with in_bf16(patches.device):
+            z = model(patches)
+        return loss(z.float(), torch.from_numpy(items))
+
+    return step
+
+
 def fit(
-    network: Network,
+    network: nn.Module,
     read: Callable[[Int], UInt8],
-    loss: Callable[[Tensor, Tensor], Tensor],
+    step: Step,
     index: Int,
     *,
     epochs: int,
@@ -159,7 +177,6 @@ def fit(
     The state after each epoch is kept in the file `state`, from which a killed run resumes as if undisturbed.
     Under torchrun each process takes its share of every batch.
     """
-    bf16 = computes_bf16(device)
     world, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
     network.to(device)
     model: nn.Module = DistributedDataParallel(network) if world > 1 else network
@@ -185,9 +202,7 @@ def fit(
             items = order[mine]
             patches = torch.from_numpy(augment(read(items), symmetry[mine])).to(device)
             patches = jitter_stain(patches, settings.stain_jitter)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                z = model(patches)
-            batch_loss = loss(z.float(), torch.from_numpy(items))
+            batch_loss = step(model, patches, items)
             optimizer.zero_grad(set_to_none=True)
             batch_loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -250,7 +265,7 @@ def teach(
     for epoch, loss, seconds in fit(
         network,
         lambda index: tiles.read_patches(index, unlabelled=True),
-        lambda z, index: F.mse_loss(z, wanted[index].to(z.device)),
+        plain_step(lambda z, index: F.mse_loss(z, wanted[index].to(z.device))),
         places,
         epochs=-(-settings.teach_patches // len(places)),
         learning_rate=settings.teach_learning_rate,
@@ -280,12 +295,17 @@ def train_on_spots(
     log: Log,
     state: Path,
     device: torch.device,
+    step: Step,
+    predict: Callable[[Int], Float],
 ) -> None:
-    """Train on the measured spots `rows`; after each epoch log the score on the spots `validation`, if any."""
+    """Train on the measured spots `rows`; after each epoch log the score on the spots `validation`, if any.
+
+    `predict` gives the network's raw output for spots.
+    """
     for epoch, loss, seconds in fit(
         network,
         tiles.read_patches,
-        objective.loss,
+        step,
         rows,
         epochs=epochs,
         learning_rate=settings.learning_rate,
@@ -295,7 +315,7 @@ def train_on_spots(
     ):
         score = None
         if len(validation):
-            expression = objective.expression(predict_z(network, tiles, validation, device))
+            expression = objective.expression(predict(validation))
             per_gene = metrics.depth_controlled_correlation(
                 expression, panel_counts[validation], objective.depth[validation], tiles.section[validation]
             )

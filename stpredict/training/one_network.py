@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ import torch
 from stpredict.arrays import Float, Int
 from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.data.panel import choose_panel
+from stpredict.data.section import Section
 from stpredict.data.tiles import Tiles
 from stpredict.evaluation.spatial_statistics import neighbour_mean
 from stpredict.files import atomic_path
 from stpredict.networks import FITTED, Network
 from stpredict.networks.dictionary import Dictionary
 from stpredict.networks.encoder import Encoded
+from stpredict.networks.triplex import Triplex
+from stpredict.prediction.surroundings import Surroundings
 from stpredict.training.dictionary import learn_windows
 from stpredict.training.fit import (
     Log,
@@ -26,6 +30,7 @@ from stpredict.training.fit import (
     agree_on,
     is_main_process,
     new_network,
+    plain_step,
     predict_z,
     ridge_lessons,
     teach,
@@ -34,6 +39,7 @@ from stpredict.training.fit import (
 from stpredict.training.heads import describe_patches, fit_head
 from stpredict.training.objectives import Objective, make_objective
 from stpredict.training.settings import Settings
+from stpredict.training.triplex import predict_triplex, prepare_triplex, triplex_step
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Trained:
     sections: Sequence[str]
     epochs: int  # 0 of a network that is fitted at once
     counts_from: Sequence[str] = ()  # the sections that told how genes vary together, where one is fitted so
+    surroundings: Mapping[str, Surroundings] = field(default_factory=dict)  # of a network that is told of them
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,8 @@ class Run:
     report: Report
     encoder: Encoded | None = None  # as yet of one gene, its head not fitted
     encoded: Float | None = None  # what it says of each spot, spots x features
+    sections: Sequence[Section] = ()  # of a network that looks at slides beyond the spots' patches
+    weights: Mapping[str, torch.Tensor] | None = None  # that its trunk begins with
 
 
 def train_network(
@@ -99,8 +108,8 @@ def train_network(
         features = describe_patches(network, tiles, rows, run.device) if run.encoded is None else run.encoded[rows]
         counts_from = fit_head(network, features, rows, tiles, panel, objective, normalisation)
         return Trained(network, objective, panel, sections, 0, counts_from)
-    student, epochs = train_epochs(run, sections, validation, objective, counts, epochs, folder)
-    return Trained(student, objective, panel, sections, epochs)
+    student, epochs, surroundings = train_epochs(run, sections, validation, objective, counts, epochs, folder)
+    return Trained(student, objective, panel, sections, epochs, surroundings=surroundings)
 
 
 def new_described_network(run: Run, sections: Sequence[str], n_genes: int) -> Dictionary | Encoded:
@@ -112,8 +121,11 @@ def new_described_network(run: Run, sections: Sequence[str], n_genes: int) -> Di
     return network
 
 
-def predict_rows(run: Run, network: Network, rows: Int) -> Float:
+def predict_rows(run: Run, trained: Trained, rows: Int) -> Float:
     """The network's raw output for some spots, in fp32, spots x genes."""
+    network = trained.network
+    if isinstance(network, Triplex):
+        return predict_triplex(network, trained.surroundings, run.tiles, rows, run.device)
     if run.encoded is None or not isinstance(network, Encoded):
         return predict_z(network, run.tiles, rows, run.device)
     with torch.inference_mode():
@@ -124,10 +136,10 @@ def predict_rows(run: Run, network: Network, rows: Int) -> Float:
 def train_epochs(
     run: Run, sections: Sequence[str], validation: Sequence[str], objective: Objective, counts: Float,
     epochs: int | None, folder: Path,
-) -> tuple[Network, int]:  # fmt: skip
+) -> tuple[Network, int, dict[str, Surroundings]]:  # fmt: skip
     """Teach, choose the number of epochs on `validation` unless `epochs` is given, and train on all of `sections`.
 
-    `counts` are spots x genes of the panel. Returns the network and the number of epochs.
+    `counts` are spots x genes of the panel. Returns the network, the number of epochs, and what surroundings it knows.
     """
     tiles, settings = run.tiles, run.settings
     counted = objective.depth > 0
@@ -137,14 +149,23 @@ def train_epochs(
     places = np.flatnonzero(np.isin(tiles.unlabelled_section, sections))
     # The teacher must not know the validation's counts, or the first epochs would look too good.
     known = np.flatnonzero(in_training & ~in_validation)
-    if settings.teach_patches and len(places):
+    surroundings: dict[str, Surroundings] = {}
+    if isinstance(network, Triplex):
+        surroundings = prepare_triplex(network, run.weights, run.sections, sections, tiles, run.unlabelled_features,
+                                       settings, log, folder, run.device, run.report)  # fmt: skip
+    elif settings.teach_patches and len(places):
         taught = ridge_lessons(run.features, run.unlabelled_features, objective, known)
         teach(network, tiles, taught, places, settings, log, folder / "teach.pt", run.device)
 
     def train(rows: Int, tested: Int, n_epochs: int, stage: str) -> Network:
         student = copy.deepcopy(network)
+        step, predict = plain_step(objective.loss), partial(predict_z, student, tiles, device=run.device)
+        if isinstance(student, Triplex):
+            detach = settings.fusion_teacher == "detached"
+            step = triplex_step(student, surroundings, tiles, objective, detach, run.device)
+            predict = partial(predict_triplex, student, surroundings, tiles, device=run.device)
         train_on_spots(student, tiles, objective, rows, tested, counts, n_epochs, stage,
-                       settings, log, folder / f"{stage}.pt", run.device)  # fmt: skip
+                       settings, log, folder / f"{stage}.pt", run.device, step, predict)  # fmt: skip
         return student
 
     if epochs is None and len(validation):
@@ -155,7 +176,7 @@ def train_epochs(
     student = train(np.flatnonzero(in_training), np.empty(0, np.int64), epochs, "train")
     if is_main_process():
         draw_curves(log, folder / "curves.png")
-    return student, epochs
+    return student, epochs, surroundings
 
 
 def draw_curves(log: Log, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from stpredict.evaluation import MIN_DEPTH
 
@@ -15,6 +16,15 @@ class EncoderSettings:
     sha256: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    licence: str
+
+
+@dataclass(frozen=True)
+class WeightsSettings:
+    """A file of weights that a network's trunk begins with, known by its content."""
+
+    file: str
+    sha256: str
     licence: str
 
 
@@ -36,3 +46,5 @@ class Settings:
     min_depth: int = MIN_DEPTH  # held-out spots of fewer counts are not scored; they are trained on all the same
     seed: int = 0
     encoder: EncoderSettings | None = None
+    encoder_weights: WeightsSettings | None = None
+    fusion_teacher: Literal["detached", "attached"] | None = None  # of a TRIPLEX

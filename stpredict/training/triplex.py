@@ -1,0 +1,129 @@
+"""What training a TRIPLEX has of its own: its frozen trunk, the features of surroundings, and a loss of four heads.
+
+The spots' own patches are turned and their stains varied as for other networks; features of surroundings are made once
+and stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stpredict.arrays import Float, Int
+from stpredict.data.section import Section
+from stpredict.data.tiles import Tiles
+from stpredict.engines.eager import two_passes
+from stpredict.networks.triplex import Triplex, Trunk, fusion_loss
+from stpredict.prediction.surroundings import Surroundings, look_around_sections, predict_in_sections
+from stpredict.training.fit import TAUGHT_LIMIT, Log, Step, fit, in_bf16, plain_step
+from stpredict.training.objectives import Objective
+from stpredict.training.settings import Settings
+
+#: The folder of what the frozen trunk says of patches; it is removed when the network is done.
+SURROUNDINGS = "surroundings"
+
+
+class Describing(nn.Module):
+    """A trunk that tells colour and texture of patches, uint8 N x P x P x 3."""
+
+    def __init__(self, trunk: Trunk, width: int, n_features: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(width, n_features)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return self.head(self.trunk(patches).mean(dim=1))  # type: ignore[no-any-return]
+
+
+def teach_trunk(
+    network: Triplex, tiles: Tiles, unlabelled_features: Float, places: Int, settings: Settings, log: Log, state: Path,
+    device: torch.device,
+) -> None:  # fmt: skip
+    """Teach the trunk the colour and texture features of the unlabelled `places`. No counts are looked at."""
+    mean, spread = unlabelled_features[places].mean(axis=0), unlabelled_features[places].std(axis=0) + 1e-9
+    standardised = np.clip((unlabelled_features - mean) / spread, -TAUGHT_LIMIT, TAUGHT_LIMIT)
+    wanted = torch.as_tensor(standardised, dtype=torch.float32)
+    student = Describing(network.trunk, 8 * network.config.trunk_width, wanted.shape[1])
+    for epoch, loss, seconds in fit(
+        student,
+        lambda index: tiles.read_patches(index, unlabelled=True),
+        plain_step(lambda z, index: F.mse_loss(z, wanted[index].to(z.device))),
+        places,
+        epochs=-(-settings.teach_patches // len(places)),
+        learning_rate=settings.teach_learning_rate,
+        settings=settings,
+        state=state,
+        device=device,
+    ):
+        log.add("teach", epoch, loss, seconds)
+
+
+def freeze_trunk(network: Triplex) -> None:
+    """Make the frozen trunk what the trunk is, rounded as it will be stored."""
+    network.frozen.load_state_dict(network.trunk.state_dict())
+    with torch.no_grad():
+        for parameter in network.frozen.parameters():
+            parameter.copy_(parameter.half())
+
+
+def prepare_triplex(
+    network: Triplex, weights: Mapping[str, Tensor] | None, sections: Sequence[Section], trained_on: Sequence[str],
+    tiles: Tiles, unlabelled_features: Float, settings: Settings, log: Log, folder: Path, device: torch.device,
+    report: Callable[[str], None],
+) -> dict[str, Surroundings]:  # fmt: skip
+    """Begin with the user's `weights`, or teach the trunk; returns the surroundings of all sections' spots.
+
+    What the trunk says of patches is kept beside the run where all its networks begin alike, else beside the network.
+    """
+    places = np.flatnonzero(np.isin(tiles.unlabelled_section, trained_on))
+    if weights is not None:
+        network.trunk.load_state_dict(weights)
+    elif settings.teach_patches and len(places):
+        teach_trunk(network, tiles, unlabelled_features, places, settings, log, folder / "teach.pt", device)
+    else:
+        report("the frozen ResNet18 has random weights: nothing taught it, and --encoder-weights names none")
+    freeze_trunk(network)
+    cache = (folder if weights is None else folder.parent) / SURROUNDINGS
+    passes = two_passes(network.to(device).eval(), device)
+    return look_around_sections(sections, tiles, passes, tiles.pitch_um, cache, report)
+
+
+def triplex_step(
+    network: Triplex, known: Mapping[str, Surroundings], tiles: Tiles, objective: Objective, detach: bool,
+    device: torch.device,
+) -> Step:  # fmt: skip
+    """The fusion loss of a batch, each of whose spots is seen among all spots of its section."""
+    place = np.empty(len(tiles.section), np.int64)
+    slides = {}
+    for name, one in known.items():
+        rows = np.flatnonzero(tiles.section == name)
+        place[rows] = np.arange(len(rows))
+        slides[name] = tuple(torch.from_numpy(array).to(device) for array in (one.own(), one.around.cells))
+
+    def step(_model: nn.Module, patches: Tensor, items: Int) -> Tensor:
+        names = tiles.section[items]
+        groups = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
+        around = [known[name].neighbours(place[items[here]]) for name, here in groups.items()]
+        order = np.argsort(np.concatenate(list(groups.values())))
+        neighbours, absent = (
+            torch.from_numpy(np.concatenate(parts)[order]).to(device) for parts in zip(*around, strict=True)
+        )
+        with in_bf16(device):
+            tokens = [network.global_tokens(*slides[name])[place[items[here]]] for name, here in groups.items()]
+            outputs = network.four_outputs(patches, neighbours, absent, torch.cat(tokens)[order])
+        index = torch.from_numpy(items)
+        return fusion_loss([output.float() for output in outputs], lambda z: objective.loss(z, index), detach=detach)
+
+    return step
+
+
+def predict_triplex(
+    network: Triplex, known: Mapping[str, Surroundings], tiles: Tiles, rows: Int, device: torch.device
+) -> Float:
+    """The network's raw output for some spots, in fp32, spots x genes."""
+    return predict_in_sections(two_passes(network.to(device).eval(), device), known, tiles, rows)
