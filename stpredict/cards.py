@@ -221,6 +221,7 @@ def read_reliability(card: dict[str, Any]) -> Reliability | None:
     freedom = _degrees_of_freedom(_per_gene(card.get("held_out", []), "correlation", card["panel"]))
     half = np.where(high > low, (high - low) / 2, np.nan)
     p = 2 * stdtr(freedom, -np.abs((low + high) / 2) / half * stdtrit(freedom, 0.975))
+    low, high = np.maximum(low, -1), np.minimum(high, 1)
     return Reliability(held_out_correlation(card), low, high, ridge, false_discovery_rate(p), how)
 
 

@@ -44,6 +44,7 @@ class Source:
     model: str
     unit: str
     pitch_um: float
+    turns: str
     genes: tuple[str, ...]
 
 
@@ -79,7 +80,8 @@ def read_source(path: Path, others: Iterable[Source]) -> Source:
     model = f"{provenance['model']['name']} {provenance['model']['sha256'][:SHORT]}"
     source = Source(
         path, result.name, provenance["slide"]["fingerprint"], model, provenance["expression_unit"],
-        result.spots.pitch_um, tuple(gene.name for gene in result.genes),
+        result.spots.pitch_um, "with --tta" if "tta" in provenance else "without --tta",
+        tuple(gene.name for gene in result.genes),
     )  # fmt: skip
     for other in others:
         if (other.slide, other.fingerprint) == (source.slide, source.fingerprint):
@@ -88,13 +90,14 @@ def read_source(path: Path, others: Iterable[Source]) -> Source:
 
 
 def demand_comparable(sources: Sequence[Source]) -> None:
-    """Raise UsageError, which names two of them, for results of different models, units or pitch."""
+    """Raise UsageError, which names two of them, for results of different models, units, pitch or turns."""
     for source in sources[1:]:
         first = sources[0]
         for what, one, other in (
             ("models", first.model, source.model),
             ("units", first.unit, source.unit),
             ("pitches", f"{first.pitch_um:g} um", f"{source.pitch_um:g} um"),
+            ("turns", first.turns, source.turns),
         ):
             if one != other:
                 raise UsageError(

@@ -391,7 +391,7 @@ def test_help_answers_at_once(command):
         seconds.append(time.monotonic() - start)
     assert "Usage" in done.stdout
     # 0.3 s on an idle machine (see tests/benchmarks); here only that nothing heavy is imported.
-    assert statistics.median(seconds) < 1.0
+    assert statistics.median(seconds) < 1.5  # 0.3 where nothing else runs
     imported = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "stpredict", *command, "--help"],
         capture_output=True,

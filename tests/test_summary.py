@@ -185,6 +185,7 @@ def test_folders_patterns_and_repetitions_give_one_order():
         (("model", "sha256"), "f" * 64, "models differ (made-up made-up and made-up ffffffffffff)"),
         (("expression_unit",), "counts", "units differ (ln(1 + CPM) of the expected share and counts)"),
         (("lattice", "pitch_um"), 30.0, "pitches differ (20 um and 30 um)"),
+        (("tta",), "the mean of eight turns", "turns differ (without --tta and with --tta)"),
     ],
 )
 def test_results_that_do_not_compare_are_not_mixed(keys, value, says):

@@ -38,26 +38,30 @@ def _in_children(jobs: Sequence[Job], work: Work, progress: SlideProgress) -> Ge
     left = dict.fromkeys(jobs)
     while left:
         begun: set[Job] = set()
-        with _child(list(left), work) as (hear, process):
-            for kind, *content in _messages(hear, process):
-                if kind == "progress":
-                    begun.add(content[0])
-                    progress(*content)
-                elif kind == "log":
-                    event, line, facts = content
-                    log(event, line, **facts)
-                elif kind == "outcome":
-                    del left[content[0].job]
-                    yield content[0]
-                else:
-                    raise content[0]
-        how, under_way = exit_in_words(process.exitcode), [job for job in left if job in begun]
+        try:
+            with _child(list(left), work) as (hear, process):
+                for kind, *content in _messages(hear, process):
+                    if kind == "progress":
+                        begun.add(content[0])
+                        progress(*content)
+                    elif kind == "log":
+                        event, line, facts = content
+                        log(event, line, **facts)
+                    elif kind == "outcome":
+                        del left[content[0].job]
+                        yield content[0]
+                    else:
+                        raise content[0]
+        finally:
+            under_way = [job for job in left if job in begun]
+            for job in under_way:
+                if lease := take_lease(job.lease):  # at once, as its owner is dead; else it would lie there for good
+                    lease.release()
+        how = exit_in_words(process.exitcode)
         if left and not under_way:
             raise StpredictError(f"the process that predicts {how} before it came to a slide.")
         for job in under_way:
             del left[job]
-            if lease := take_lease(job.lease):  # at once, as its owner is dead; else it would lie there for good
-                lease.release()
             yield Death(job, how)
 
 
@@ -114,7 +118,8 @@ def _ignoring_ctrl_c() -> Iterator[None]:
 def _predict(tell: Connection, alive: Connection, jobs: Sequence[Job], work: Work) -> None:
     """What the child does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # which Windows does not hand down
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # letting go of leases and temporary files
+    told_to_stop = threading.Event()  # heeded where slides and leases are let go of in order: no exception anywhere
+    signal.signal(signal.SIGTERM, lambda *_: told_to_stop.set())
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     one_by_one = threading.Lock()
     last = 0.0
@@ -125,6 +130,8 @@ def _predict(tell: Connection, alive: Connection, jobs: Sequence[Job], work: Wor
 
     def progress(job: Job, done: int, total: int) -> None:
         nonlocal last
+        if told_to_stop.is_set():
+            sys.exit(TERMINATED)
         if 0 < done < total and time.monotonic() - last < PROGRESS_EVERY_S:
             return
         last = time.monotonic()

@@ -101,6 +101,8 @@ def warn_of_unpredicted_genes(model: Model, genes: Sequence[str], report: Report
                 f"{model.name}: {len(doubtful)} of these {len(asked)} genes are not reliable: their held-out "
                 f"correlation is not clearly above 0, or ridge regression did as well ({found.how})"
             )
+        if genes:
+            report("held-out correlation of each gene (95 % interval), and that of ridge regression:")
         width = max((len(gene) for gene in genes), default=0)
         for i in asked if genes else ():
             report(

@@ -50,6 +50,8 @@ def facts(result: Result, genes: Sequence[int]) -> Iterator[tuple[str, bool]]:
     overlapping = spots.layout != "given" and spots.pitch_um < canvas.spot_diameter_um
     overlap = ", so that neighbours share tissue" if overlapping else ""
     yield f"{spacing}; spots are {canvas.spot_diameter_um:g} µm wide{overlap}", overlapping
+    if "tta" in provenance:
+        yield "Each spot is the mean over the eight flips and rotations of its patch (--tta)", False
     if "tissue" in provenance:
         tissue = float(provenance["tissue"]["tissue_fraction_of_slide"])
         mm2 = tissue * np.prod(canvas.dimensions) * np.prod(canvas.mpp) / 1e6

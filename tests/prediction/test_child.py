@@ -133,7 +133,7 @@ def test_ctrl_c_ends_the_child_and_lets_go_of_its_slides(call, to_all):
     assert errors.strip().splitlines()[-1] == "stpredict: interrupted; the same command goes on where it stopped."
     assert "Traceback" not in errors
     assert is_gone(child)
-    assert list(Path("out/a.h5ad.parts").glob("0*.npy"))
+    assert list(Path("out/a.h5ad.parts").glob("0*.npy")) or Path("out/a.h5ad").exists()  # what was done is kept
     assert not list(Path("out").glob("*.lease"))
     assert not list(Path("out").rglob(".*.tmp*"))
 

@@ -71,7 +71,7 @@ def test_expression_is_in_the_unit_of_the_normalisation(measured, name, kind):
         assert share == pytest.approx(of_all, rel=0.01)
     else:
         expected = np.log1p(normalisation.per * counts / depth[:, None])
-        np.testing.assert_allclose(objective.expression(objective.targets), expected)
+        np.testing.assert_allclose(objective.expression(objective.targets), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["poisson", "nb"])

@@ -23,7 +23,7 @@ TINY = {
 }  # fmt: skip
 OPTIONS = (
     "--arch m2ost-tiny --epochs 2 --unlabelled 12 --teach-patches 12 --batch-size 16 --threads 1 --folds none "
-    "--hold-out B1 --genes-required GNAS --panel-size 6"
+    "--min-depth 1 --hold-out B1 --genes-required GNAS --panel-size 6"
 )
 
 
