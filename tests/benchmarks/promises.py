@@ -172,6 +172,30 @@ PROMISES = (
         ),
     ),
     Promise(
+        "What becomes of each slide is told: in a table on a terminal, in lines elsewhere, as JSON for schedulers",
+        (
+            "tests/prediction/test_child.py::test_a_table_is_drawn_on_a_terminal_and_wiped_away",
+            "tests/test_log_json.py::test_what_becomes_of_each_slide_is_an_event",
+            "tests/test_log_json.py::test_a_call_that_could_not_work_ends_in_one_error",
+            "tests/test_log_json.py::test_ctrl_c_is_the_last_event",
+        ),
+    ),
+    Promise(
+        "A cluster's results are those of one machine",
+        (
+            "tests/prediction/test_cluster.py::test_a_cluster_predicts_what_one_machine_does",
+            "tests/prediction/test_cluster.py::test_what_is_wrong_with_a_cluster_is_said_before_anything_is_predicted",
+        ),
+    ),
+    Promise(
+        "Dependencies have bounds that were tried, and the packages hold what they should",
+        (
+            "tests/test_packaging.py::test_every_dependency_has_a_lower_and_an_upper_bound",
+            "tests/test_packaging.py::test_the_constraints_pin_every_dependency_within_its_bounds",
+            "tests/test_packaging.py::test_wheel_and_sdist_hold_the_program_and_its_models_and_nothing_else",
+        ),
+    ),
+    Promise(
         "What killed calls leave is listed, and removed, by `stpredict clean`; nothing else is",
         (
             "tests/test_clean.py::test_what_a_killed_call_left_is_listed_and_then_removed",
