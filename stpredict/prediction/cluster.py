@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import secrets
 import time
@@ -15,6 +16,8 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from distributed import Client, Future, KilledWorker
+from distributed.comm.core import connect
+from distributed.security import Security
 
 import stpredict
 from stpredict.console import log, report
@@ -72,8 +75,9 @@ def predict_on_cluster(
 @contextmanager
 def _connected(address: str) -> Iterator[Client]:
     try:
+        asyncio.run(_knock(address))  # a client that finds nobody would leave a traceback when it is collected
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise UsageError(f"--cluster {address}: no dask scheduler answers there.") from error
     with client:
         try:
@@ -84,6 +88,12 @@ def _connected(address: str) -> Iterator[Client]:
             raise StpredictError(
                 f"--cluster {address}: the scheduler is gone; the same command goes on where it stopped."
             ) from error
+
+
+async def _knock(address: str) -> None:
+    """Raises OSError, or another error for an address that cannot be one, unless somebody answers there."""
+    comm = await connect(address, timeout=CONNECT_S, **Security().get_connection_args("client"))
+    await comm.close()
 
 
 def _on_workers(jobs: Sequence[Job], call: Call, progress: SlideProgress) -> Generator[Outcome | Death, None, None]:
