@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,7 +21,9 @@ from stpredict import __version__
 from stpredict.console import json_lines, log, logs_json
 from stpredict.errors import StpredictError, UsageError, first_line
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
+#: `timeout` tells a process twice, by its number and with its group.
+SAME_SIGNAL_S = 1.0
 LOG_JSON = "--log-json"
 
 app = typer.Typer(
@@ -27,6 +33,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which schedulers send: lets go of everything as Ctrl-C does."""
 
 
 class Command(TyperCommand):
@@ -59,11 +69,14 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Ca
 
 def _run(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     try:
-        function(*args, **kwargs)
+        with _heeding_sigterm():
+            function(*args, **kwargs)
     except typer.Exit:
         raise
     except StpredictError as error:
         _fail(str(error), error.exit_code)
+    except Terminated:
+        _fail("terminated; the same command goes on where it stopped.", TERMINATED)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on where it stopped.", INTERRUPTED)
     except BrokenPipeError:
@@ -73,6 +86,27 @@ def _run(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         _fail(f"{error.strerror or error}{f': {Path(error.filename).name}' if error.filename else ''}.", 1)
     except Exception as error:  # noqa: BLE001 (told in one line)
         _fail(f"unexpected {type(error).__name__}: {first_line(error)} (stpredict --debug says where).", 1)
+
+
+@contextmanager
+def _heeding_sigterm() -> Iterator[None]:
+    """Raise Terminated for SIGTERM meanwhile, unless somebody else ignores it or attends to it."""
+    told = 0.0
+
+    def terminate(*_: object) -> None:
+        nonlocal told
+        again, told = time.monotonic() - told < SAME_SIGNAL_S, time.monotonic()
+        if not again:
+            raise Terminated
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        if ours and not told:  # else the second telling would end this process before it has said why it ends
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _fail(message: str, code: int) -> NoReturn:
