@@ -36,6 +36,10 @@ class DatasetError(UsageError):
     """Measured data that cannot be read or do not fit together."""
 
 
+class UnknownLayoutError(DatasetError):
+    """A path that holds no measured data in a layout that is known."""
+
+
 class RegionsError(StpredictError):
     """A file of regions that cannot be read."""
 

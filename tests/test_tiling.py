@@ -47,6 +47,7 @@ def test_tile_writes_every_view_that_the_model_looks_at(tiny_m2ost_path):
         ("data set", ["--pitch", "50"], "--pitch: a data set's spots are where they were measured"),
         ("data set", ["--layout", "hex", "--patches"], "--layout, --patches: a data set's spots"),
         ("data set", ["--min-tissue", "0.5", "--spots", "spots.csv"], "--spots, --min-tissue: a data set's spots"),
+        ("slide", ["--min-tissue", "nan"], "--min-tissue nan: must lie between 0 and 1"),
         ("slide", ["--unlabelled", "10"], "--unlabelled: a slide has no measured spots"),
     ],
 )
@@ -55,3 +56,11 @@ def test_options_that_would_do_nothing_are_refused(what, options, says, dataset,
     assert done.exit_code == 2
     assert says in done.stderr
     assert not list(Path().iterdir())
+
+
+def test_a_folder_of_slides_is_no_data_set(tiny_model_path):
+    Path("slides").mkdir()
+    Path("slides/a.svs").symlink_to(SLIDE)
+    done = run("tile", "slides", "-m", tiny_model_path)
+    assert done.exit_code == 2
+    assert done.stderr.endswith("; for slides, name the files.\n")

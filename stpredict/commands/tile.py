@@ -7,8 +7,9 @@ from pathlib import Path
 
 from stpredict.commands.inputs import for_each, needs_training_extra, sum_up
 from stpredict.console import report
+from stpredict.errors import UnknownLayoutError, UsageError
 from stpredict.files import make_folder
-from stpredict.prediction.request import Request
+from stpredict.prediction.request import Request, check_request
 from stpredict.weights import Model, find_model, load_model
 
 
@@ -19,6 +20,7 @@ def tile_command(
     from stpredict.tiling import tile_slide
 
     model = load_model(find_model(model_name))
+    check_request(model, request)
     make_folder(out)
 
     def tile(path: Path) -> Iterator[Path]:
@@ -37,9 +39,13 @@ def _tile_dataset(path: Path, model: Model, request: Request, out: Path, unlabel
     except ModuleNotFoundError as error:
         raise needs_training_extra(error) from error
 
+    try:
+        sections = read_dataset(path)
+    except UnknownLayoutError as error:
+        raise UsageError(f"{str(error).removesuffix('.')}; for slides, name the files.") from error
     tiles = out / f"{path.resolve().name}.tiles.h5"
     write_tiles(
-        read_dataset(path),
+        sections,
         tiles,
         patch_px=model.card["patch_px"],
         views=model.views,

@@ -16,7 +16,7 @@ from stpredict.data.scale import native_mpp, settle_mpp
 from stpredict.data.section import Section
 from stpredict.data.tables import files_of
 from stpredict.data.visium import is_visium, read_visium
-from stpredict.errors import DatasetError
+from stpredict.errors import DatasetError, UnknownLayoutError
 from stpredict.slides.slide import open_slide
 
 #: Each layout's test of a folder and its reader; the first that fits is used.
@@ -64,7 +64,7 @@ def _find_reader(path: Path) -> Callable[[Path], list[Section]]:
         if annotated:
             what = "which slides and patients its .h5ad files come from"
             raise unstated(path, what, "section,patient,image,counts", annotated)
-    raise DatasetError(f"{path}: not a data set in a known layout ({'; '.join(LAYOUTS)}).")
+    raise UnknownLayoutError(f"{path}: not a data set in a known layout ({'; '.join(LAYOUTS)}).")
 
 
 def check_image(section: Section) -> Section:
