@@ -46,6 +46,7 @@ from stpredict.training.programmes import N_PROGRAMMES
 from stpredict.training.protocols import find_protocol, show_protocol
 from stpredict.training.settings import EncoderSettings, Settings
 from stpredict.training.triplex import SURROUNDINGS
+from stpredict.weights import load_model
 
 
 def train_model(
@@ -85,6 +86,9 @@ def train_model(
         "counts_only": counts_only and [counts_only.name, fingerprint(counts_only)],
     }  # fmt: skip
     wanted = json.loads(json.dumps(wanted))
+    if not overwrite and is_finished(folder, out, wanted):
+        report(f"{out}: up to date")
+        return dict(load_model(out).card)
     with process_group(device):
         if is_main_process():
             begun = find_run(folder, out, wanted, overwrite)
@@ -102,7 +106,7 @@ def train_model(
             found = read_tiles(tiles_path)
             check_resolution(found, mpp)
             check_views(found, views)
-            check_leaks(plan(found), allow_patient_leak)
+            check_leaks(plan(found), allow_patient_leak, protocol)
             check_depth(found, plan(found), settings.min_depth)
             match_genes([*panel.required, *panel.genes], genes_with_images(found), "measured genes")
             if not begun:
@@ -164,6 +168,17 @@ def with_encoder(run: Run, path: Path, known: EncoderSettings, cache: Path) -> R
             np.save(file, described)
     wait_for_all()
     return replace(run, encoder=network, encoded=np.load(cache))
+
+
+def is_finished(folder: Path, out: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the model was written by the same run, which is not one that replaces it and was interrupted."""
+    record = folder / "run.json"
+    return (
+        record.exists()
+        and out.exists()
+        and out.stat().st_mtime_ns > record.stat().st_mtime_ns
+        and json.loads(record.read_text()) == wanted
+    )
 
 
 def find_run(folder: Path, out: Path, wanted: dict[str, Any], overwrite: bool) -> bool:

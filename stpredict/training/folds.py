@@ -59,12 +59,13 @@ def check_split(by: str) -> None:
         raise UsageError(f"--folds {by}: choose patient, section, none, or a number of parts.")
 
 
-def check_leaks(folds: Sequence[Fold], allow_patient_leak: bool) -> None:
+def check_leaks(folds: Sequence[Fold], allow_patient_leak: bool, protocol: str | None = None) -> None:
     """Raises UsageError for parts whose patient is also trained on, unless that is allowed."""
     leaking = [fold.name for fold in folds if fold.kind == "section"]
     if leaking and not allow_patient_leak:
+        how = f"--protocol {protocol}" if protocol else f"holding out section {', '.join(leaking)}"
         raise UsageError(
-            f"holding out section {', '.join(leaking)} trains on the same patient, which says nothing of new patients. "
+            f"{how} {'tests and ' if protocol else ''}trains on the same patient, which says nothing of new patients. "
             "--allow-patient-leak does it all the same, and the card will say so."
         )
 
