@@ -78,7 +78,7 @@ def predicted(
         try:
             from stpredict.prediction.cluster import predict_on_cluster
         except ModuleNotFoundError as error:
-            raise UsageError(f'--cluster needs {error.name}: pip install "stpredict[cluster]".') from error
+            raise UsageError(f'--cluster needs {error.name}: pip install ".[cluster]".') from error
         warn_of_unpredicted_genes(model, request.genes, report)
         yield from predict_on_cluster(jobs, work, cluster, progress)
     elif len(jobs) > 1:

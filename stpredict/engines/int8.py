@@ -26,7 +26,7 @@ def nncf_version() -> str:
     try:
         return metadata.version("nncf")
     except metadata.PackageNotFoundError as error:
-        raise EngineError('--precision int8: needs nncf; pip install "stpredict[int8]" or nncf.') from error
+        raise EngineError('--precision int8: needs nncf; pip install ".[int8]" or nncf.') from error
 
 
 def quantise(graph: Any, sample: UInt8, batch_size: int) -> Any:

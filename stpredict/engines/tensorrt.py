@@ -31,7 +31,7 @@ from stpredict.weights import Model
 
 #: Changed whenever what is built changes without a change of version or setting.
 RECIPE = 1
-INSTALL = 'pip install "stpredict[tensorrt]", which also needs NVIDIA\'s own package index'
+INSTALL = 'pip install ".[tensorrt]", which also needs NVIDIA\'s own package index'
 #: One engine or an error. Torch-TensorRT ignores names that it does not know, so each is one of its own.
 SETTINGS = {
     "min_block_size": 1,

@@ -135,6 +135,11 @@ def test_what_is_wrong_with_a_cluster_is_said_before_anything_is_predicted(
     nobody = run(*asked, "--cluster", "tcp://127.0.0.1:9")
     assert nobody.exit_code == 2
     assert "no dask scheduler answers" in nobody.stderr
+    for address in ("foo", "http://foo:1", "tls://127.0.0.1:9"):
+        malformed = subprocess.run([*PROGRAM, *asked, "--cluster", address], capture_output=True, text=True)
+        assert malformed.returncode == 2
+        (line,) = malformed.stderr.splitlines()[-1:]
+        assert line == f"stpredict: --cluster {address}: no dask scheduler answers there."
     planned = run(*asked, "--cluster", cluster, "--dry-run")
     assert planned.exit_code == 2
     with monkeypatch.context() as patch:
@@ -147,7 +152,7 @@ def test_what_is_wrong_with_a_cluster_is_said_before_anything_is_predicted(
         patch.setitem(sys.modules, "distributed", None)
         absent = run(*asked, "--cluster", cluster)
     assert absent.exit_code == 2
-    assert 'pip install "stpredict[cluster]"' in absent.stderr
+    assert 'pip install ".[cluster]"' in absent.stderr
     assert not list(Path("out").glob("*.h5ad"))
 
 
