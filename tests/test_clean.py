@@ -171,3 +171,5 @@ def test_what_cannot_be_removed_is_told(monkeypatch):
 def test_a_folder_that_is_not_there_is_an_error():
     done = run("clean", "nowhere")
     assert (done.exit_code, done.stderr) == (2, "stpredict: nowhere: no such folder.\n")
+    Path("list.csv").touch()
+    assert run("clean", "list.csv").stderr == "stpredict: list.csv: is a file, not a folder.\n"

@@ -40,7 +40,7 @@ def clean_command(folders: Sequence[Path], remove: bool) -> int:
     """
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError(f"{folder}: no such folder.")
+            raise UsageError(f"{folder}: {'is a file, not a folder' if folder.exists() else 'no such folder'}.")
     found = {each.path.resolve(): each for folder in folders for each in leftovers(folder)}
     n_bytes, failed = 0, False
     for each in (*found.values(), *compiled_networks()):
