@@ -175,9 +175,17 @@ def pin_engine(shards: Shards, name: str, precision: str, calibration: str | Non
 
 
 def describe_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What differs between two settings, in words: "pitch_um 100 instead of 50"."""
+    """What differs between two settings, in words: "pitch_um 100 instead of 50, without mask instead of with"."""
     different = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
-    return ", ".join(f"{key} {_short(found.get(key))} instead of {_short(wanted.get(key))}" for key in different)
+    return ", ".join(_difference(key, found.get(key), wanted.get(key)) for key in different)
+
+
+def _difference(key: str, found: Any, wanted: Any) -> str:
+    if found is None:
+        return f"without {key} instead of with"
+    if wanted is None:
+        return f"with {key} instead of without"
+    return f"{key} {_short(found)} instead of {_short(wanted)}"
 
 
 def _short(value: Any) -> str:

@@ -396,4 +396,4 @@ def test_overwrite_begins_anew_even_with_the_same_settings(tiny_model, tmp_path,
 
 def test_differences_are_described_in_words():
     assert describe_difference({"a": 1, "b": [1, 2]}, {"a": 2, "b": [1, 2]}) == "a 1 instead of 2"
-    assert describe_difference({}, {"genes": ["A"]}) == "genes None instead of A"
+    assert describe_difference({}, {"genes": ["A"]}) == "without genes instead of with"

@@ -73,7 +73,7 @@ def test_a_killed_prediction_goes_on_in_all_turns_and_no_other_way(tiny_model, t
         predict(tiny_model, tmp_path, tta=True, **asked)
     (refused,) = predict(tiny_model, tmp_path, **asked)
     assert isinstance(refused.error, ResultError)
-    assert "tta 8 instead of None" in str(refused.error)
+    assert "with tta instead of without" in str(refused.error)
     (again,) = predict(tiny_model, tmp_path, tta=True, **asked)
     tables = [anndata.read_h5ad(one.job.result) for one in (whole, again)]
     np.testing.assert_array_equal(tables[0].X, tables[1].X)
