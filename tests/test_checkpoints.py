@@ -168,7 +168,7 @@ def test_an_imported_m2ost_predicts_from_three_views(released_m2ost: Path, tmp_p
     with torch.inference_mode():
         np.testing.assert_array_equal(load_network(model)(views), read_checkpoint(released_m2ost)(views))
     shown = CliRunner().invoke(app, ["models", "show", str(out)])
-    assert "input: 224 px patches at 0.5 um/px, with views of 2, 4 times the field; spots" in shown.output
+    assert "input: 224 px patches at 0.5 um/px, and fields 2 and 4 times as wide; spots" in shown.output
     refused = CliRunner().invoke(app, [*call, "--v-from-qkv2", "-o", str(tmp_path / "other.safetensors")])
     assert refused.exit_code == 2
     assert "for M2ORT, but m2ost.pth is of M2OST" in refused.output

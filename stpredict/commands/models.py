@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stpredict import DEFAULT_MODEL
 from stpredict.console import printable, report
 from stpredict.errors import StpredictError
 from stpredict.weights import list_models, load_model
@@ -16,4 +17,4 @@ def list_command() -> None:
             report(f"stpredict: {error}")
             continue
         told = f"{name}  {model.card['architecture']}, {len(model.panel)} genes, {model.card['mpp']:g} um/px"
-        print(printable(told))
+        print(printable(told + (", default" if name == DEFAULT_MODEL else "")))

@@ -26,7 +26,7 @@ def views_of(parameters: dict[str, Any]) -> Views:
 
 def views_in_words(views: Views) -> str:
     """What follows "224 px patches" where there are more views than one."""
-    return "" if views == ONE_VIEW else f", with views of {', '.join(map(str, views[1:]))} times the field"
+    return "" if views == ONE_VIEW else f", and fields {' and '.join(map(str, views[1:]))} times as wide"
 
 
 def views_fit(views: Views, patch_px: int) -> bool:
