@@ -113,6 +113,9 @@ def make(kind: str, region: np.ndarray) -> Path:
         ("slide", ["--layout", "round"], 2, "square, hex"),
         ("slide", ["--engine", "abacus"], 2, "choose one of"),
         ("slide", ["--no-such-option"], 2, "No such option"),
+        ("slide", ["--cluster", ""], 2, "--cluster names no address."),
+        ("slide", ["-o", ""], 2, "names no folder"),
+        ("slide", [""], 2, "a slide's name is empty."),
     ],
 )
 def test_bad_input_gets_one_sentence_and_an_exit_code(tiny_model_path, region, kind, arguments, code, says):
@@ -173,7 +176,7 @@ def test_a_full_disk_leaves_no_result(tiny_model_path, monkeypatch):
     monkeypatch.setattr("stpredict.prediction.shards.np.save", no_space)
     done = run("predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS")
     assert done.exit_code == 1
-    assert "No space left" in done.stderr
+    assert done.stderr.endswith("stpredict: CMU-1-Small-Region.h5ad: cannot be written (No space left on device).\n")
     assert not Path("CMU-1-Small-Region.h5ad").exists()
 
 
@@ -203,6 +206,25 @@ def test_ctrl_c_leaves_no_half_result_and_the_same_command_goes_on(tmp_path: Pat
             time.sleep(0.02)
         assert stamps.items() <= {path.name: path.stat().st_mtime_ns for path in parts.glob("0*.npy")}.items()
         process.kill()
+
+
+def test_a_scheduler_that_ends_the_call_is_told_that_it_can_go_on(tmp_path: Path):
+    model = make_model(tmp_path / "slow.safetensors")
+    call = [*PROGRAM, "predict", SLIDE, "-m", model, "--pitch", "8", "--engine", "eager", "--threads", "1"]
+    with subprocess.Popen([*call, "--log-json"], stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        parts = tmp_path / "CMU-1-Small-Region.h5ad.parts"
+        deadline = time.monotonic() + 120
+        while not list(parts.glob("0*.npy")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for _ in range(2):  # as `timeout` does
+            process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    last = json.loads(errors.splitlines()[-1])
+    assert last["event"] == "error"
+    assert last["exit_code"] == 143
+    assert last["message"] == "terminated; the same command goes on where it stopped."
+    assert not list(tmp_path.glob("*.lease"))
 
 
 def test_render_of_nothing_and_of_other_files():
@@ -359,6 +381,8 @@ def test_models_and_doctor(monkeypatch, tiny_model_path):
     monkeypatch.setenv("STPREDICT_MODELS", str(tiny_model_path.parent))
     listed = run("models", "list")
     assert "tiny  m2ort-tiny, 8 genes" in listed.stdout
+    (default,) = (line for line in listed.stdout.splitlines() if line.endswith(", default"))
+    assert default.startswith("dictionary-her2st  ")
     assert "m2ort-small-her2st" in listed.stdout
     shown = run("models", "show", "m2ort-small-her2st").stdout
     for text in (

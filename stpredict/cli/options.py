@@ -11,7 +11,15 @@ import typer
 from stpredict.errors import UsageError
 
 Choice = TypeVar("Choice", bound=str)
-Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the output.")]
+
+
+def _folder(text: str) -> Path:
+    if not str(text):  # which as a path would be the folder we are in
+        raise typer.BadParameter("names no folder.")
+    return Path(text)
+
+
+Out = Annotated[Path, typer.Option("-o", "--out", metavar="PATH", parser=_folder, help="Folder for the output.")]
 ModelOption = Annotated[str, typer.Option("-m", "--model", help="Name of an installed model, or a model file.")]
 Genes = Annotated[
     str | None,

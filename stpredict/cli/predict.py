@@ -103,6 +103,8 @@ def predict(
         allow_upsampling=allow_upsampling, tta=tta, overwrite_before=time.time() if overwrite else 0.0,
         engine=EngineRequest(engine, precision, device, batch_size, threads or (0 if cluster else usable_cores())),
     )  # fmt: skip
+    if cluster == "":
+        raise UsageError("--cluster names no address.")
     if dry_run and cluster:
         raise UsageError("--dry-run measures this machine; leave --cluster out.")
     if dry_run:

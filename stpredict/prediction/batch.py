@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -151,6 +152,8 @@ def _as_ours(error: Exception, job: Job, alone: bool) -> StpredictError:
         ours = error
     elif isinstance(error, MemoryError):
         ours = SlideError(f"{name}: not enough memory.")
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        ours = ResultError(f"{error.filename or job.result}: cannot be written ({error.strerror}).")
     elif isinstance(error, OSError):
         where = f" ({Path(error.filename).name})" if error.filename else ""
         ours = ResultError(f"{name}: {error.strerror or error}{where}.")

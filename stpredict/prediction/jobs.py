@@ -118,6 +118,8 @@ def _anonymised(jobs: Sequence[Job], out: Path, report: Report, anonymity: Anony
 
 
 def _jobs_of(argument: str, out: Path, report: Report, flat: bool) -> Iterator[Job]:
+    if not argument:
+        raise UsageError("a slide's name is empty.")
     path = Path(argument)
     if path.is_dir():
         yield from _in_folder(path, out, report, flat)
