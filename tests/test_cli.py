@@ -406,16 +406,21 @@ def test_models_and_doctor(monkeypatch, tiny_model_path):
         assert text in examined.stdout
 
 
+def processor_seconds_of_children() -> float:
+    used = os.times()
+    return used.children_user + used.children_system
+
+
 @pytest.mark.parametrize("command", [[], ["predict"], ["render"], ["summary"], ["train"], ["models"]])
 def test_help_answers_at_once(command):
     seconds = []
     for _ in range(5):
-        start = time.monotonic()
+        start = processor_seconds_of_children()  # unlike wall time the same while others use the machine
         done = subprocess.run([*PROGRAM, *command, "--help"], capture_output=True, text=True, check=True)
-        seconds.append(time.monotonic() - start)
+        seconds.append(processor_seconds_of_children() - start)
     assert "Usage" in done.stdout
     # 0.3 s on an idle machine (see tests/benchmarks); here only that nothing heavy is imported.
-    assert statistics.median(seconds) < 1.5  # 0.3 where nothing else runs
+    assert 0 < statistics.median(seconds) < 1.0
     imported = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "stpredict", *command, "--help"],
         capture_output=True,

@@ -244,6 +244,25 @@ def ridge_lessons(features: Float, unlabelled_features: Float, objective: Object
     return np.hstack([ridge.predict(unlabelled_features), unlabelled_features])
 
 
+def teach_values(
+    student: nn.Module, tiles: Tiles, wanted: Tensor, places: Int, settings: Settings, log: Log, state: Path,
+    device: torch.device,
+) -> None:  # fmt: skip
+    """Train a network to say the `wanted` values, a row per unlabelled place, at some `places`."""
+    for epoch, loss, seconds in fit(
+        student,
+        lambda index: tiles.read_patches(index, unlabelled=True),
+        plain_step(lambda z, index: F.mse_loss(z, wanted[index].to(z.device))),
+        places,
+        epochs=-(-settings.teach_patches // len(places)),
+        learning_rate=settings.teach_learning_rate,
+        settings=settings,
+        state=state,
+        device=device,
+    ):
+        log.add("teach", epoch, loss, seconds)
+
+
 def teach(
     network: Network,
     tiles: Tiles,
@@ -262,18 +281,7 @@ def teach(
     wanted = torch.as_tensor(np.clip((taught - mean) / spread, -TAUGHT_LIMIT, TAUGHT_LIMIT), dtype=torch.float32)
     head, n_genes = network.head, network.config.n_genes
     network.head = nn.Linear(head.in_features, taught.shape[1])
-    for epoch, loss, seconds in fit(
-        network,
-        lambda index: tiles.read_patches(index, unlabelled=True),
-        plain_step(lambda z, index: F.mse_loss(z, wanted[index].to(z.device))),
-        places,
-        epochs=-(-settings.teach_patches // len(places)),
-        learning_rate=settings.teach_learning_rate,
-        settings=settings,
-        state=state,
-        device=device,
-    ):
-        log.add("teach", epoch, loss, seconds)
+    teach_values(network, tiles, wanted, places, settings, log, state, device)
     scale, shift = (torch.as_tensor(x[:n_genes], dtype=torch.float32, device=device) for x in (spread, mean))
     with torch.no_grad():
         head = head.to(device)

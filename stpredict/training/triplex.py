@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stpredict.arrays import Float, Int
 from stpredict.data.section import Section
@@ -20,7 +19,7 @@ from stpredict.data.tiles import Tiles
 from stpredict.engines.eager import two_passes
 from stpredict.networks.triplex import Triplex, Trunk, fusion_loss
 from stpredict.prediction.surroundings import Surroundings, look_around_sections, predict_in_sections
-from stpredict.training.fit import TAUGHT_LIMIT, Log, Step, fit, in_bf16, plain_step
+from stpredict.training.fit import TAUGHT_LIMIT, Log, Step, in_bf16, teach_values
 from stpredict.training.objectives import Objective
 from stpredict.training.settings import Settings
 
@@ -49,18 +48,7 @@ def teach_trunk(
     standardised = np.clip((unlabelled_features - mean) / spread, -TAUGHT_LIMIT, TAUGHT_LIMIT)
     wanted = torch.as_tensor(standardised, dtype=torch.float32)
     student = Describing(network.trunk, 8 * network.config.trunk_width, wanted.shape[1])
-    for epoch, loss, seconds in fit(
-        student,
-        lambda index: tiles.read_patches(index, unlabelled=True),
-        plain_step(lambda z, index: F.mse_loss(z, wanted[index].to(z.device))),
-        places,
-        epochs=-(-settings.teach_patches // len(places)),
-        learning_rate=settings.teach_learning_rate,
-        settings=settings,
-        state=state,
-        device=device,
-    ):
-        log.add("teach", epoch, loss, seconds)
+    teach_values(student, tiles, wanted, places, settings, log, state, device)
 
 
 def freeze_trunk(network: Triplex) -> None:
