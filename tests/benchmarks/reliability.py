@@ -30,6 +30,8 @@ BY_HAND = "## What the words mean, and what was mended"
 PARTS = ("files", "kills", "memory", "disk", "soak", "tests")
 #: Damaged files of each kind and way, kills, limits of memory, full disks and slides: at length, and in minutes.
 AT_LENGTH, QUICK = (2000, 200, 20, 20, 200), (8, 5, 5, 3, 40)
+#: The ways of which `--count` files are tried; a quarter as many of the others.
+CHIEF_WAYS = ("truncated", "bytes flipped")
 MAX_GROWTH = 0.05
 SHORT = ("--pitch", "50", "--min-tissue", "0", "--genes", "GNAS")
 
@@ -42,7 +44,8 @@ def damaged_files(kinds: Sequence[str], count: int, scratch: Path) -> Figures:
     from strangers_files import MUTATIONS
 
     found, defects = {}, []
-    for kind, tally, lines in try_files(kinds, dict.fromkeys(MUTATIONS, count), scratch, say):
+    counts = {way: count if way in CHIEF_WAYS else -(-count // 4) for way in MUTATIONS}
+    for kind, tally, lines in try_files(kinds, counts, scratch, say):
         found[kind] = tally
         defects += lines
     return {"found": found, "defects": defects}
@@ -184,7 +187,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a little of each but the tests, in minutes")
     parser.add_argument("--parts", type=lambda text: text.split("+"), default=PARTS, help=f"of {'+'.join(PARTS)}")
     parser.add_argument("--kinds", type=lambda text: text.split("+"), default=[], help="of files, joined by +")
-    parser.add_argument("--count", type=int, default=AT_LENGTH[0], help="files of each kind and damage")
+    parser.add_argument(
+        "--count",
+        type=int,
+        default=AT_LENGTH[0],
+        help="truncated files of each kind, and files with flipped bytes; a quarter as many in the other ways",
+    )
     parser.add_argument("--figures", type=Path, help="JSON of earlier runs, to be added to")
     parser.add_argument("--scratch", type=Path)
     arguments = parser.parse_args()
