@@ -19,7 +19,9 @@ KMEANS_BATCH, KMEANS_ITERATIONS = 4096, 15
 PATCHES_AT_A_TIME = 64
 
 
-def learn_windows(tiles: Tiles, sections: Sequence[str], n_genes: int, seed: int) -> Dictionary:
+def learn_windows(
+    tiles: Tiles, sections: Sequence[str], n_genes: int, seed: int, centres: int = DictionaryConfig.centres
+) -> Dictionary:
     """A dictionary of the windows of some sections' unlabelled patches, or of their spots where there are none."""
     rng = np.random.default_rng(seed)
     window_px = DictionaryConfig.window_px
@@ -35,10 +37,10 @@ def learn_windows(tiles: Tiles, sections: Sequence[str], n_genes: int, seed: int
     kept = variance > floor
     whiten = vectors[:, kept] / np.sqrt(variance[kept] + floor)
     means = MiniBatchKMeans(
-        DictionaryConfig.centres, batch_size=KMEANS_BATCH, n_init=1, max_iter=KMEANS_ITERATIONS, random_state=seed
+        centres, batch_size=KMEANS_BATCH, n_init=1, max_iter=KMEANS_ITERATIONS, random_state=seed
     ).fit((flat - mean) @ whiten)
     spot_px = tiles.spot_diameter_um / tiles.mpp
-    network = Dictionary(DictionaryConfig(n_genes, spot_px, int(kept.sum()), patch_px=tiles.patch_px))
+    network = Dictionary(DictionaryConfig(n_genes, spot_px, int(kept.sum()), centres, patch_px=tiles.patch_px))
     with torch.no_grad():
         for parameter, values in (
             (network.whiten.weight, whiten.T.reshape(-1, 3, window_px, window_px)),

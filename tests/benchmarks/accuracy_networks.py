@@ -1,0 +1,145 @@
+"""The rows of accuracy.py that are trained by gradient descent: recipes of a small M2ORT, and whole systems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accuracy_splits import Part, open_data
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stpredict.arrays import Float, Int
+from stpredict.data.dataset import read_dataset
+from stpredict.data.normalisation import NORMALISATIONS
+from stpredict.evaluation.spatial_statistics import neighbour_mean
+from stpredict.networks import architecture_views, reads_slides
+from stpredict.networks.m2ort import M2ORT, M2ORTConfig
+from stpredict.training.crossvalidation import write_trained
+from stpredict.training.dictionary import learn_windows
+from stpredict.training.fit import Log, new_network, plain_step, predict_z, ridge_lessons, teach, train_on_spots
+from stpredict.training.heads import describe_patches, fit_head
+from stpredict.training.objectives import make_objective
+from stpredict.training.one_network import Panel, Run, predict_rows, train_network
+from stpredict.training.programmes import fit_programmes
+from stpredict.training.settings import Settings
+from stpredict.training.triplex import teach_trunk
+
+CPU = torch.device("cpu")
+#: A seventh of M2ORT-Small's computation, and less than `stpredict train` spends on that, which is 25,000 patches to be
+#: taught on and epochs that are chosen. All its rows have the same.
+SIZES: dict[str, Any] = {"channels": 64, "depth": 3, "heads": 2, "head_dim": 32}
+TEACH_PATCHES, EPOCHS = 2000, 2
+#: What the systems are trained with, all alike: what two cores bear for three networks, two splits and three seeds.
+#: Small batches, as they make more of few patches.
+SYSTEM_UNLABELLED, SYSTEM_EPOCHS, SYSTEM_BATCH = 1000, 1, 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a small M2ORT is trained. With `fitted_head` its head is fitted along gene programmes in the end."""
+
+    words: str
+    teacher: Literal["nobody", "ridge", "dictionary"] = "ridge"
+    objective: str = "residuals"
+    sizes: dict[str, Any] = field(default_factory=dict)
+    stain_jitter: float = Settings.stain_jitter
+    smooth_labels: bool = False
+    fitted_head: bool = False
+
+
+RECIPES = {
+    "m2ort": Recipe("not taught", teacher="nobody"),
+    "m2ort-taught": Recipe("taught by ridge on the 52 features"),
+    "m2ort-dictionary": Recipe("taught by the dictionary with programmes of all counts", teacher="dictionary"),
+    "m2ort-head": Recipe("taught by ridge; its head fitted along programmes of all counts", fitted_head=True),
+    "m2ort-poisson": Recipe("taught by ridge; Poisson likelihood", objective="poisson"),
+    "m2ort-nb": Recipe("taught by ridge; negative binomial likelihood", objective="nb"),
+    "m2ort-mse": Recipe("taught by ridge; squared error on ln(1 + CPM)", objective="mse"),
+    "m2ort-smooth": Recipe("taught by ridge; training labels smoothed over neighbours", smooth_labels=True),
+    "m2ort-unvaried": Recipe("taught by ridge; stains not varied", stain_jitter=0.0),
+    "m2ort-cross": Recipe("taught by ridge; mixing across levels", sizes={"mixing": "cross_level"}),
+    "m2ort-deep": Recipe("taught by ridge; twice as deep", sizes={"depth": 6}),
+}
+SYSTEMS = {
+    "m2ort-small": "M2ORT-Small, taught by ridge on the 52 features",
+    "m2ost": "M2OST, taught by ridge on the 52 features",
+    "triplex": "TRIPLEX, its ResNet18 taught the 52 features",
+}
+
+
+def train_student(row: str, part: Part, seed: int) -> Float:
+    """Expression of the tested spots by a small M2ORT that is trained as RECIPES say."""
+    recipe, tiles = RECIPES[row], part.tiles
+    settings = Settings(teach_patches=TEACH_PATCHES, seed=seed, stain_jitter=recipe.stain_jitter)
+    rows, tested = np.flatnonzero(part.train), np.flatnonzero(part.test)
+    smooth = neighbour_mean(tiles.section, tiles.centres) if recipe.smooth_labels else None
+    objective = make_objective(recipe.objective, part.counts, tiles.depth, tiles.section, part.train, smooth)
+    log = Log(part.scratch / f"{row}-{seed}.csv", lambda line: print(f"{row}: {line}", flush=True))
+    torch.manual_seed(seed)
+    network = M2ORT(M2ORTConfig(len(part.panel), **(SIZES | recipe.sizes)))
+    if recipe.teacher != "nobody":
+        places = np.flatnonzero(np.isin(tiles.unlabelled_section, part.sections))
+        places = np.random.default_rng(seed).choice(places, min(TEACH_PATCHES, len(places)), replace=False)
+        lessons = ridge_lessons(part.colour, part.unlabelled_colour, objective, rows)
+        if recipe.teacher == "dictionary":
+            lessons[places, : len(part.panel)] = dictionary_lessons(part, rows, places, seed)
+        teach(network, tiles, lessons, places, settings, log, part.scratch / f"{row}-{seed}-teach.pt", CPU)
+    train_on_spots(
+        network, tiles, objective, rows, np.empty(0, np.int64), part.counts, EPOCHS, "train", settings, log,
+        part.scratch / f"{row}-{seed}-train.pt", CPU, plain_step(objective.loss),
+        partial(predict_z, network, tiles, device=CPU),
+    )  # fmt: skip
+    if not recipe.fitted_head:
+        return objective.expression(predict_z(network, tiles, tested, CPU))
+    network.eval()
+    scale = objective.residual_scale
+    known, asked = (describe_patches(network, tiles, each, CPU) for each in (rows, tested))
+    z = fit_programmes(known, objective.targets[rows] / scale, part.covariances["all"]).predict(asked) * scale
+    return objective.expression(z)
+
+
+def dictionary_lessons(part: Part, rows: Int, places: Int, seed: int) -> Float:
+    """What the dictionary, fitted on spots `rows`, predicts at unlabelled `places`, places x genes."""
+    network = learn_windows(part.tiles, part.sections, len(part.panel), seed)
+    total = NORMALISATIONS["total"]
+    fit_head(network, part.described(seed)[rows], rows, part.tiles, part.panel, part.objective, total)
+    with torch.inference_mode():
+        patches = (torch.from_numpy(part.tiles.read_patches([place], unlabelled=True)) for place in places)
+        return np.concatenate([network(patch).double().numpy() for patch in patches])
+
+
+def train_system(row: str, part: Part, seed: int, shared: Path) -> Float:
+    """Expression of the tested spots by a system that is trained as `stpredict train` does, but briefly.
+
+    The model of the first seed is kept in the scratch folder. TRIPLEX's frozen ResNet18 is taught once for all seeds.
+    """
+    folder = part.scratch / "systems" / f"{row}-{seed}"
+    settings = Settings(row, teach_patches=1, batch_size=SYSTEM_BATCH, seed=seed)  # each unlabelled patch once
+    data = open_data(shared, part.scratch.parent, SYSTEM_UNLABELLED, architecture_views(row))
+    run = Run(*data, Panel(), settings, "not to be passed on", CPU, lambda line: print(f"{row}: {line}", flush=True))
+    if reads_slides(row):
+        run = replace(run, sections=read_dataset(shared / "data" / "her2st"), weights=taught_trunk(run, part))
+    trained = train_network(run, part.sections, (), SYSTEM_EPOCHS, folder)
+    assert trained.panel == part.panel
+    if seed == 0:
+        write_trained(run, trained, folder / "model.safetensors", f"{row}-{part.scratch.name}", ())
+    return trained.objective.expression(predict_rows(run, trained, np.flatnonzero(part.test)))
+
+
+def taught_trunk(run: Run, part: Part) -> dict[str, Tensor]:
+    """A ResNet18 that was taught the 52 features of the training sections' unlabelled patches."""
+    path = part.scratch / "systems" / "trunk.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        settings = replace(run.settings, seed=0)
+        network = new_network(settings, run.tiles, len(part.panel))
+        places = np.flatnonzero(np.isin(run.tiles.unlabelled_section, part.sections))
+        log = Log(path.with_suffix(".csv"), run.report)
+        teach_trunk(network, run.tiles, run.unlabelled_features, places, settings, log, path.with_suffix(".pt"), CPU)
+        save_file(network.trunk.state_dict(), path)
+    return load_file(path)
