@@ -89,12 +89,12 @@ def test_nothing_is_left_but_the_result(result):
 def test_it_goes_on_in_either_pass(model, result, tmp_path, monkeypatch, cut):
     real_write = shards.write_array
     written: list[str] = []
-    dies_after = {"first": "features-000001.npy", "second": "000001.npy"}[cut]
+    dies_after = {"first": "features-000001.npy", "second": "000001-"}[cut]
 
     def write(path: Path, values) -> None:
         real_write(path, values)
         written.append(path.name)
-        if path.name == dies_after:
+        if dies_after and path.name.startswith(dies_after):
             raise KeyboardInterrupt
 
     for room in (shards, surroundings):
