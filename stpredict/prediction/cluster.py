@@ -132,18 +132,19 @@ def _on_workers(jobs: Sequence[Job], call: Call, progress: SlideProgress) -> Gen
                 ended(helpers, content[0])
             elif content[0] in running:
                 job, worker = running.pop(content[0])
-                let_go(helpers, job, call.client)
                 outcome, now = _outcome(content[0], job, worker), time.monotonic()
                 if worker not in call.client.nthreads():
                     log("warning", f"{job.shown.name}: its worker was lost, and another one was given it")
                     losses[job] += 1
                     found.pop(job, None)  # the lease may be that worker's, and has yet to lapse
                 somebodys = outcome is not None and outcome.status == "elsewhere"
+                if somebodys and losses[job] <= MAX_LOSSES and now < found.setdefault(job, now) + GIVE_UP_AFTER_S:
+                    due[job] = now + RETRY_EVERY_S
+                    continue
+                let_go(helpers, job, call.client)
                 if outcome is None or (somebodys and losses[job] > MAX_LOSSES):
                     helpers.lost[job] = MAX_LOST  # it is tried alone
                     yield Death(job, "was lost with its worker, again and again")
-                elif somebodys and now < found.setdefault(job, now) + GIVE_UP_AFTER_S:
-                    due[job] = now + RETRY_EVERY_S
                 else:
                     yield outcome
 
