@@ -26,6 +26,8 @@ MANIFEST = "manifest.json"
 CLAIM = ".claim"
 #: Names of shards, claims, features of patches that a network reads in a second pass, and what is being written.
 OWN = re.compile(rf"{re.escape(MANIFEST)}|[0-9].*\.(npy|claim)|features-.*\.npy|\..*\.tmp.*", re.DOTALL)
+#: What a run may be called: it is part of paths, and a manifest may be anybody's.
+RUN = re.compile(r"[0-9a-f]{8}")
 #: What the columns of a shard hold.
 COLUMNS = ["genes", *MEASURES]
 
@@ -90,7 +92,7 @@ class Shards:
 
     def _claim(self, shard: int) -> bool:
         if not self.under_way():
-            raise FileNotFoundError(self.folder)
+            raise FileNotFoundError(errno.ENOENT, "finished or discarded meanwhile", str(self.folder))
         try:
             self.path(shard).with_suffix(CLAIM).touch(exist_ok=False)
         except FileExistsError:
@@ -179,7 +181,8 @@ def open_shards(
         shards = Shards(folder, order, n_genes, settings, digest, secrets.token_hex(4))
         shards.remove()
         return shards
-    if manifest.get("columns") != COLUMNS or "run" not in manifest:
+    run = _run_of(manifest)
+    if manifest.get("columns") != COLUMNS or run is None:
         raise ResultError(
             f"{folder.name}: an interrupted prediction of another version of stpredict stands here; that version "
             "finishes it, --overwrite discards it."
@@ -190,13 +193,14 @@ def open_shards(
             f"{folder.name}: an interrupted prediction with other settings stands here "
             f"({difference or 'the spots lie elsewhere or in another order'}); --overwrite discards it."
         )
-    return Shards(folder, order, n_genes, settings, digest, str(manifest["run"]))
+    return Shards(folder, order, n_genes, settings, digest, run)
 
 
 def join_shards(folder: Path, order: Int, centres: Float, n_genes: int, settings: dict[str, Any]) -> Shards | None:
     """The shards of a prediction of these spots with these settings that another process is at; None if none is."""
     manifest = _manifest(folder)
-    if manifest is None or not (run := manifest.get("run")):
+    run = manifest and _run_of(manifest)
+    if not manifest or not run:
         return None
     shards = Shards(folder, order, n_genes, settings, _digest(order, centres), run)
     return shards if manifest == {**_described(shards), "engine": manifest["engine"]} else None
@@ -231,6 +235,11 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) and {"settings", "spots", "engine"} <= set(manifest) else None
+
+
+def _run_of(manifest: dict[str, Any]) -> str | None:
+    run = str(manifest.get("run"))
+    return run if RUN.fullmatch(run) else None
 
 
 def _digest(order: Int, centres: Float) -> str:

@@ -107,7 +107,11 @@ def read_patches(
     origins = raster.origins(centres, patch_px)
     most = len(origins) if views == ONE_VIEW else MOST_STACKS
     wanted = [np.arange(len(origins))] if parts is None else parts
-    groups = (group for part in wanted for group in _in_blocks(raster, origins, part, most))
+    groups = (
+        block[start : start + most]
+        for block in _in_blocks(raster, origins, wanted)
+        for start in range(0, len(block), most)
+    )
     margin = margin_px(patch_px, views)
 
     def cut(group: Int) -> list[UInt8]:
@@ -137,12 +141,18 @@ def read_patches(
                 future.cancel()
 
 
-def _in_blocks(raster: Raster, origins: Int, part: Int, most: int) -> Iterator[Int]:
-    """Some patches, given as indices, by the block they belong to, at most `most` of them at a time."""
-    order = part[block_order(raster, origins[part])]
-    changes = np.flatnonzero(np.any(np.diff(origins[order] // raster.block_px, axis=0) != 0, axis=1)) + 1
-    for block in np.split(order, changes):
-        yield from (block[start : start + most] for start in range(0, len(block), most))
+def _in_blocks(raster: Raster, origins: Int, parts: Iterable[Int]) -> Iterator[Int]:
+    """The patches of each part by block. One that is cut between two parts is not, unless a part has no other."""
+    rest = np.empty(0, np.int64)
+    for part in parts:
+        order = np.concatenate([rest, part[block_order(raster, origins[part])]])
+        changes = np.flatnonzero(np.any(np.diff(origins[order] // raster.block_px, axis=0) != 0, axis=1)) + 1
+        *blocks, rest = np.split(order, changes)
+        yield from blocks
+        if not blocks:  # else parts without end would be asked for
+            yield rest
+            rest = np.empty(0, np.int64)
+    yield rest
 
 
 def _source_span(start: int, size: int, scale: float) -> tuple[int, int, float, float]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from conftest import SLIDE
 from same_results import assert_same
 from test_one_slide import EAGER, Killed, interrupt, predict
 
+from stpredict.errors import ResultError
 from stpredict.prediction import shards
 from stpredict.prediction.batch import Warm
 from stpredict.prediction.helpers import MAX_LOST, Helpers, slide_for
@@ -15,7 +17,7 @@ from stpredict.prediction.helping import help_slide
 from stpredict.prediction.jobs import Job, find_jobs
 from stpredict.prediction.pipeline import finish_shards
 from stpredict.prediction.request import Request
-from stpredict.prediction.shards import Shards, open_shards, own_files, pin_engine
+from stpredict.prediction.shards import Shards, join_shards, open_shards, own_files, pin_engine
 
 ASKED = {"genes": ("GNAS",), "pitch_um": 50.0}
 
@@ -135,6 +137,14 @@ def test_shards_of_a_prediction_that_was_discarded_do_no_harm(tmp_path):
     assert list(again.claimed()) == [0, 1, 2]
     again.remove()
     assert not of[0].exists()
+
+
+def test_a_manifest_leads_to_no_other_folder(tmp_path):
+    of = tmp_path / "a.h5ad.parts", np.arange(70), np.zeros((70, 2)), 1, {}
+    pin_engine(replace(open_shards(*of, overwrite=False), run="/../../0"), "eager", "fp32", None)
+    assert join_shards(*of) is None
+    with pytest.raises(ResultError, match="another version"):
+        open_shards(*of, overwrite=False)
 
 
 def test_shards_go_even_while_somebody_writes(tmp_path, monkeypatch):
