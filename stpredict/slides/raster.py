@@ -142,7 +142,7 @@ def read_patches(
 
 
 def _in_blocks(raster: Raster, origins: Int, parts: Iterable[Int]) -> Iterator[Int]:
-    """The patches of each part by block. One that is cut between two parts is not, unless a part has no other."""
+    """The patches of part after part, by block. One cut between two parts stays whole, unless it is all of a part."""
     rest = np.empty(0, np.int64)
     for part in parts:
         order = np.concatenate([rest, part[block_order(raster, origins[part])]])
