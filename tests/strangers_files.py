@@ -76,7 +76,7 @@ def make_originals(folder: Path) -> dict[str, Path]:
     write_dicom_slide(folder / "slide.dcm", region, MPP)
     Image.fromarray(region).save(folder / "slide.jpg", quality=85, dpi=(50_800, 50_800))
     Image.fromarray(region).save(folder / "slide.png", dpi=(50_800, 50_800))
-    shards = Shards(folder, np.arange(N_SHARD_SPOTS), 3, {}, "")
+    shards = Shards(folder, np.arange(N_SHARD_SPOTS), 3, {}, "", "run")
     shards.write(0, np.random.default_rng(0).random((N_SHARD_SPOTS, 3 + len(MEASURES)), np.float32))
     (folder / "spots.csv").write_text("x,y\n" + "".join(f"{x},{y}\n" for x, y in spots.centres.tolist()))
     (folder / "regions.geojson").write_text(json.dumps(REGIONS))
@@ -91,7 +91,7 @@ def make_originals(folder: Path) -> dict[str, Path]:
         "checkpoint": SLIDE.with_name("m2ort_released_tiny.pth"),
         "spots CSV": folder / "spots.csv",
         "regions": folder / "regions.geojson",
-        "shard": folder / "000000.npy",
+        "shard": folder / "000000-run.npy",
         **make_tables(folder, folder / "slide.png"),
     }
 
@@ -170,7 +170,7 @@ def use_checkpoint(path: Path) -> str:
 
 def use_shard(path: Path) -> str:
     """A shard is no stranger's, but a killed machine may leave anything of it: what is not whole is made again."""
-    values = Shards(path.parent, np.arange(N_SHARD_SPOTS), 3, {}, "").read(0)
+    values = Shards(path.parent, np.arange(N_SHARD_SPOTS), 3, {}, "", "run").read(0)
     if values is None:
         raise ResultError("made again")
     return hashlib.sha256(values.tobytes()).hexdigest()

@@ -60,7 +60,7 @@ def predict(
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=0, help="Spots per batch; 0 lets the engine choose.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=0, max=1024, help="Spots per batch; 0 lets the engine choose.")] = 0,
     threads: Threads = None,
     tta: Annotated[
         bool,

@@ -84,6 +84,11 @@ class Engine:
     calibration: str | None = None
     two_passes: TwoPasses | None = None  # where needed; `infer` then takes each spot for the only one of its slide
 
+    @property
+    def pin(self) -> tuple[str, str, str | None]:
+        """What has to be the same for all of a slide."""
+        return self.name, self.precision, self.calibration
+
     def description(self) -> dict[str, Any]:
         """What a result records."""
         return {

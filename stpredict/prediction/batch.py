@@ -41,10 +41,11 @@ from stpredict.weights import Model
 
 @dataclass
 class Warm:
-    """What a process keeps between slides: the model, and the engine once there is one."""
+    """What a process keeps between slides: the model, the engine once there is one, that of a slide it helped with."""
 
     model: Model
     engine: Engine | None = None
+    pinned: Engine | None = None
 
 
 def predict_slides(
@@ -95,7 +96,7 @@ def predict_each(
                             )  # fmt: skip
                         yield Outcome(job, "done", len(prepared.spots), prepared.clock.seconds)
                 except Exception as error:  # noqa: BLE001 (told as this slide's, or raised again)
-                    yield Outcome(job, "failed", error=_as_ours(error, job, alone=n_slides == 1))
+                    yield Outcome(job, "failed", error=as_ours(error, job, alone=n_slides == 1))
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,10 @@ def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Rep
                     n_bytes += n_around * passes.width * 2
             yield Plan(job, len(spots), seconds, n_bytes)
         except Exception as error:  # noqa: BLE001 (told as this slide's, or raised again)
-            yield Plan(job, error=_as_ours(error, job, alone=len(jobs) == 1))
+            yield Plan(job, error=as_ours(error, job, alone=len(jobs) == 1))
 
 
-def _as_ours(error: Exception, job: Job, alone: bool) -> StpredictError:
+def as_ours(error: Exception, job: Job, alone: bool) -> StpredictError:
     """An error of one slide as one sentence. Raises what a call cannot go on after, and UsageError for a lone slide."""
     name = job.slide.name
     ours: StpredictError

@@ -1,4 +1,7 @@
-"""Slides on the workers of a dask scheduler: one to each process, which keeps its engine for the next."""
+"""Slides on the workers of a dask scheduler: one to each process, which keeps its engine for the next.
+
+Workers for which there is no slide help with those of others, shard by shard.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -22,6 +25,7 @@ from distributed.security import Security
 import stpredict
 from stpredict.console import log, report
 from stpredict.errors import StpredictError, UsageError
+from stpredict.prediction.helpers import MAX_LOST, Helpers, count_lost, ended, let_go, slide_for
 from stpredict.prediction.jobs import Job, Outcome
 from stpredict.prediction.leases import LAPSED_S, RENEW_S
 from stpredict.prediction.processes import Death, Work, find_the_guilty
@@ -42,13 +46,14 @@ VISIBLE_AFTER_S = 60.0
 
 @dataclass(frozen=True)
 class Call:
-    """A call at work: its slides, its scheduler, the name workers know it by, what they and the scheduler tell."""
+    """A call at work: its slides, its scheduler, the name workers know it by, what they tell, who helps with what."""
 
     jobs: list[Job]
     work: Work
     client: Client
     name: str
     events: SimpleQueue[tuple[Any, ...]]
+    helpers: Helpers = field(default_factory=Helpers)
 
 
 def predict_on_cluster(
@@ -97,24 +102,34 @@ async def _knock(address: str) -> None:
 
 
 def _on_workers(jobs: Sequence[Job], call: Call, progress: SlideProgress) -> Generator[Outcome | Death, None, None]:
-    """Give slides to workers that have none until it is known what became of each."""
+    """Give slides, or parts of others' slides, to workers that have none until it is known what became of each."""
+    helpers = call.helpers
     due = dict.fromkeys(jobs, 0.0)  # when each may be tried
     running: dict[Future[Outcome], tuple[Job, str]] = {}
     losses: Counter[Job] = Counter()
     found: dict[Job, float] = {}  # when slides were first found to be somebody's
     while due or running:
         ready = [job for job, when in due.items() if when <= time.monotonic()]
-        workers = call.client.nthreads().keys() - {worker for _, worker in running.values()} if ready else ()
-        for job, worker in zip(ready, sorted(workers), strict=False):
+        workers = call.client.nthreads().keys()
+        count_lost(helpers, workers)
+        idle = sorted(workers - {worker for _, worker in (*running.values(), *helpers.at_work.values())})
+        for job, worker in zip(ready, idle, strict=False):
             del due[job]
             running[_submit(call, job, worker)] = job, worker
+        for worker in idle[len(ready) :]:
+            if in_need := slide_for(helpers, worker, [job for job, _ in running.values()]):
+                helpers.asked.add((in_need, worker))
+                helpers.at_work[_submit(call, in_need, worker, helping=True)] = in_need, worker
         for kind, *content in _some(call.events):
             if kind == "progress":
                 number, done, total = content
+                helpers.left[call.jobs[number]] = total - done
                 progress(call.jobs[number], done, total)
             elif kind == "log":
                 number, event, line, facts = content
                 log(event, line, **_as_called(facts, call.jobs[number]))
+            elif content[0] in helpers.at_work:
+                ended(helpers, content[0])
             elif content[0] in running:
                 job, worker = running.pop(content[0])
                 outcome, now = _outcome(content[0], job, worker), time.monotonic()
@@ -123,22 +138,26 @@ def _on_workers(jobs: Sequence[Job], call: Call, progress: SlideProgress) -> Gen
                     losses[job] += 1
                     found.pop(job, None)  # the lease may be that worker's, and has yet to lapse
                 somebodys = outcome is not None and outcome.status == "elsewhere"
-                if outcome is None or (somebodys and losses[job] > MAX_LOSSES):
-                    yield Death(job, "was lost with its worker, again and again")
-                elif somebodys and now < found.setdefault(job, now) + GIVE_UP_AFTER_S:
+                if somebodys and losses[job] <= MAX_LOSSES and now < found.setdefault(job, now) + GIVE_UP_AFTER_S:
                     due[job] = now + RETRY_EVERY_S
+                    continue
+                let_go(helpers, job, call.client)
+                if outcome is None or (somebodys and losses[job] > MAX_LOSSES):
+                    helpers.lost[job] = MAX_LOST  # it is tried alone
+                    yield Death(job, "was lost with its worker, again and again")
                 else:
                     yield outcome
 
 
-def _submit(call: Call, job: Job, worker: str) -> Future[Outcome]:
-    """Give a slide to a worker; the scheduler gives it to another one should that be lost."""
+def _submit(call: Call, job: Job, worker: str, helping: bool = False) -> Future[Any]:
+    """Give a slide to a worker; the scheduler gives it to another one should that be lost, but not if it is to help."""
     mask = job.mask and job.mask.absolute()
     there = replace(job, slide=job.slide.absolute(), result=job.result.absolute(), mask=mask)
-    message = pickle.dumps((call.name, call.jobs.index(job), there, call.work))
+    key = f"{call.name}-{secrets.token_hex(8)}"
+    message = pickle.dumps((call.name, key if helping else call.jobs.index(job), there, call.work))
     future = call.client.submit(
-        _task(), stpredict.__version__, message, key=f"{call.name}-{secrets.token_hex(8)}", pure=False,
-        workers=[worker], allow_other_workers=True,
+        _task(), stpredict.__version__, "help_with_one" if helping else "predict_one", message, key=key, pure=False,
+        workers=[worker], allow_other_workers=not helping,
     )  # fmt: skip
     future.add_done_callback(lambda done: call.events.put(("ended", done)))
     return future
@@ -151,20 +170,20 @@ def _with_whole_paths(work: Work) -> Work:
     return replace(work, model=work.model.absolute(), request=replace(request, mask=mask, spots_file=spots))
 
 
-def _task() -> Callable[[str, bytes], Outcome]:
+def _task() -> Callable[[str, str, bytes], Any]:
     """What a worker is to do. It travels by value, so that one without this program, or with another, can say so."""
 
-    def predict(version: str, message: bytes) -> Outcome:
+    def carry_out(version: str, task: str, message: bytes) -> Any:
         try:
             import stpredict as there
-            from stpredict.prediction.worker import predict_one
+            from stpredict.prediction import worker
         except ImportError as error:
             raise ImportError(f"stpredict {version} is needed on each worker ({error})") from error
         if there.__version__ != version:
             raise ImportError(f"stpredict {version} is needed on each worker, one has {there.__version__}")
-        return predict_one(message)
+        return getattr(worker, task)(message)
 
-    return predict
+    return carry_out
 
 
 def _outcome(future: Future[Outcome], job: Job, worker: str) -> Outcome | None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-import stpredict
-from stpredict.arrays import Float, Int, UInt8
-from stpredict.cards import card_without_genes, held_out_correlation, read_reliability
+from stpredict.arrays import Float, UInt8
+from stpredict.cards import card_without_genes
 from stpredict.console import Report, log
 from stpredict.data.panel import match_genes
 from stpredict.engines import Engine, EngineRequest, open_engine
@@ -24,28 +23,32 @@ from stpredict.machine import give_back_memory
 from stpredict.prediction.jobs import Job
 from stpredict.prediction.leases import take_lease
 from stpredict.prediction.out_of_distribution import UNUSUAL_FROM, reference_of
-from stpredict.prediction.pipeline import predict_shards
+from stpredict.prediction.pipeline import finish_shards, predict_shards
+from stpredict.prediction.provenance import describe_genes, describe_prediction, display_range
 from stpredict.prediction.quality import flags_in_words, judge_spots, measure_patches, unusual_share
 from stpredict.prediction.request import Request
-from stpredict.prediction.shards import Shards, describe_difference, open_shards, pin_engine, pinned_engine
+from stpredict.prediction.shards import (
+    Shards,
+    describe_difference,
+    join_shards,
+    open_shards,
+    pin_engine,
+    pinned_engine,
+)
 from stpredict.prediction.surroundings import first_pass
-from stpredict.result import CHUNK_SPOTS, SPREAD_MEANS, UNUSUAL, Gene, read_provenance, write_result
+from stpredict.result import CHUNK_SPOTS, UNUSUAL, read_provenance, write_result
 from stpredict.slides.grid import choose_spots
 from stpredict.slides.lattice import Spots
 from stpredict.slides.overview import make_thumbnail
 from stpredict.slides.raster import Raster, block_order, make_raster, read_patches
 from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
 from stpredict.slides.symmetry import SYMMETRIES
-from stpredict.slides.tissue import MASK_UM, Tissue
+from stpredict.slides.tissue import Tissue
 from stpredict.slides.views import first_views
 from stpredict.weights import Model
 
-N_SAMPLE = 64
 #: Patches that are compared with the training patches and used to check the engine.
-TTA = {
-    "expression": "mean over the eight flips and rotations of each patch",
-    "spread": f"layer of their standard deviations, {SPREAD_MEANS}; left out where the model knows no turns",
-}
+N_SAMPLE = 64
 #: Turns of a patch that differ by less, in the unit of expression, differ by rounding.
 INVARIANT_BELOW = 1e-4
 
@@ -96,9 +99,12 @@ def is_done(job: Job, settings: dict[str, Any], overwrite_before: float) -> bool
     return bool(found == settings)
 
 
-def prepare_slide(job: Job, model: Model, request: Request) -> Prepared | Literal["up to date", "elsewhere"]:
+def prepare_slide(
+    job: Job, model: Model, request: Request, helping: bool = False
+) -> Prepared | Literal["up to date", "elsewhere"]:
     """Open a slide and choose its spots, unless its result is there or another process is at it.
 
+    With `helping`, only if another one is at it with these settings, and without a lease.
     Raises SlideError or ResultError.
     """
     clock, request = Clock(), request.of(job)
@@ -109,19 +115,22 @@ def prepare_slide(job: Job, model: Model, request: Request) -> Prepared | Litera
         settings = requested_settings(slide, mpp, model, request)
         if is_done(job, settings, request.overwrite_before):
             return "up to date"
-        lease = take_lease(job.lease)
-        if lease is None:
-            return "elsewhere"
-        stack.callback(lease.release)
-        if is_done(job, settings, request.overwrite_before):  # by whoever held the lease until now
-            return "up to date"
+        if not helping:
+            lease = take_lease(job.lease)
+            if lease is None:
+                return "elsewhere"
+            stack.callback(lease.release)
+            if is_done(job, settings, request.overwrite_before):  # by whoever held the lease until now
+                return "up to date"
         raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
         with clock.stage("tissue_and_spots"):
             tissue, spots, fraction = choose_spots(slide, mpp, request.grid(model), request.engine.threads)
         order = block_order(raster, raster.origins(spots.centres, model.card["patch_px"]))
         folder = job.result.with_name(job.result.name + ".parts")
-        n_genes, overwrite = len(settings["genes"]), request.overwrite_before > 0
-        shards = open_shards(folder, order, spots.centres, n_genes, settings, overwrite)
+        of = folder, order, spots.centres, len(settings["genes"]), settings
+        shards = join_shards(*of) if helping else open_shards(*of, request.overwrite_before > 0)
+        if shards is None:
+            return "elsewhere"
         with clock.stage("sample"):
             sample = sample_patches(raster, spots, model, request.engine.threads)
         held = stack.pop_all()
@@ -149,15 +158,22 @@ def predict_slide(
             used = engine = engine or open_engine(model, request.engine, prepared.sample, report, n_patches)
         else:
             used = open_pinned_engine(model, request.engine, pinned, prepared.sample, report)
-        pin_engine(shards, used.name, used.precision, used.calibration)
+        pin_engine(shards, *used.pin)
     columns = np.array(match_genes(prepared.settings["genes"], model.panel))
+    wanted: Iterable[int] = shards.claimed()
     if used.two_passes:
         with clock.stage("surroundings"):
             used, progress = first_pass(
-                used, used.two_passes, model, shards, prepared.raster, spots.centres, prepared.mpp, threads, progress
-            )
+                used, used.two_passes, model, shards, wanted := shards.missing(), prepared.raster, spots.centres,
+                prepared.mpp, threads, progress,
+            )  # fmt: skip
     with clock.stage("reading_and_inference"):
-        waits = predict_shards(shards, prepared.raster, spots, model, columns, used, threads, progress)
+        predict = partial(
+            predict_shards, shards=shards, raster=prepared.raster, spots=spots, model=model, columns=columns,
+            engine=used, threads=threads,
+        )  # fmt: skip
+        mine, waits = predict(wanted, progress=progress)
+        finish_shards(shards, mine, predict, progress)
     clock.seconds.update(waits.by_cause())
     quality = judge_spots(shards.measures())
     if flags := flags_in_words(quality.counts, len(spots), but=UNUSUAL if unusual > UNUSUAL_FROM else None):
@@ -212,46 +228,6 @@ def digest_of(path: Path) -> str:
         raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def describe_prediction(prepared: Prepared, job: Job, model: Model, request: Request) -> dict[str, Any]:
-    """What a result records of slide, model and grid; of the slide's own metadata nothing but its resolution."""
-    slide, raster, spots = prepared.slide, prepared.raster, prepared.spots
-    diameter_um = model.card["spot_diameter_um"]
-    return {
-        "stpredict": stpredict.__version__,
-        "model": {"name": model.name, "sha256": model.sha256},
-        "expression_unit": model.card["expression_unit"],
-        **({"tta": TTA} if request.tta else {}),
-        "settings": prepared.settings,
-        "slide": {
-            "name": job.name,
-            "path": "" if job.anonymous else path_from(slide.path, job.result.parent),
-            "fingerprint": prepared.settings["slide"],
-            "dimensions": list(slide.dimensions),
-            "bounds": list(slide.bounds),
-            "native_mpp": list(slide.native_mpp) if slide.native_mpp else None,
-            "given_mpp": request.of(job).mpp,
-            "mpp": list(prepared.mpp),
-            "reader": slide.reader,
-        },
-        "tissue": {"mask_um": MASK_UM, "tissue_fraction_of_slide": round(float(prepared.tissue.mask.mean()), 4)},
-        "raster": {"mpp": raster.mpp, "level": raster.level, "scale": list(raster.scale)},
-        "lattice": {
-            "layout": spots.layout,
-            "pitch_um": spots.pitch_um,
-            "spot_diameter_um": diameter_um,
-            "oversampled": spots.pitch_um < diameter_um,
-        },
-    }
-
-
-def path_from(slide: Path, folder: Path) -> str:
-    """The slide's path relative to the result's folder; its name alone where there is none, as on another drive."""
-    try:
-        return os.path.relpath(slide.resolve(), folder.resolve())
-    except ValueError:
-        return slide.name
-
-
 def open_pinned_engine(
     model: Model, request: EngineRequest, pinned: tuple[str, str, str | None], sample: UInt8, report: Report
 ) -> Engine:
@@ -273,19 +249,3 @@ def sample_patches(raster: Raster, spots: Spots, model: Model, threads: int) -> 
     index = np.unique(np.linspace(0, len(spots) - 1, N_SAMPLE).round().astype(np.int64))
     with closing(read_patches(raster, spots.centres[index], model.card["patch_px"], threads, model.views)) as blocks:
         return np.stack([patch for _, block in blocks for patch in block])
-
-
-def describe_genes(model: Model, columns: Int) -> list[Gene]:
-    """What the result says of each gene."""
-    unknown = np.full(len(model.panel), np.nan)
-    mean = model.card["genes"]["training_mean"] or unknown
-    found = read_reliability(model.card)
-    low, ridge = (found.low, found.ridge) if found else (unknown, unknown)
-    correlation = held_out_correlation(model.card)
-    return [Gene(model.panel[i], correlation[i], mean[i], low[i], ridge[i]) for i in columns]
-
-
-def display_range(model: Model, columns: Int) -> list[list[float]] | None:
-    """The card's lowest and highest colour of each gene; None for an imported model, which has none."""
-    bounds = model.card["genes"]["display_range"]
-    return [[side[i] for i in columns] for side in bounds] if bounds else None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 import numpy as np
@@ -61,6 +61,7 @@ def one_ahead(work: Callable[[Item], Done], items: Sequence[Item]) -> Generator[
 
 
 def predict_shards(
+    wanted: Iterable[int],
     shards: Shards,
     raster: Raster,
     spots: Spots,
@@ -69,22 +70,32 @@ def predict_shards(
     engine: Engine,
     threads: int,
     progress: Callable[[int, int], None],
-) -> Waits:
-    """Predict and measure the shards that are not there yet. Raises SlideError where the slide cannot be decoded.
+) -> tuple[set[int], Waits]:
+    """Predict and measure shards; which is next is asked when its reading begins. Returns which they were.
 
-    Where they are to hold a spread, each batch is predicted in its eight flips and rotations.
+    Each has batches of its own, so that it does not matter to a spot which process predicts its shard, after which.
+    Where shards are to hold a spread, each batch is predicted in its eight flips and rotations.
+    Raises SlideError where the slide cannot be decoded.
     """
     reference, output_reference = reference_of(model), output_reference_of(model)
-    missing = shards.missing()
-    wanted = np.concatenate([shards.spots(shard) for shard in missing]) if missing else np.empty(0, np.int64)
-    done, waits = len(spots) - len(wanted), Waits()
-    reading = read_patches(raster, spots.centres[wanted], model.card["patch_px"], threads, model.views)
+    waits, begun = Waits(), set[int]()
+    upcoming, n_patches, n_batches = deque[int](), deque[int](), deque[int]()  # of what is read, but not yet predicted
+
+    def parts() -> Iterator[Int]:
+        for shard in wanted:
+            part = shards.spots(shard)
+            upcoming.append(shard)
+            n_patches.append(len(part))
+            n_batches.append(-(-len(part) // engine.batch_size))
+            yield part
+
+    reading = read_patches(raster, spots.centres, model.card["patch_px"], threads, model.views, parts())
     patches = (patch for _, block in timed(reading, waits, "patches") for patch in block)
-    batches = timed(fixed_batches(patches, engine.batch_size, model.patch_shape), waits, "batches")
+    by_shard = in_parts(patches, n_patches)
+    filled = (batch for part in by_shard for batch in fixed_batches(part, engine.batch_size, model.patch_shape))
+    batches = timed(filled, waits, "batches")
     measuring: deque[Future[Float32]] = deque()
     writing: deque[Future[None]] = deque()
-    buffer: list[Float32] = []
-    held = 0
     with (
         closing(reading),  # no thread reads on when the slide is closed
         ThreadPoolExecutor(threads) as measurer,
@@ -94,22 +105,48 @@ def predict_shards(
         inferred = engine.infer(in_all_turns(tried) if shards.tta else tried)
         once = ((expression,) for expression in inferred)
         outputs = timed(mean_and_spread(inferred) if shards.tta else once, waits, "outputs")
-        for shard in missing:
-            size = len(shards.spots(shard))
-            while held < size:
-                (expression, *spread), measures = next(outputs), measuring.popleft().result()
+        for part in in_parts(outputs, n_batches):
+            shard, buffer, held = upcoming.popleft(), list[Float32](), 0
+            size, done = len(shards.spots(shard)), shards.done(begun)
+            for expression, *spread in part:
+                measures = measuring.popleft().result()
                 if output_reference:
                     measures[:, 0] = np.fmax(measures[:, 0], unusual(expression, output_reference))
-                batch = np.concatenate([*(part[:, columns] for part in (expression, *spread)), measures], axis=1)
+                batch = np.concatenate([*(values[:, columns] for values in (expression, *spread)), measures], axis=1)
                 buffer.append(batch)
-                held += len(batch)
+                held = min(held + len(batch), size)
                 progress(min(done + held, len(spots)), len(spots))
-            values = np.concatenate(buffer)
-            writing.append(writer.submit(shards.write, shard, np.ascontiguousarray(values[:size])))
-            buffer, held, done = [values[size:]], held - size, done + size
+            begun.add(shard)
+            writing.append(writer.submit(shards.write, shard, np.concatenate(buffer)[:size]))
             _wait_for(writing, MAX_WAITING_SHARDS, waits)
         _wait_for(writing, 0, waits)
-    return waits
+    return begun, waits
+
+
+def finish_shards(
+    shards: Shards, mine: Container[int], predict: Callable[..., object], progress: Callable[[int, int], None]
+) -> None:
+    """Predict what other processes began and have not finished; where they do so meanwhile, theirs is as good."""
+    for shard in (shard for shard in range(shards.count) if shard not in mine):
+
+        def unless_finished(done: int, total: int, shard: int = shard) -> None:
+            if shards.read(shard) is not None:
+                raise _FinishedElsewhereError
+            progress(done, total)
+
+        if shards.read(shard) is None:
+            with suppress(_FinishedElsewhereError):
+                predict([shard], progress=unless_finished)
+
+
+class _FinishedElsewhereError(Exception):
+    pass
+
+
+def in_parts(items: Iterator[Item], sizes: deque[int]) -> Iterator[Iterator[Item]]:
+    """Cut a flow into parts; the size of a part is known when its first item has come. Each is used up in its turn."""
+    for first in items:
+        yield chain((first,), islice(items, sizes.popleft() - 1))
 
 
 def measured(

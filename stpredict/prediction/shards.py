@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+import secrets
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,12 @@ from stpredict.prediction.quality import MEASURES
 
 SHARD_SPOTS = 1024
 MANIFEST = "manifest.json"
-#: Features of patches that a network reads in a second pass over the slide.
-FEATURES = "features-*.npy"
+#: Suffix of the empty file that says that a process is, or was, at a shard.
+CLAIM = ".claim"
+#: Names of shards, claims, features of patches that a network reads in a second pass, and what is being written.
+OWN = re.compile(rf"{re.escape(MANIFEST)}|[0-9].*\.(npy|claim)|features-.*\.npy|\..*\.tmp.*", re.DOTALL)
+#: What a run may be called: it is part of paths, and a manifest may be anybody's.
+RUN = re.compile(r"[0-9a-f]{8}")
 #: What the columns of a shard hold.
 COLUMNS = ["genes", *MEASURES]
 
@@ -31,6 +38,7 @@ class Shards:
 
     Each has the expression of the genes, with `tta` then its spread, then the measures of the patches, in columns.
     `digest` tells these spots in this order from others that the same settings may give, as another version would.
+    Files are named by the `run`, so that a process that is still at a prediction which was discarded does no harm.
     """
 
     folder: Path
@@ -38,6 +46,7 @@ class Shards:
     n_genes: int
     settings: dict[str, Any]
     digest: str
+    run: str
 
     @property
     def tta(self) -> bool:
@@ -57,7 +66,7 @@ class Shards:
         return self.order[shard * SHARD_SPOTS : (shard + 1) * SHARD_SPOTS]
 
     def path(self, shard: int) -> Path:
-        return self.folder / f"{shard:06d}.npy"
+        return self.folder / f"{shard:06d}-{self.run}.npy"
 
     def write(self, shard: int, values: Float32) -> None:
         """Write spots x columns of one shard, whole or not at all."""
@@ -71,6 +80,33 @@ class Shards:
 
     def missing(self) -> list[int]:
         return [shard for shard in range(self.count) if self.read(shard) is None]
+
+    def claimed(self, backwards: bool = False) -> Iterator[int]:
+        """Missing shards that no process is at, claimed one by one as they are asked for.
+
+        Raises FileNotFoundError once there is no such prediction any more.
+        """
+        for shard in reversed(range(self.count)) if backwards else range(self.count):
+            if self.read(shard) is None and self._claim(shard):
+                yield shard
+
+    def _claim(self, shard: int) -> bool:
+        if not self.under_way():
+            raise FileNotFoundError(errno.ENOENT, "finished or discarded meanwhile", str(self.folder))
+        try:
+            self.path(shard).with_suffix(CLAIM).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def under_way(self) -> bool:
+        """Is this prediction begun, and neither finished nor discarded?"""
+        return (_manifest(self.folder) or {}).get("run") == self.run
+
+    def done(self, also: Container[int]) -> int:
+        """How many spots are in shards that are there, or among those named."""
+        there = {path.name for path in self.folder.glob(f"*-{self.run}.npy")}
+        return sum(len(self.spots(i)) for i in range(self.count) if i in also or self.path(i).name in there)
 
     def measures(self) -> Float32:
         """MEASURES of all spots, in the order of the lattice."""
@@ -103,16 +139,24 @@ class Shards:
 
     def remove(self) -> None:
         """Remove the shards and, if it holds nothing else, their folder."""
-        for path in own_files(self.folder):
-            path.unlink(missing_ok=True)
-        if self.folder.exists() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        while self.folder.exists():
+            for path in own_files(self.folder):
+                path.unlink(missing_ok=True)
+            try:
+                self.folder.rmdir()
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if not all(OWN.fullmatch(path.name) for path in self.folder.glob("*")):
+                    return
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise  # else another process wrote in between, which it cannot for long without the manifest
 
 
 def own_files(folder: Path) -> tuple[Path, ...]:
-    """The files that belong to shards."""
-    parts = (found for pattern in ("[0-9]*.npy", FEATURES, ".*.tmp*") for found in sorted(folder.glob(pattern)))
-    return (*folder.glob(MANIFEST), *parts)
+    """The files that belong to shards, the manifest first."""
+    found = (path for path in folder.glob("*") if OWN.fullmatch(path.name))
+    return tuple(sorted(found, key=lambda path: (path.name != MANIFEST, path.name)))
 
 
 def is_shards(folder: Path) -> bool:
@@ -132,46 +176,74 @@ def open_shards(
 
     Raises ResultError if the folder holds shards of others, unless `overwrite`, which discards them.
     """
-    digest = hashlib.sha256(order.tobytes() + np.ascontiguousarray(centres).tobytes()).hexdigest()
-    shards = Shards(folder, order, n_genes, settings, digest)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        found, same_spots = manifest["settings"], manifest["spots"] == digest
-        same_columns = manifest.get("columns") == COLUMNS
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        found, same_spots, same_columns = None, False, False
-    if overwrite or found is None:
+    manifest, digest = _manifest(folder), _digest(order, centres)
+    if overwrite or manifest is None:
+        shards = Shards(folder, order, n_genes, settings, digest, secrets.token_hex(4))
         shards.remove()
-    elif not same_columns:
+        return shards
+    run = _run_of(manifest)
+    if manifest.get("columns") != COLUMNS or run is None:
         raise ResultError(
             f"{folder.name}: an interrupted prediction of another version of stpredict stands here; that version "
             "finishes it, --overwrite discards it."
         )
-    elif found != settings or not same_spots:
-        difference = describe_difference(found, settings) or "the spots lie elsewhere or in another order"
+    if manifest["settings"] != settings or manifest["spots"] != digest:
+        difference = describe_difference(manifest["settings"], settings)
         raise ResultError(
-            f"{folder.name}: an interrupted prediction with other settings stands here ({difference}); "
-            "--overwrite discards it."
+            f"{folder.name}: an interrupted prediction with other settings stands here "
+            f"({difference or 'the spots lie elsewhere or in another order'}); --overwrite discards it."
         )
-    return shards
+    return Shards(folder, order, n_genes, settings, digest, run)
+
+
+def join_shards(folder: Path, order: Int, centres: Float, n_genes: int, settings: dict[str, Any]) -> Shards | None:
+    """The shards of a prediction of these spots with these settings that another process is at; None if none is."""
+    manifest = _manifest(folder)
+    run = manifest and _run_of(manifest)
+    if not manifest or not run:
+        return None
+    shards = Shards(folder, order, n_genes, settings, _digest(order, centres), run)
+    return shards if manifest == {**_described(shards), "engine": manifest["engine"]} else None
 
 
 def pinned_engine(shards: Shards) -> tuple[str, str, str | None] | None:
     """Engine, precision and calibration that the first shard was made with."""
-    manifest = shards.folder / MANIFEST
-    if not manifest.exists():
+    manifest = _manifest(shards.folder)
+    if manifest is None:
         return None
-    name, precision, calibration = json.loads(manifest.read_text())["engine"]
+    name, precision, calibration = manifest["engine"]
     return name, precision, calibration
 
 
 def pin_engine(shards: Shards, name: str, precision: str, calibration: str | None) -> None:
-    """Make the folder of the shards and note what they are made with."""
+    """Make the folder of the shards and note what they are made with; who claimed shards before is gone."""
     shards.folder.mkdir(parents=True, exist_ok=True)
+    for claim in shards.folder.glob(f"*{CLAIM}"):
+        claim.unlink(missing_ok=True)
     with atomic_path(shards.folder / MANIFEST) as temporary:
-        engine = [name, precision, calibration]
-        manifest = {"settings": shards.settings, "spots": shards.digest, "columns": COLUMNS, "engine": engine}
-        temporary.write_text(json.dumps(manifest))
+        temporary.write_text(json.dumps({**_described(shards), "engine": [name, precision, calibration]}))
+
+
+def _described(shards: Shards) -> dict[str, Any]:
+    return {"settings": shards.settings, "spots": shards.digest, "columns": COLUMNS, "run": shards.run}
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """What the manifest says; None if there is none, or one that is damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and {"settings", "spots", "engine"} <= set(manifest) else None
+
+
+def _run_of(manifest: dict[str, Any]) -> str | None:
+    run = str(manifest.get("run"))
+    return run if RUN.fullmatch(run) else None
+
+
+def _digest(order: Int, centres: Float) -> str:
+    return hashlib.sha256(order.tobytes() + np.ascontiguousarray(centres).tobytes()).hexdigest()
 
 
 def describe_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:

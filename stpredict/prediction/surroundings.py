@@ -107,14 +107,17 @@ def look_around(
 
 
 def infer_with_surroundings(
-    passes: TwoPasses, known: Surroundings, order: Int, batches: Iterable[UInt8]
+    passes: TwoPasses, known: Surroundings, order: Iterable[Int], batches: Iterable[UInt8]
 ) -> Iterator[Float32]:
-    """The second pass: expression (B x genes) of batches of patches, of the spots `order`; the last may be padded."""
+    """The second pass: expression (B x genes) of batches of patches, which may be padded, of the spots of each."""
     tokens = passes.global_tokens(known.own(), known.around.cells)
-    for number, batch in enumerate(batches):
-        own = order[number * len(batch) : (number + 1) * len(batch)]
-        own = np.pad(own, (0, len(batch) - len(own)), mode="edge")
+    for spots, batch in zip(order, batches, strict=True):
+        own = np.pad(spots, (0, len(batch) - len(spots)), mode="edge")
         yield passes.read_spots(batch, *known.neighbours(own), tokens[own])
+
+
+def in_batches(spots: Int, batch_size: int) -> list[Int]:
+    return [spots[start : start + batch_size] for start in range(0, len(spots), batch_size)]
 
 
 def around_spots(model: Model, passes: TwoPasses, raster: Raster, centres: Float, mpp: Mpp) -> Neighbourhoods:
@@ -124,10 +127,10 @@ def around_spots(model: Model, passes: TwoPasses, raster: Raster, centres: Float
 
 
 def first_pass(
-    engine: Engine, passes: TwoPasses, model: Model, shards: Shards, raster: Raster, centres: Float, mpp: Mpp,
-    threads: int, progress: Progress,
+    engine: Engine, passes: TwoPasses, model: Model, shards: Shards, wanted: Sequence[int], raster: Raster,
+    centres: Float, mpp: Mpp, threads: int, progress: Progress,
 ) -> tuple[Engine, Progress]:  # fmt: skip
-    """Look around all spots of a slide; returns the engine for those that the shards lack, in their order.
+    """Look around all spots of a slide; returns the engine for those of the shards that are wanted, in their order.
 
     What is returned beside it tells of their progress, in which looking around has its part by the number of patches.
     Raises SlideError where the slide cannot be decoded.
@@ -141,7 +144,7 @@ def first_pass(
     known = look_around(
         shards.folder, raster, around, model.card["patch_px"], passes, engine.batch_size, threads, progress_from(0)
     )
-    order = np.concatenate([np.empty(0, np.int64), *(shards.spots(shard) for shard in shards.missing())])
+    order = [batch for shard in wanted for batch in in_batches(shards.spots(shard), engine.batch_size)]
     return replace(engine, infer=partial(infer_with_surroundings, passes, known, order)), progress_from(n_around)
 
 
@@ -176,7 +179,7 @@ def predict_in_sections(passes: TwoPasses, known: Mapping[str, Surroundings], ti
         in_section = np.searchsorted(np.flatnonzero(tiles.section == name), index[place])
         patches = (tiles.read_patches([i])[0] for i in index[place])
         batches = fixed_batches(patches, BATCH, (tiles.patch_px, tiles.patch_px, 3))
-        outputs = infer_with_surroundings(passes, known[str(name)], in_section, batches)
+        outputs = infer_with_surroundings(passes, known[str(name)], in_batches(in_section, BATCH), batches)
         parts.append(np.concatenate(list(outputs))[: len(place)])
         rows.append(place)
     order = np.argsort(np.concatenate(rows))

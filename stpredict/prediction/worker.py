@@ -1,4 +1,4 @@
-"""What a worker of a dask cluster does: one slide at a time, with the engine of the slide before."""
+"""What a worker of a dask cluster does: one slide at a time, or help with one, with the engine of the slide before."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from distributed import get_worker
 from stpredict.console import report, telling
 from stpredict.engines import EngineRequest
 from stpredict.errors import SlideError, SlideNotFoundError, StpredictError
-from stpredict.prediction.batch import Warm, predict_each
+from stpredict.prediction.batch import Warm, as_ours, predict_each
+from stpredict.prediction.helping import help_slide
 from stpredict.prediction.jobs import Job, Outcome
 from stpredict.prediction.processes import Work, model_of
 
@@ -28,12 +29,12 @@ _kept: dict[tuple[str, EngineRequest], Warm] = {}
 
 
 class Forgotten(BaseException):
-    """The call that wanted a slide has ended."""
+    """The call that wanted a slide, or help with one, has ended."""
 
 
-def forget(call: str) -> None:
-    """Let go of the slides of a call."""
-    _forgotten.add(call)
+def forget(name: str) -> None:
+    """Let go of the slides of a call, or of the one that is helped with under a name."""
+    _forgotten.add(name)
 
 
 def predict_one(message: bytes) -> Outcome:
@@ -64,8 +65,7 @@ def predict_one(message: bytes) -> Outcome:
         try:
             if not job.result.parent.is_dir():
                 raise SlideError(f"{job.result.parent}: no such folder; {SHARE_FOLDERS}")
-            engine = replace(work.request.engine, threads=work.request.engine.threads or worker.state.nthreads)
-            work = replace(work, request=replace(work.request, engine=engine))
+            work = with_threads(work, worker.state.nthreads)
             warm = kept_warm(work)
             (outcome,) = predict_each([job], warm, work.request, work.n_slides, report, progress)
         except StpredictError as error:
@@ -74,6 +74,33 @@ def predict_one(message: bytes) -> Outcome:
     if isinstance(outcome.error, SlideNotFoundError):
         return replace(outcome, error=SlideError(f"{outcome.error} That was on worker {where}; {SHARE_FOLDERS}"))
     return outcome
+
+
+def help_with_one(message: bytes) -> StpredictError | None:
+    """Help with a slide that another worker predicts, which tells of it. Returns what was in the way, if anything."""
+    call, name, job, work = pickle.loads(message)
+    nthreads = get_worker().state.nthreads
+
+    def progress(_done: int, _total: int) -> None:
+        if not _forgotten.isdisjoint((call, name)):
+            raise Forgotten
+
+    with _one_at_a_time, telling(lambda *_: None):
+        try:
+            progress(0, 0)
+            work = with_threads(work, nthreads)
+            help_slide(job, kept_warm(work), work.request, progress)
+        except Forgotten:
+            return None
+        except Exception as error:  # noqa: BLE001 (told by the call, in which the slide goes on)
+            return as_ours(error, job, alone=False)
+    return None
+
+
+def with_threads(work: Work, nthreads: int) -> Work:
+    """The work with this worker's number of threads, where none was asked for."""
+    engine = replace(work.request.engine, threads=work.request.engine.threads or nthreads)
+    return replace(work, request=replace(work.request, engine=engine))
 
 
 def kept_warm(work: Work) -> Warm:

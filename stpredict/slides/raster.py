@@ -8,7 +8,7 @@ the patch alone, so a spot has the same pixels whether it is read alone or among
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -94,21 +94,24 @@ def block_order(raster: Raster, origins: Int) -> Int:
 
 
 def read_patches(
-    raster: Raster, centres: Float, patch_px: int, threads: int = 2, views: Views = ONE_VIEW
-) -> Generator[tuple[Int, list[UInt8]], None, None]:
+    raster: Raster, centres: Float, patch_px: int, threads: int = 2, views: Views = ONE_VIEW,
+    parts: Iterable[Int] | None = None,
+) -> Generator[tuple[Int, list[UInt8]], None, None]:  # fmt: skip
     """Yield (indices into `centres`, P x P x 3 each) block by block, read in threads and delivered in order.
 
     Where there are several `views`, each is V x P x P x 3, all made from one reading of the widest.
+    With `parts`, indices into `centres`, one is read after the other; what is next is asked when its reading begins.
     Close it before the slide where it may not come to its end: its threads read ahead.
     Raises SlideError where the slide cannot be decoded.
     """
     origins = raster.origins(centres, patch_px)
-    order = block_order(raster, origins)
-    if not len(order):
-        return
-    changes = np.flatnonzero(np.any(np.diff(origins[order] // raster.block_px, axis=0) != 0, axis=1)) + 1
-    blocks, most = np.split(order, changes), len(order) if views == ONE_VIEW else MOST_STACKS
-    groups = (block[start : start + most] for block in blocks for start in range(0, len(block), most))
+    most = len(origins) if views == ONE_VIEW else MOST_STACKS
+    wanted = [np.arange(len(origins))] if parts is None else parts
+    groups = (
+        block[start : start + most]
+        for block in _in_blocks(raster, origins, wanted)
+        for start in range(0, len(block), most)
+    )
     margin = margin_px(patch_px, views)
 
     def cut(group: Int) -> list[UInt8]:
@@ -136,6 +139,20 @@ def read_patches(
         finally:
             for _, future in pending:
                 future.cancel()
+
+
+def _in_blocks(raster: Raster, origins: Int, parts: Iterable[Int]) -> Iterator[Int]:
+    """The patches of part after part, by block. One cut between two parts stays whole, unless it is all of a part."""
+    rest = np.empty(0, np.int64)
+    for part in parts:
+        order = np.concatenate([rest, part[block_order(raster, origins[part])]])
+        changes = np.flatnonzero(np.any(np.diff(origins[order] // raster.block_px, axis=0) != 0, axis=1)) + 1
+        *blocks, rest = np.split(order, changes)
+        yield from blocks
+        if not blocks:  # else parts without end would be asked for
+            yield rest
+            rest = np.empty(0, np.int64)
+    yield rest
 
 
 def _source_span(start: int, size: int, scale: float) -> tuple[int, int, float, float]:

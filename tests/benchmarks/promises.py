@@ -181,9 +181,13 @@ PROMISES = (
         ),
     ),
     Promise(
-        "A cluster's results are those of one machine",
+        "A cluster's results are those of one machine, also of slides that workers share, and if one is lost",
         (
             "tests/prediction/test_cluster.py::test_a_cluster_predicts_what_one_machine_does",
+            "tests/prediction/test_cluster_help.py::test_workers_without_a_slide_help_with_that_of_another",
+            "tests/prediction/test_cluster_help.py::test_a_slide_survives_the_loss_of_either_worker_that_is_at_it",
+            "tests/prediction/test_cluster_help.py::test_what_helpers_of_an_interrupted_call_leave_is_no_obstacle",
+            "tests/prediction/test_helping.py::test_shards_of_a_prediction_that_was_discarded_do_no_harm",
             "tests/prediction/test_cluster.py::test_what_is_wrong_with_a_cluster_is_said_before_anything_is_predicted",
         ),
     ),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -41,8 +42,13 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with two_workers(tmp_path_factory.mktemp("workers")) as address:
+        yield address
+
+
+@contextmanager
+def two_workers(folder: Path) -> Iterator[str]:
     """The address of a scheduler with two workers in other folders, each of which could do several things at once."""
-    folder = tmp_path_factory.mktemp("workers")
     # A slide that loses its worker once is tried by itself; four times would take a test too long.
     settings = {"distributed.scheduler.allowed-failures": 0, "temporary-directory": str(folder)}
     with (

@@ -11,7 +11,8 @@ from stpredict.engines import EngineRequest
 from stpredict.engines.eager import load_network
 from stpredict.networks.triplex import TARGET, TriplexConfig
 from stpredict.prediction import shards, surroundings
-from stpredict.prediction.batch import plan_slides, predict_slides
+from stpredict.prediction.batch import Warm, plan_slides, predict_slides
+from stpredict.prediction.helping import help_slide
 from stpredict.prediction.jobs import find_jobs
 from stpredict.prediction.request import Request
 from stpredict.result import read_result
@@ -89,12 +90,12 @@ def test_nothing_is_left_but_the_result(result):
 def test_it_goes_on_in_either_pass(model, result, tmp_path, monkeypatch, cut):
     real_write = shards.write_array
     written: list[str] = []
-    dies_after = {"first": "features-000001.npy", "second": "000001.npy"}[cut]
+    dies_after = {"first": "features-000001.npy", "second": "000001-"}[cut]
 
     def write(path: Path, values) -> None:
         real_write(path, values)
         written.append(path.name)
-        if path.name == dies_after:
+        if dies_after and path.name.startswith(dies_after):
             raise KeyboardInterrupt
 
     for room in (shards, surroundings):
@@ -127,6 +128,13 @@ def test_damaged_features_are_made_again(model, result, tmp_path, monkeypatch):
     (outcome,) = predict(model, tmp_path)
     one, other = read_result(outcome.job.result), read_result(result)
     np.testing.assert_allclose(one.expression("GNAS"), other.expression("GNAS"), atol=1e-5)
+
+
+def test_nobody_helps_with_it(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("stpredict.prediction.helping.prepare_slide", None)
+    (job,) = find_jobs([str(SLIDE)], tmp_path, print)
+    help_slide(job, Warm(model), Request(engine=ON_CPU), print)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_plan_counts_the_patches_around(model, tiny_model, tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from slides_to_try import tiff_pyramid
 
 from stpredict.errors import SlideError
-from stpredict.slides.raster import make_raster, read_patches
+from stpredict.slides.raster import block_order, make_raster, read_patches
 from stpredict.slides.slide import Mpp, open_slide
 
 SLIDE = Path(__file__).parents[1] / "data" / "CMU-1-Small-Region.svs"
@@ -32,6 +33,30 @@ def test_a_spot_alone_has_the_pixels_it_has_among_many(model_mpp):
         together = read_all(raster, centres, 64)
         for i in range(0, 60, 7):
             np.testing.assert_array_equal(read_all(raster, centres[i : i + 1], 64, threads=1)[0], together[i])
+
+
+def test_parts_are_asked_for_as_their_turn_comes_and_read_in_order():
+    asked = []
+
+    def parts():
+        for part in (np.arange(30, 60), np.arange(30), np.arange(60, 90)):
+            asked.append(part)
+            yield part
+
+    centres = np.random.default_rng(0).uniform((-50, -50), (2270, 3000), (90, 2))
+    with open_slide(SLIDE) as slide:
+        raster = make_raster(slide, Mpp(0.499, 0.499), 0.69)
+        centres = centres[block_order(raster, raster.origins(centres, 64))]
+        together = read_all(raster, centres, 64)
+        with closing(read_patches(raster, centres, 64, 1, parts=parts())) as reading:
+            found = [(i, patch) for index, patches in reading for i, patch in zip(index, patches, strict=True)]
+            assert [i for i, _ in found] == [*range(30, 60), *range(30), *range(60, 90)]
+            for i, patch in found:
+                np.testing.assert_array_equal(patch, together[i])
+        asked.clear()
+        with closing(read_patches(raster, centres, 64, 1, parts=parts())) as reading:
+            next(reading)
+            assert len(asked) < 3
 
 
 @pytest.mark.parametrize("model_mpp", [0.5, 1.0, 1.4])

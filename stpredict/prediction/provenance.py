@@ -1,0 +1,82 @@
+"""What a result says of how it was made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import stpredict
+from stpredict.arrays import Int
+from stpredict.cards import held_out_correlation, read_reliability
+from stpredict.prediction.jobs import Job
+from stpredict.prediction.request import Request
+from stpredict.result import SPREAD_MEANS, Gene
+from stpredict.slides.tissue import MASK_UM
+from stpredict.weights import Model
+
+if TYPE_CHECKING:
+    from stpredict.prediction.one_slide import Prepared
+
+TTA = {
+    "expression": "mean over the eight flips and rotations of each patch",
+    "spread": f"layer of their standard deviations, {SPREAD_MEANS}; left out where the model knows no turns",
+}
+
+
+def describe_prediction(prepared: Prepared, job: Job, model: Model, request: Request) -> dict[str, Any]:
+    """What a result records of slide, model and grid; of the slide's own metadata nothing but its resolution."""
+    slide, raster, spots = prepared.slide, prepared.raster, prepared.spots
+    diameter_um = model.card["spot_diameter_um"]
+    return {
+        "stpredict": stpredict.__version__,
+        "model": {"name": model.name, "sha256": model.sha256},
+        "expression_unit": model.card["expression_unit"],
+        **({"tta": TTA} if request.tta else {}),
+        "settings": prepared.settings,
+        "slide": {
+            "name": job.name,
+            "path": "" if job.anonymous else path_from(slide.path, job.result.parent),
+            "fingerprint": prepared.settings["slide"],
+            "dimensions": list(slide.dimensions),
+            "bounds": list(slide.bounds),
+            "native_mpp": list(slide.native_mpp) if slide.native_mpp else None,
+            "given_mpp": request.of(job).mpp,
+            "mpp": list(prepared.mpp),
+            "reader": slide.reader,
+        },
+        "tissue": {"mask_um": MASK_UM, "tissue_fraction_of_slide": round(float(prepared.tissue.mask.mean()), 4)},
+        "raster": {"mpp": raster.mpp, "level": raster.level, "scale": list(raster.scale)},
+        "lattice": {
+            "layout": spots.layout,
+            "pitch_um": spots.pitch_um,
+            "spot_diameter_um": diameter_um,
+            "oversampled": spots.pitch_um < diameter_um,
+        },
+    }
+
+
+def path_from(slide: Path, folder: Path) -> str:
+    """The slide's path relative to the result's folder; its name alone where there is none, as on another drive."""
+    try:
+        return os.path.relpath(slide.resolve(), folder.resolve())
+    except ValueError:
+        return slide.name
+
+
+def describe_genes(model: Model, columns: Int) -> list[Gene]:
+    """What the result says of each gene."""
+    unknown = np.full(len(model.panel), np.nan)
+    mean = model.card["genes"]["training_mean"] or unknown
+    found = read_reliability(model.card)
+    low, ridge = (found.low, found.ridge) if found else (unknown, unknown)
+    correlation = held_out_correlation(model.card)
+    return [Gene(model.panel[i], correlation[i], mean[i], low[i], ridge[i]) for i in columns]
+
+
+def display_range(model: Model, columns: Int) -> list[list[float]] | None:
+    """The card's lowest and highest colour of each gene; None for an imported model, which has none."""
+    bounds = model.card["genes"]["display_range"]
+    return [[side[i] for i in columns] for side in bounds] if bounds else None
