@@ -9,15 +9,20 @@ def first_line(error: BaseException) -> str:
 
 
 class StpredictError(Exception):
-    """Base of all expected errors. `exit_code` 1: this input failed; 2: the call could not have worked."""
+    """Base of all expected errors. `exit_code` 1: this input failed; 2: the call could not have worked.
+
+    A `remediable` one is the caller's to mend: if it is that of every input, the call could not have worked either.
+    """
 
     exit_code = 1
+    remediable = False
 
 
 class UsageError(StpredictError):
     """The call could not have worked for any input: unknown option value, gene, model or file."""
 
     exit_code = 2
+    remediable = True
 
 
 class ModelFileError(UsageError):
@@ -43,15 +48,17 @@ class UnknownLayoutError(DatasetError):
 class RegionsError(StpredictError):
     """A file of regions that cannot be read."""
 
+    remediable = True
+
 
 class MaskError(StpredictError):
     """A mask that cannot be read, or does not fit its slide."""
 
+    remediable = True
+
 
 class SlideError(StpredictError):
-    """One slide that cannot be processed. `remediable` ones are the caller's to mend if it is the only slide."""
-
-    remediable = False
+    """One slide that cannot be processed."""
 
 
 class SlideNotFoundError(SlideError):
@@ -66,9 +73,21 @@ class MissingMppError(SlideError):
     remediable = True
 
 
+class SpotsError(SlideError):
+    """A pitch or positions of spots that do not suit one slide, and may suit another."""
+
+    remediable = True
+
+
 class NoTissueError(SlideError):
     """A slide on which no tissue was found."""
 
 
 class ResultError(StpredictError):
     """A result that cannot be read, or exists with other settings."""
+
+
+class ResultNotFoundError(ResultError):
+    """A path where there is no result."""
+
+    remediable = True

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stpredict.errors import UsageError
@@ -31,11 +31,34 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder for output, if need be. Raises UsageError if it cannot be made or written to."""
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder for output, if need be; returns those that were missing, the innermost first.
+
+    Raises UsageError if it cannot be made or written to.
+    """
     try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"-o {folder}: cannot be made ({error.strerror}).") from error
     if not os.access(folder, os.W_OK):
         raise UsageError(f"-o {folder}: cannot be written to.")
+    return missing
+
+
+@contextmanager
+def output_folders(*folders: Path) -> Iterator[None]:
+    """Make folders for output, if need be, and remove those again that hold nothing in the end.
+
+    A call that is refused then leaves nothing. Another one that found such a folder makes it anew when it writes.
+    Raises UsageError if one cannot be made or written to.
+    """
+    made: set[Path] = set()
+    try:
+        for folder in folders:
+            made.update(make_folder(folder))
+        yield
+    finally:
+        for folder in sorted(made, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # something lies in it, or it is gone
+                folder.rmdir()

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from stpredict.arrays import Bool, Float32, Int, UInt8
-from stpredict.errors import ResultError
+from stpredict.errors import ResultError, ResultNotFoundError
 from stpredict.new_hdf5 import new_hdf5
 from stpredict.slides.lattice import MAX_SIDE, MAX_SPOTS, Spots, lattice_shape
 from stpredict.slides.slide import Bounds, Mpp
@@ -273,7 +273,7 @@ def _check_canvas(provenance: dict[str, Any], spots: Spots) -> Canvas:
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     if not path.is_file():
-        raise ResultError(f"{path}: no such file.")
+        raise ResultNotFoundError(f"{path}: no such file.")
     try:
         with h5py.File(path) as file:
             yield file

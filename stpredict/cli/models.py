@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from stpredict.cli.options import Overwrite
 from stpredict.cli.program import app, command
 from stpredict.console import printable
-from stpredict.errors import UsageError
 
 models_app = typer.Typer(help="List, show and import models.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(models_app, name="models")
@@ -56,20 +55,8 @@ def models_import(
     overwrite: Overwrite = False,
 ) -> None:
     """Bring in a published checkpoint; nothing in it is executed."""
-    from stpredict.checkpoints import import_checkpoint
-    from stpredict.data.panel import read_gene_list
+    from stpredict.commands.models import import_command
 
     target = out or Path(checkpoint.name).with_suffix(".safetensors")
-    if target.exists() and not overwrite:
-        raise UsageError(f"{target}: exists; --overwrite replaces it.")
-    import_checkpoint(
-        checkpoint,
-        read_gene_list(genes),
-        mpp,
-        spot_diameter,
-        pitch,
-        target,
-        "qkv2" if v_from_qkv2 else "qkv3",
-        head_dim,
-    )
-    print(target)
+    v_from: Literal["qkv2", "qkv3"] = "qkv2" if v_from_qkv2 else "qkv3"
+    import_command(checkpoint, genes, mpp, spot_diameter, pitch, target, v_from, head_dim, overwrite)

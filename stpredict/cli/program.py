@@ -74,7 +74,7 @@ def _run(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     except typer.Exit:
         raise
     except StpredictError as error:
-        _fail(str(error), error.exit_code)
+        _fail(str(error), UsageError.exit_code if error.remediable else error.exit_code)
     except Terminated:
         _fail("terminated; the same command goes on where it stopped.", TERMINATED)
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stpredict.commands.inputs import needs_training_extra
 from stpredict.console import report
 from stpredict.errors import ResultError, UsageError
-from stpredict.files import make_folder
+from stpredict.files import output_folders
 from stpredict.weights import Model, find_model, load_model
 
 if TYPE_CHECKING:
@@ -32,23 +32,25 @@ def evaluate_command(
         raise needs_training_extra(error) from error
 
     source = read_result(Path(what)) if what.endswith(".h5ad") else load_model(find_model(what))
-    make_folder(out)
     stem = out / f"{source.name}-{dataset.name.split('.')[0]}"
     if protocol:
         if protocol != "hest" or not isinstance(source, Model):
             raise UsageError("--protocol: evaluate has hest, for models; m2ort and triplex are those of train.")
-        print(_evaluate_hest(source, dataset, stem, allow_patient_leak, engine.threads, overwrite))
+        with output_folders(out):
+            print(_evaluate_hest(source, dataset, stem, allow_patient_leak, engine.threads, overwrite))
         return
     if (earlier := stem.with_name(stem.name + JSON_SUFFIX)).exists() and not overwrite:
         raise ResultError(f"{earlier}: exists; --overwrite replaces it.")
-    found = assess(
-        source, dataset, min_depth=min_depth, allow_patient_leak=allow_patient_leak, engine=engine, report=report
-    )
-    for line in show(found):
-        print(line)
-    scored = {"model": source.sha256} if isinstance(source, Model) else {"result": source.digest()}
-    for path in write(found, stem, {**scored, "data_set": dataset.name, "min_depth": min_depth}):
-        print(path)
+    with output_folders(out):
+        found = assess(
+            source, dataset, min_depth=min_depth, allow_patient_leak=allow_patient_leak, engine=engine, report=report
+        )
+        for line in show(found):
+            print(line)
+        scored = {"model": source.sha256} if isinstance(source, Model) else {"result": source.digest()}
+        out.mkdir(parents=True, exist_ok=True)  # which another call may have removed meanwhile
+        for path in write(found, stem, {**scored, "data_set": dataset.name, "min_depth": min_depth}):
+            print(path)
 
 
 def _evaluate_hest(
@@ -66,5 +68,6 @@ def _evaluate_hest(
         )
     for line in show_hest(found):
         print(line)
+    path.parent.mkdir(parents=True, exist_ok=True)  # which another call may have removed meanwhile
     write_hest(found, path, {"model": model.sha256, "data_set": dataset.name})
     return path

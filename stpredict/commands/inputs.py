@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from stpredict.console import Report, report
-from stpredict.errors import ResultError, SlideError, StpredictError, UsageError
+from stpredict.errors import ResultError, StpredictError, UsageError
 
-Failure = tuple[Path, str]
+
+class Failure(NamedTuple):
+    """An input that failed, why, and whether that is the caller's to mend."""
+
+    input: Path
+    reason: str
+    remediable: bool = False
 
 
 def for_each(
@@ -18,7 +25,10 @@ def for_each(
     alone: bool | None = None,
     tell: Report = report,
 ) -> list[Failure]:
-    """Print what comes of each input. One that fails costs only itself; one that is `alone` may raise UsageError."""
+    """Print what comes of each input, and tell why if one fails, which costs only itself.
+
+    Raises the error of one that is `alone` if it is the caller's to mend.
+    """
     alone = len(inputs) == 1 if alone is None else alone
     failures: list[Failure] = []
     for path in inputs:
@@ -28,18 +38,17 @@ def for_each(
         except BrokenPipeError:
             raise
         except (StpredictError, OSError) as error:
-            if alone and isinstance(error, UsageError):
+            remediable = isinstance(error, StpredictError) and error.remediable
+            if alone and remediable:
                 raise
-            if alone and isinstance(error, SlideError) and error.remediable:
-                raise UsageError(str(error)) from error
             reason = str(error) if isinstance(error, StpredictError) else f"{path.name}: {error.strerror or error}."
-            failures.append((path, reason))
+            failures.append(Failure(path, reason, remediable))
             tell(f"stpredict: {reason}")
         except Exception as error:
             if os.environ.get("STPREDICT_DEBUG"):
                 raise
             reason = f"{path.name}: unexpected {type(error).__name__}: {error} (stpredict --debug says where)."
-            failures.append((path, reason))
+            failures.append(Failure(path, reason))
             tell(f"stpredict: {reason}")
     return failures
 
@@ -48,6 +57,13 @@ def sum_up(failures: Sequence[Failure], total: int, what: str) -> int:
     """The exit code, after a table of failures where there were several inputs."""
     if table := table_of_failures(failures, total, what):
         report(table)
+    return exit_code(failures, total)
+
+
+def exit_code(failures: Sequence[Failure], total: int) -> int:
+    """That of a call whose inputs failed: one that could not have worked for any of them is the caller's to mend."""
+    if len(failures) >= total > 0 and all(failure.remediable for failure in failures):
+        return UsageError.exit_code
     return ResultError.exit_code if failures else 0
 
 
@@ -55,10 +71,10 @@ def table_of_failures(failures: Sequence[Failure], total: int, what: str) -> str
     """Which of several inputs failed, and why; None if none did, or there was only one."""
     if not failures or total == 1:
         return None
-    width = max(len(str(path)) for path, _ in failures)
+    width = max(len(str(path)) for path, *_ in failures)
     lines = (
         f"  {path!s:{width}}  {reason.removeprefix(f'{path.name}: ').removeprefix(f'{path}: ')}"
-        for path, reason in failures
+        for path, reason, _ in failures
     )
     return "\n".join((f"{len(failures)} of {total} {what} failed:", *lines))
 

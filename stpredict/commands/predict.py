@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from stpredict.cards import reliable_genes
-from stpredict.commands.inputs import Failure, for_each, table_of_failures
+from stpredict.commands.inputs import Failure, exit_code, for_each, table_of_failures
 from stpredict.commands.render import render_one
 from stpredict.console import Watch, log, report, watching
-from stpredict.errors import ResultError, UsageError
+from stpredict.errors import MaskError, RegionsError, StpredictError, UsageError
 from stpredict.files import atomic_path
 from stpredict.prediction.jobs import Anonymity, Job, Outcome, find_jobs
 from stpredict.prediction.processes import Work
-from stpredict.prediction.request import Request, check_request, make_folders, warn_of_unpredicted_genes
+from stpredict.prediction.request import Request, check_request, folders_of_results, warn_of_unpredicted_genes
 from stpredict.weights import Model, find_model, load_model
 
 #: What `--genes` may say instead of names.
@@ -44,6 +44,7 @@ def predict_command(
     request = replace(request, genes=chosen_genes(request.genes, model))
     if render:
         refuse_many_pictures(request.genes, model)
+    check_mask(request)
     jobs = find_jobs(slides, out, report, Anonymity(anonymous) if anonymous else None)
     failures: list[Failure] = []
     count: Counter[str] = Counter()
@@ -53,12 +54,12 @@ def predict_command(
             watch.ended(str(outcome.job.shown), outcome.status)
             log_outcome(outcome, verbose)
             if outcome.status == "failed":
-                failures.append((outcome.job.shown, str(outcome.error)))
+                failures.append(failure_of(outcome.job, outcome.error))
             elif outcome.status != "elsewhere":
                 print(outcome.job.result, flush=True)
                 if render:
                     failures += draw_pictures(outcome.job, request.overwrite_before > 0, alone=len(jobs) == 1)
-    if len(jobs) > 1:
+    if len(jobs) > 1 and exit_code(failures, len(jobs)) != UsageError.exit_code:
         list_failures(failures, [job.shown for job in jobs], out / "failures.csv")
     return sum_up_slides(failures, count, len(jobs), time.monotonic() - start)
 
@@ -72,23 +73,23 @@ def predicted(
         watch.progress(str(job.shown), done, total)
 
     check_request(model, request)
-    make_folders(jobs, request)
     work = Work(model.path, model.sha256, request, len(jobs))
-    if cluster:
-        try:
-            from stpredict.prediction.cluster import predict_on_cluster
-        except ModuleNotFoundError as error:
-            raise UsageError(f'--cluster needs {error.name}: pip install ".[cluster]".') from error
-        warn_of_unpredicted_genes(model, request.genes, report)
-        yield from predict_on_cluster(jobs, work, cluster, progress)
-    elif len(jobs) > 1:
-        from stpredict.prediction.child import predict_in_children
+    with folders_of_results(jobs, request):
+        if cluster:
+            try:
+                from stpredict.prediction.cluster import predict_on_cluster
+            except ModuleNotFoundError as error:
+                raise UsageError(f'--cluster needs {error.name}: pip install ".[cluster]".') from error
+            warn_of_unpredicted_genes(model, request.genes, report)
+            yield from predict_on_cluster(jobs, work, cluster, progress)
+        elif len(jobs) > 1:
+            from stpredict.prediction.child import predict_in_children
 
-        yield from predict_in_children(jobs, work, progress)
-    else:
-        from stpredict.prediction.batch import predict_slides
+            yield from predict_in_children(jobs, work, progress)
+        else:
+            from stpredict.prediction.batch import predict_slides
 
-        yield from predict_slides(jobs, model, request, report, progress)
+            yield from predict_slides(jobs, model, request, report, progress)
 
 
 def plan_command(slides: Sequence[str], model_name: str, request: Request, out: Path, anonymous: Path | None) -> int:
@@ -98,6 +99,7 @@ def plan_command(slides: Sequence[str], model_name: str, request: Request, out: 
     start = time.monotonic()
     model = load_model(find_model(model_name))
     request = replace(request, genes=chosen_genes(request.genes, model))
+    check_mask(request)
     jobs = find_jobs(slides, out, report, Anonymity(anonymous, keep=False) if anonymous else None)
     if anonymous and not anonymous.exists():
         report(f"{anonymous} is not there yet: the slides' names below are not those that the prediction will make")
@@ -107,7 +109,7 @@ def plan_command(slides: Sequence[str], model_name: str, request: Request, out: 
     for plan in plan_slides(jobs, model, request, report):
         job = plan.job
         if plan.error is not None:
-            failures.append((job.shown, str(plan.error)))
+            failures.append(failure_of(job, plan.error))
             count["failed"] += 1
             log("slide-failed", f"stpredict: {plan.error}", **job.facts)
             continue
@@ -151,12 +153,12 @@ def draw_pictures(job: Job, overwrite: bool, alone: bool) -> list[Failure]:
     def tell(line: str) -> None:
         log("pictures-failed", line, **job.facts)
 
-    return [(job.shown, reason) for _, reason in for_each([job.result], draw, alone, tell)]
+    return [Failure(job.shown, failure.reason) for failure in for_each([job.result], draw, alone, tell)]
 
 
 def sum_up_slides(failures: Sequence[Failure], count: Counter[str], n_slides: int, seconds: float) -> int:
     """Tell how many slides were done, and which failed. Returns the exit code."""
-    code = ResultError.exit_code if failures else LEFT_TO_ANOTHER if count["elsewhere"] else 0
+    code = exit_code(failures, n_slides) or (LEFT_TO_ANOTHER if count["elsewhere"] else 0)
     log(
         "summary", table_of_failures(failures, n_slides, "slides"), slides=n_slides, finished=count["done"],
         skipped=count["up to date"], left=count["elsewhere"], failed=count["failed"],
@@ -178,6 +180,22 @@ def chosen_genes(genes: Sequence[str], model: Model) -> Sequence[str]:
     if not reliable:
         raise UsageError(f"--genes {RELIABLE}: none of {model.name} is: none beat ridge with an interval above 0.")
     return reliable
+
+
+def check_mask(request: Request) -> None:
+    """Raise UsageError for a mask, of all slides, that cannot be read."""
+    if request.mask:
+        from stpredict.slides.mask import read_mask  # slow to import
+
+        try:
+            read_mask(request.mask)
+        except (MaskError, RegionsError) as error:
+            raise UsageError(f"--mask {error}") from error
+
+
+def failure_of(job: Job, error: StpredictError | None) -> Failure:
+    """A slide that failed, as a list of failures has it."""
+    return Failure(job.shown, str(error), error is not None and error.remediable)
 
 
 def refuse_many_pictures(genes: Sequence[str], model: Model) -> None:
@@ -219,7 +237,7 @@ def list_failures(failures: Sequence[Failure], slides: Sequence[Path], path: Pat
 
     A file of this name that is no such list is left alone.
     """
-    rows = {str(slide): reason for slide, reason in failures}
+    rows = {str(slide): reason for slide, reason, _ in failures}
     if not rows and not path.exists():
         return
     from stpredict.rendering.table import plain_cell  # slow to import
@@ -234,6 +252,7 @@ def list_failures(failures: Sequence[Failure], slides: Sequence[Path], path: Pat
     if not rows:
         path.unlink(missing_ok=True)
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(FAILURE_COLUMNS)

@@ -12,7 +12,7 @@ import numpy as np
 from stpredict.commands.inputs import for_each, sum_up
 from stpredict.console import report
 from stpredict.errors import ResultError, UsageError
-from stpredict.files import make_folder
+from stpredict.files import output_folders
 
 if TYPE_CHECKING:
     from stpredict.rendering.colour import Cohort
@@ -28,11 +28,10 @@ def render_command(results: Sequence[Path], request: RenderRequest, scale_from: 
     for path in results:
         if path.is_dir():
             raise UsageError(f"{path}: is a folder; name the results in it ({path / '*.h5ad'}).")
-    if len(results) == 1 and not results[0].exists():
-        raise UsageError(f"{results[0]}: no such file.")
+    if request.slide and not request.slide.is_file():
+        raise UsageError(f"--slide {request.slide}: no such file.")
     if scale_from:
         request = replace(request, scale=replace(request.scale, cohort=_read_cohort(scale_from)))
-    make_folder(out)
     drawn: dict[str, Path] = {}
 
     def draw(path: Path) -> Iterator[Path]:
@@ -41,7 +40,9 @@ def render_command(results: Sequence[Path], request: RenderRequest, scale_from: 
             raise ResultError(f"{path}: of the same slide as {drawn[name]}; draw it into a folder (-o) of its own.")
         yield from render_one(request, out, path)
 
-    return sum_up(for_each(results, draw), len(results), "results")
+    with output_folders(out):
+        failures = for_each(results, draw)
+    return sum_up(failures, len(results), "results")
 
 
 def render_one(request: RenderRequest, out: Path, path: Path) -> Iterator[Path]:

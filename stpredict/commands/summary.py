@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stpredict.commands.inputs import for_each, sum_up
 from stpredict.errors import UsageError
-from stpredict.files import make_folder
+from stpredict.files import output_folders
 
 if TYPE_CHECKING:
     from stpredict.rendering.frame import Origin
@@ -21,6 +21,8 @@ def summary_command(inputs: Sequence[Path], regions: Path | None, origin: Origin
     """
     from stpredict.summary import Source, demand_comparable, find_regions, find_results, open_table, read_source, rows
 
+    if out.is_dir():
+        raise UsageError(f"-o {out}: is a folder; name a CSV file.")
     if str(out) != "-" and out.exists() and not overwrite:
         raise UsageError(f"{out}: exists; --overwrite replaces it.")
     paths = find_results(inputs)
@@ -30,17 +32,17 @@ def summary_command(inputs: Sequence[Path], regions: Path | None, origin: Origin
         sources[path] = read_source(path, sources.values())
         return iter(())
 
-    failures = for_each(paths, check)
+    alone = len(paths) == 1
+    failures = for_each(paths, check, alone)
     demand_comparable(list(sources.values()))
     areas = find_regions(regions, list(sources.values()))
     genes = list(dict.fromkeys(gene for source in sources.values() for gene in source.genes))
     if sources:
-        make_folder(out.parent)
-        with open_table(out, genes) as table:
+        with output_folders(out.parent), open_table(out, genes) as table:
 
             def add(path: Path) -> Iterator[Path]:
                 table.writerows(rows(path, areas.get(path), genes, origin))
                 return iter(())
 
-            failures += for_each(list(sources), add)
+            failures += for_each(list(sources), add, alone)
     return sum_up(failures, len(paths), "results")

@@ -8,7 +8,7 @@ from pathlib import Path
 from stpredict.commands.inputs import for_each, needs_training_extra, sum_up
 from stpredict.console import report
 from stpredict.errors import UnknownLayoutError, UsageError
-from stpredict.files import make_folder
+from stpredict.files import output_folders
 from stpredict.prediction.request import Request, check_request
 from stpredict.weights import Model, find_model, load_model
 
@@ -21,15 +21,17 @@ def tile_command(
 
     model = load_model(find_model(model_name))
     check_request(model, request)
-    make_folder(out)
 
     def tile(path: Path) -> Iterator[Path]:
+        out.mkdir(parents=True, exist_ok=True)  # which another call may have removed
         if path.is_dir():
             yield _tile_dataset(path, model, request, out, unlabelled)
         else:
             yield from tile_slide(path, model, request, out, patches)
 
-    return sum_up(for_each(inputs, tile), len(inputs), "inputs")
+    with output_folders(out):
+        failures = for_each(inputs, tile)
+    return sum_up(failures, len(inputs), "inputs")
 
 
 def _tile_dataset(path: Path, model: Model, request: Request, out: Path, unlabelled: int) -> Path:

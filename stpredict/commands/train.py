@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stpredict.commands.inputs import needs_training_extra
+from stpredict.commands.models import check_model_path
 from stpredict.console import report
 from stpredict.data.panel import read_gene_list
 from stpredict.errors import UsageError
 from stpredict.files import make_folder
-from stpredict.weights import can_name_files
 
 if TYPE_CHECKING:
     from stpredict.training.settings import EncoderSettings, Settings, WeightsSettings
@@ -34,10 +34,7 @@ def train_command(
     except ModuleNotFoundError as error:
         raise needs_training_extra(error) from error
 
-    if out.suffix != ".safetensors":
-        raise UsageError(f"-o {out}: a model's file name ends in .safetensors.")
-    if not can_name_files(out.stem):
-        raise UsageError(f"-o {out}: {out.stem!r} cannot be a model's name.")
+    check_model_path(out)
     check_counts_only(counts_only, dataset, settings.architecture)
     make_folder(out.parent)
     panel = Panel(read_gene_list(genes_file) if genes_file else (), panel_size, tuple(genes_required), panel_rule)

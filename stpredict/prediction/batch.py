@@ -29,7 +29,7 @@ from stpredict.prediction.request import (
     Request,
     SlideProgress,
     check_request,
-    make_folders,
+    folders_of_results,
     warn_of_unpredicted_genes,
 )
 from stpredict.prediction.surroundings import around_spots
@@ -56,9 +56,9 @@ def predict_slides(
     Raises UsageError, before anything is read, for what could not work for any slide.
     """
     check_request(model, request)
-    make_folders(jobs, request)
-    warn_of_unpredicted_genes(model, request.genes, report)
-    yield from predict_each(jobs, Warm(model), request, len(jobs), report, progress)
+    with folders_of_results(jobs, request):
+        warn_of_unpredicted_genes(model, request.genes, report)
+        yield from predict_each(jobs, Warm(model), request, len(jobs), report, progress)
 
 
 def predict_each(
@@ -165,6 +165,6 @@ def as_ours(error: Exception, job: Job, alone: bool) -> StpredictError:
     job.hide_names(ours)
     if isinstance(ours, UsageError):
         raise ours
-    if isinstance(ours, SlideError) and ours.remediable and alone:
+    if ours.remediable and alone:
         raise UsageError(str(ours)) from error
     return ours

@@ -18,7 +18,7 @@ from stpredict.cards import card_without_genes
 from stpredict.console import Report, log
 from stpredict.data.panel import match_genes
 from stpredict.engines import Engine, EngineRequest, open_engine
-from stpredict.errors import ResultError, StpredictError, UsageError
+from stpredict.errors import MaskError, ResultError, StpredictError, UsageError
 from stpredict.machine import give_back_memory
 from stpredict.prediction.jobs import Job
 from stpredict.prediction.leases import take_lease
@@ -116,6 +116,7 @@ def prepare_slide(
         if is_done(job, settings, request.overwrite_before):
             return "up to date"
         if not helping:
+            job.result.parent.mkdir(parents=True, exist_ok=True)  # which a call that was refused may have removed
             lease = take_lease(job.lease)
             if lease is None:
                 return "elsewhere"
@@ -203,7 +204,7 @@ def predict_slide(
 
 def requested_settings(slide: Slide, mpp: Mpp, model: Model, request: Request) -> dict[str, Any]:
     """All that decides what the result holds; two predictions with equal settings agree."""
-    masked = {"mask": [digest_of(request.mask), request.mask_origin]} if request.mask else {}
+    masked = {"mask": [digest_of(request.mask, MaskError), request.mask_origin]} if request.mask else {}
     return {
         "slide": slide.fingerprint(),
         "model": model.sha256,
@@ -211,7 +212,7 @@ def requested_settings(slide: Slide, mpp: Mpp, model: Model, request: Request) -
         "mpp": list(mpp),
         "pitch_um": request.grid(model).pitch_um,
         "layout": "given" if request.spots_file else request.layout,
-        "spots": digest_of(request.spots_file) if request.spots_file else None,
+        "spots": digest_of(request.spots_file, UsageError) if request.spots_file else None,
         "min_tissue": None if request.spots_file else request.min_tissue,
         **masked,
         **({"tta": SYMMETRIES} if request.tta else {}),
@@ -220,12 +221,12 @@ def requested_settings(slide: Slide, mpp: Mpp, model: Model, request: Request) -
     }
 
 
-def digest_of(path: Path) -> str:
-    """sha256 of a file that the user named. Raises UsageError if it cannot be read."""
+def digest_of(path: Path, failure: type[StpredictError]) -> str:
+    """sha256 of a file that the user named. Raises the `failure` if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise failure(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def open_pinned_engine(

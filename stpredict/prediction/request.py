@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +16,7 @@ from stpredict.console import Report
 from stpredict.data.panel import match_genes
 from stpredict.engines import EngineRequest
 from stpredict.errors import UsageError
-from stpredict.files import make_folder
+from stpredict.files import output_folders
 from stpredict.prediction.jobs import Job
 from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.weights import Model
@@ -78,12 +80,25 @@ def check_request(model: Model, request: Request) -> None:
         raise UsageError("--mask chooses among the spots of a lattice; those of --spots are all predicted.")
     if not 0 <= request.min_tissue <= 1:
         raise UsageError(f"--min-tissue {request.min_tissue:g}: must lie between 0 and 1.")
+    if request.mpp is not None and not 0 < request.mpp < math.inf:
+        raise UsageError(f"--mpp {request.mpp:g}: must be a positive number of micrometres per pixel.")
+    if request.pitch_um is not None and not 0 < request.pitch_um < math.inf:
+        raise UsageError(f"--pitch {request.pitch_um:g}: must be finite and larger than a pixel of the slide.")
 
 
-def make_folders(jobs: Sequence[Job], request: Request) -> None:
-    """Make the folders of results that are to be written. Raises UsageError where that cannot be done."""
-    for folder in sorted({job.result.parent for job in jobs if request.overwrite_before or not job.result.exists()}):
-        make_folder(folder)
+def folders_of_results(jobs: Sequence[Job], request: Request) -> AbstractContextManager[None]:
+    """Make the folders of results that are to be written; those that nothing came into are removed in the end.
+
+    Raises UsageError where one cannot be made.
+    """
+    return output_folders(*{job.result.parent for job in jobs if request.overwrite_before or not _is_there(job.result)})
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long; it is told when the slide's turn comes
+        return False
 
 
 def warn_of_unpredicted_genes(model: Model, genes: Sequence[str], report: Report) -> None:

@@ -63,6 +63,7 @@ def _make(picture: Picture) -> None:
     for file in picture.files:
         file.unlink(missing_ok=True)
     try:
+        picture.path.parent.mkdir(parents=True, exist_ok=True)  # which another call may have removed
         with atomic_path(picture.sidecar) as temporary:
             temporary.write_text(json.dumps(picture.record, indent=1))
         picture.write(picture.path)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from stpredict.arrays import Float, Int
-from stpredict.errors import SlideError, UsageError
+from stpredict.errors import SpotsError, UsageError
 from stpredict.slides.slide import Bounds, Mpp
 
 MAX_SPOTS = 50_000_000
@@ -42,16 +42,16 @@ def lattice(bounds: Bounds, mpp: Mpp, pitch_um: float, layout: Literal["square",
 
     The first centre lies half a pitch from the bounds' origin. Rows of a hexagonal lattice are sqrt(3)/2 of a pitch
     apart and odd ones are shifted by half a pitch. The pitch is never rounded to pixels.
-    Raises UsageError for a pitch that is not positive, or smaller than a pixel.
+    Raises SpotsError for a pitch that is not larger than a pixel, or makes too many spots.
     """
     if not (max(mpp) < pitch_um < math.inf):
-        raise UsageError(
+        raise SpotsError(
             f"--pitch {pitch_um:g}: must be finite and larger than a pixel of the slide ({max(mpp):.3g} um)."
         )
     (step_x, step_y), first_y = steps(mpp, pitch_um, layout)
     n_rows, n_columns = lattice_shape(bounds, mpp, pitch_um, layout)
     if n_rows * n_columns > MAX_SPOTS:
-        raise UsageError(f"--pitch {pitch_um:g}: makes {n_rows * n_columns} spots, more than {MAX_SPOTS}.")
+        raise SpotsError(f"--pitch {pitch_um:g}: makes {n_rows * n_columns} spots, more than {MAX_SPOTS}.")
     row, column = (axis.ravel() for axis in np.mgrid[0:n_rows, 0:n_columns])
     shift = (row % 2) / 2 if layout == "hex" else 0.0
     x = (column + 0.5 + shift) * step_x
@@ -76,7 +76,7 @@ def lattice_shape(bounds: Bounds, mpp: Mpp, pitch_um: float, layout: Layout) -> 
 def given_spots(path: Path, dimensions: tuple[int, int], pitch_um: float) -> Spots:
     """Spots at the level-0 pixel positions of a CSV file with columns `x` and `y`, in the file's order.
 
-    Raises UsageError if the file cannot be read as that, SlideError if it names a position outside the slide.
+    Raises UsageError if the file cannot be read as that, SpotsError if it names a position outside the slide.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -93,7 +93,7 @@ def given_spots(path: Path, dimensions: tuple[int, int], pitch_um: float) -> Spo
     outside = ~np.all((centres >= 0) & (centres < dimensions), axis=1)  # NaN counts as outside
     if outside.any():
         first = int(np.flatnonzero(outside)[0])
-        raise SlideError(
+        raise SpotsError(
             f"{path}: {outside.sum()} of {len(centres)} spots lie outside the slide "
             f"({dimensions[0]} x {dimensions[1]} pixels), the first in line {first + 2}."
         )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from stpredict.arrays import Bool, Float
 from stpredict.errors import MaskError
-from stpredict.slides.regions import read_regions
+from stpredict.slides.regions import Region, read_regions
 from stpredict.slides.slide import Slide
 
 Origin = Literal["slide", "bounds"]
@@ -37,11 +37,10 @@ def inside_mask(request: MaskRequest, slide: Slide, centres: Float) -> Bool:
     whole = request.origin == "slide"
     corner, size = ((0, 0), slide.dimensions) if whole else (slide.bounds[:2], slide.bounds[2:])
     places = centres - corner
-    if request.path.suffix.lower() in GEOJSON:
-        areas = [region.contains(places) for region in read_regions(request.path).values()]
-        return np.asarray(np.any(areas, axis=0), dtype=np.bool_)
-    painted = _read_image(request.path)
-    height, width = painted.shape
+    mask = read_mask(request.path)
+    if isinstance(mask, list):
+        return np.asarray(np.any([region.contains(places) for region in mask], axis=0), dtype=np.bool_)
+    height, width = mask.shape
     if abs(width / height * size[1] / size[0] - 1) > MAX_DISTORTION:
         raise MaskError(
             f"{request.path}: {width} x {height} pixels do not have the proportions of {slide.path.name}, "
@@ -50,15 +49,22 @@ def inside_mask(request: MaskRequest, slide: Slide, centres: Float) -> Bool:
     column, row = np.floor(places * (width, height) / size).astype(np.int64).T
     within = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     inside = np.zeros(len(centres), np.bool_)
-    inside[within] = painted[row[within], column[within]]
+    inside[within] = mask[row[within], column[within]]
     return inside
 
 
-def _read_image(path: Path) -> Bool:
+def read_mask(path: Path) -> list[Region] | Bool:
+    """The areas of a GeoJSON file, or where an image is not black.
+
+    Raises RegionsError or MaskError for a file that cannot be read.
+    """
+    if path.suffix.lower() in GEOJSON:
+        return list(read_regions(path).values())
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise MaskError(f"{path}: too large for a mask; a thumbnail's size will do.")
             return np.asarray(image.convert("L")) > 0
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise MaskError(f"{path}: not an image or GeoJSON file that can be read ({error}).") from error
+        reason = getattr(error, "strerror", None) or error
+        raise MaskError(f"{path}: not an image or GeoJSON file that can be read ({reason}).") from error

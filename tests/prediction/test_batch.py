@@ -113,7 +113,7 @@ def test_results_that_are_there_need_no_lease_and_no_folder_that_can_be_written(
     some = ("predict", slides / "one/a.tif", "-m", tiny_model_path, "--genes", "GNAS", "--pitch", "100", "-o", "out")
     assert run(*some).exit_code == 0
     monkeypatch.setattr("stpredict.prediction.one_slide.take_lease", None)
-    monkeypatch.setattr("stpredict.prediction.request.make_folder", None)
+    monkeypatch.setattr("stpredict.files.make_folder", None)
     again = run(*some)
     assert again.exit_code == 0
     assert "up to date" in again.stderr

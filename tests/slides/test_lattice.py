@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stpredict.errors import SlideError, UsageError
+from stpredict.errors import SlideError, SpotsError, UsageError
 from stpredict.slides.lattice import given_spots, lattice, lattice_shape
 from stpredict.slides.slide import Bounds, Mpp
 
@@ -81,5 +81,5 @@ def test_bad_spots_files_are_refused(tmp_path: Path, text, error, says):
 
 
 def test_pitch_below_a_pixel_is_refused():
-    with pytest.raises(UsageError, match="larger than a pixel"):
+    with pytest.raises(SpotsError, match="larger than a pixel"):
         lattice(Bounds(0, 0, 10, 10), Mpp(0.5, 0.5), 0.4)
