@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -54,6 +55,13 @@ Upsampling = Annotated[
 
 def split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def demand_positive(given: dict[str, float | None]) -> None:
+    """Raises UsageError for an option that was given no positive number."""
+    for option, number in given.items():
+        if number is not None and not 0 < number < math.inf:
+            raise UsageError(f"{option} {number:g}: must be a positive number.")
 
 
 def refuse(applies: bool, reason: str, given: dict[str, bool]) -> None:

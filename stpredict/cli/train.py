@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stpredict.cli.options import Threads, refuse_epochs, refuse_with_protocol, split
+from stpredict.cli.options import Threads, demand_positive, refuse_epochs, refuse_with_protocol, split
 from stpredict.cli.program import app, command
 from stpredict.errors import UsageError
 from stpredict.evaluation import MIN_DEPTH
@@ -153,6 +153,7 @@ def train(
     from stpredict.commands.train import describe_encoder, describe_weights, train_command
     from stpredict.training.settings import Settings
 
+    demand_positive({"--mpp": mpp, "--learning-rate": learning_rate, "--teach-learning-rate": teach_learning_rate})
     described = (encoder_mean, encoder_std) != (IMAGENET_MEAN, IMAGENET_STD)
     if not encoder and (described or arch == "encoder" or (encoder_licence != UNKNOWN_LICENCE and not encoder_weights)):
         raise UsageError("--encoder FILE names the encoder that --encoder-mean, -std and -licence are of.")

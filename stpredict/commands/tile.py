@@ -53,6 +53,7 @@ def _tile_dataset(path: Path, model: Model, request: Request, out: Path, unlabel
         views=model.views,
         mpp=request.mpp,
         unlabelled=unlabelled,
+        threads=request.engine.threads,
         report=report,
     )
     return tiles

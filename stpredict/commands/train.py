@@ -12,7 +12,7 @@ from stpredict.commands.models import check_model_path
 from stpredict.console import report
 from stpredict.data.panel import read_gene_list
 from stpredict.errors import UsageError
-from stpredict.files import make_folder
+from stpredict.files import output_folders
 
 if TYPE_CHECKING:
     from stpredict.training.settings import EncoderSettings, Settings, WeightsSettings
@@ -36,7 +36,6 @@ def train_command(
 
     check_model_path(out)
     check_counts_only(counts_only, dataset, settings.architecture)
-    make_folder(out.parent)
     panel = Panel(read_gene_list(genes_file) if genes_file else (), panel_size, tuple(genes_required), panel_rule)
     if protocol:
         paper = find_protocol(protocol)
@@ -47,12 +46,13 @@ def train_command(
     settings = replace(
         settings, normalisation=normalisation or settings.normalisation, min_depth=min_depth or settings.min_depth
     )
-    train_model(
-        dataset, out, settings, panel, folds=folds, hold_out=hold_out, allow_patient_leak=allow_patient_leak,
-        protocol=protocol, counts_only=counts_only, encoder=encoder, encoder_weights=encoder_weights,
-        unlabelled=unlabelled, mpp=mpp, licence=licence, device=device, threads=threads, overwrite=overwrite,
-        report=lambda line: report(line) if is_main_process() else None,
-    )  # fmt: skip
+    with output_folders(out.parent):
+        train_model(
+            dataset, out, settings, panel, folds=folds, hold_out=hold_out, allow_patient_leak=allow_patient_leak,
+            protocol=protocol, counts_only=counts_only, encoder=encoder, encoder_weights=encoder_weights,
+            unlabelled=unlabelled, mpp=mpp, licence=licence, device=device, threads=threads, overwrite=overwrite,
+            report=lambda line: report(line) if is_main_process() else None,
+        )  # fmt: skip
     if is_main_process():
         if encoder and encoder.resolve().parent != out.resolve().parent:
             report(f"{out.name} needs {encoder.name} beside it, or in the folder $STPREDICT_MODELS")

@@ -18,11 +18,12 @@ from stpredict.data.section import Section
 from stpredict.errors import DatasetError
 from stpredict.new_hdf5 import new_hdf5
 from stpredict.slides.lattice import lattice
-from stpredict.slides.raster import make_raster, read_patches
+from stpredict.slides.raster import MAX_UPSAMPLING, make_raster, read_patches
 from stpredict.slides.slide import open_slide
 from stpredict.slides.tissue import find_tissue
 from stpredict.slides.views import ONE_VIEW, Views, patch_shape
 
+PATCH_PX = 224
 #: Version 2 has several views of each spot; files of one view are still of version 1.
 FORMAT_VERSION = 2
 #: Unlabelled patches come from places of which at least this fraction is tissue.
@@ -40,6 +41,16 @@ class Counted:
     @cached_property
     def depth(self) -> Float:
         return np.asarray(self.counts.sum(axis=1), dtype=float).ravel()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the tables of a data set say of the spots of sections with images, before any patch is cut."""
+
+    section: Labels
+    patient: Labels
+    depth: Float
+    counted_genes: list[str]
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,14 @@ class Tiles:
     def depth(self) -> Float:
         return np.asarray(self.counts.sum(axis=1), dtype=float).ravel()
 
+    @property
+    def counted_genes(self) -> list[str]:
+        """The genes of sections with images; one that is counted nowhere there cannot be predicted."""
+        if self.counts_only is None:
+            return self.genes
+        counted = np.asarray(self.counts.sum(axis=0)).ravel() > 0
+        return [gene for gene, there in zip(self.genes, counted, strict=True) if there]
+
     def panel_counts(self, panel: Sequence[str]) -> Float:
         """Counts of the panel's genes, spots x genes; a gene that was not measured is zero."""
         return columns(self.counts, self.genes, panel)
@@ -87,28 +106,49 @@ class Tiles:
             return patch
 
 
+def measured_in(sections: Sequence[Section], counts_only: Sequence[Section]) -> Measured:
+    """What `Tiles` of these sections will say of spots and genes."""
+    n_spots = [len(section.spot_names) for section in sections]
+    genes: set[str] = set()
+    for section in sections:
+        counted = np.asarray(section.counts.sum(axis=0)).ravel() > 0
+        genes.update(gene for gene, there in zip(section.genes, counted, strict=True) if there or not counts_only)
+    return Measured(
+        np.repeat(np.array([section.name for section in sections], dtype=object), n_spots),
+        np.repeat(np.array([section.patient for section in sections], dtype=object), n_spots),
+        np.concatenate([np.asarray(section.counts.sum(axis=1), dtype=float).ravel() for section in sections]),
+        sorted(genes),
+    )
+
+
 def write_tiles(
     sections: Sequence[Section],
     path: Path,
     *,
     counts_only: Sequence[Section] = (),
-    patch_px: int = 224,
+    patch_px: int = PATCH_PX,
     views: Views = ONE_VIEW,
     mpp: float | None = None,
     unlabelled: int = 0,
     seed: int = 0,
+    threads: int = 2,
     report: Callable[[str], None],
 ) -> None:
     """Cut the `views` of all spots, and of `unlabelled` more places of the tissue, drawn at random, and write them.
 
     Of the sections `counts_only`, of which there need be no image, only the counts are written.
     The default mpp is the coarsest of the sections', rounded up to 0.01 um, so that none is upsampled.
-    Raises SlideError if an image cannot be read, DatasetError if two sections have one name.
+    Raises SlideError if an image cannot be read, DatasetError if two sections have one name, or one is too coarse.
     """
     names = [section.name for section in (*sections, *counts_only)]
     if len(set(names)) < len(names):
         raise DatasetError(f"two sections have the name {max(names, key=names.count)}.")
     mpp = mpp or round(float(np.ceil(max(max(s.mpp) for s in sections) * 100 - 0.5) / 100), 2)
+    coarsest = max(sections, key=lambda section: max(section.mpp))
+    if max(coarsest.mpp) > MAX_UPSAMPLING * mpp:
+        raise DatasetError(
+            f"{coarsest.image.name}: {max(coarsest.mpp):.3g} um per pixel is too coarse for patches of {mpp:.3g}."
+        )
     genes = sorted(set().union(*(section.genes for section in (*sections, *counts_only))))
     n_spots = sum(len(section.spot_names) for section in sections)
     share = [unlabelled * len(section.spot_names) // max(n_spots, 1) for section in sections]
@@ -130,7 +170,7 @@ def write_tiles(
         for section, n_extra in zip(sections, share, strict=True):
             with open_slide(section.image) as slide:
                 raster = make_raster(slide, section.mpp, mpp)
-                _store(read_patches(raster, section.centres, patch_px, views=views), patches, start)
+                _store(read_patches(raster, section.centres, patch_px, threads, views), patches, start)
                 if n_extra:
                     tissue = find_tissue(slide, section.mpp)
                     places = lattice(slide.bounds, section.mpp, section.spot_diameter_um / 8).centres
@@ -140,7 +180,7 @@ def write_tiles(
                     if not len(places):
                         raise DatasetError(f"{section.image.name}: no tissue found.")
                     places = places[rng.choice(len(places), n_extra, replace=len(places) < n_extra)]
-                    _store(read_patches(raster, places, patch_px, views=views), extra, extra_start)
+                    _store(read_patches(raster, places, patch_px, threads, views), extra, extra_start)
             report(f"{section.name}: {len(section.spot_names)} spots, {section.lost_spots} without counts or position, "
                    f"mpp {section.mpp.x:.4f} x {section.mpp.y:.4f}")  # fmt: skip
             for note in section.notes:

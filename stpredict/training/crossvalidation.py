@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -14,15 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from stpredict.arrays import Float
 from stpredict.cards import better_baselines, make_card, show_crossvalidation, write_model
-from stpredict.data.dataset import read_counts, read_dataset
+from stpredict.data.dataset import read_dataset
 from stpredict.data.normalisation import NORMALISATIONS, check_normalisation
-from stpredict.data.panel import check_rule, match_genes
-from stpredict.data.tiles import Tiles, check_views, read_tiles, write_tiles
-from stpredict.errors import ResultError, UsageError
-from stpredict.evaluation.features import colour_texture_features
+from stpredict.data.panel import check_rule
+from stpredict.data.tiles import Measured, Tiles, read_tiles
 from stpredict.evaluation.splits import DEPTH_CONTROLLED, Split, evaluate_split
 from stpredict.files import atomic_path
 from stpredict.networks import FITTED, architecture_views, check_architecture, reads_slides
@@ -30,7 +26,6 @@ from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.networks.encoder_files import count_features, open_encoder
 from stpredict.networks.trunk_files import read_trunk
 from stpredict.prediction.out_of_distribution import make_output_reference
-from stpredict.prediction.shards import describe_difference
 from stpredict.training.fit import (
     Report,
     is_main_process,
@@ -38,10 +33,21 @@ from stpredict.training.fit import (
     process_group,
     wait_for_all,
 )
-from stpredict.training.folds import Fold, check_depth, check_leaks, check_split, choose_validation, plan_folds
+from stpredict.training.folds import Fold, check_split, choose_validation, plan_folds
 from stpredict.training.heads import describe_patches
 from stpredict.training.objectives import check_objective
 from stpredict.training.one_network import Panel, Run, Trained, predict_rows, train_network
+from stpredict.training.preparation import (
+    ENCODED,
+    FEATURES,
+    check_slides_at_hand,
+    fingerprint,
+    is_finished,
+    prepare_run,
+    read_features,
+    run_folder,
+    tiles_of,
+)
 from stpredict.training.programmes import N_PROGRAMMES
 from stpredict.training.protocols import find_protocol, show_protocol
 from stpredict.training.settings import EncoderSettings, Settings
@@ -58,8 +64,7 @@ def train_model(
     """Train a model from a data set or a tiles file, by way of the folder MODEL.run; returns its card.
 
     A killed run goes on where it was. Under torchrun every process calls this.
-    Raises ResultError if the model exists, or the folder holds a run with other settings, unless `overwrite`;
-    UsageError for a held-out section of a patient who is also trained on, unless `allow_patient_leak`.
+    Raises what `prepare_run` does, and UsageError for settings that are none.
     """
     check_architecture(settings.architecture)
     views = architecture_views(settings.architecture)
@@ -67,19 +72,19 @@ def train_model(
     if in_slides:
         check_slides_at_hand(settings.architecture, dataset)
     weights = read_trunk(encoder_weights) if encoder_weights else None
-    check_objective(settings.objective)
+    opened = open_encoder(encoder) if encoder else None
+    check_objective(settings.objective, settings.smooth_labels)
     check_normalisation(settings.normalisation)
     check_rule(panel.rule)
     check_split(folds)
+    place = pick_device(device)
 
-    def plan(tiles: Tiles) -> list[Fold]:
+    def plan(found: Tiles | Measured) -> list[Fold]:
         if protocol:
-            return find_protocol(protocol).folds(tiles, settings.seed)
-        return plan_folds(tiles, folds, hold_out)
+            return find_protocol(protocol).folds(found, settings.seed)
+        return plan_folds(found, folds, hold_out)
 
-    folder = out.with_suffix(".run")
-    own_tiles = folder / "dataset.tiles.h5"
-    tiles_path = dataset if dataset.suffix == ".h5" else own_tiles
+    folder = run_folder(out)
     wanted = {
         **asdict(settings), "panel": asdict(panel), "folds": protocol or folds, "hold_out": list(hold_out), "mpp": mpp,
         "unlabelled": unlabelled, "licence": licence, "dataset": dataset.name, "files": fingerprint(dataset),
@@ -91,121 +96,40 @@ def train_model(
         return dict(load_model(out).card)
     with process_group(device):
         if is_main_process():
-            begun = find_run(folder, out, wanted, overwrite)
-            if not begun:
-                own_tiles.unlink(missing_ok=True)
-                for cache in ("features.npz", "encoded.npy"):
-                    (folder / cache).unlink(missing_ok=True)
-            if not tiles_path.exists():
-                sections = read_dataset(dataset)
-                more = read_counts(counts_only) if counts_only else ()
-                write_tiles(
-                    sections, tiles_path, views=views, counts_only=more, mpp=mpp, unlabelled=unlabelled,
-                    seed=settings.seed, report=report,
-                )  # fmt: skip
-            found = read_tiles(tiles_path)
-            check_resolution(found, mpp)
-            check_views(found, views)
-            check_leaks(plan(found), allow_patient_leak, protocol)
-            check_depth(found, plan(found), settings.min_depth)
-            match_genes([*panel.required, *panel.genes], genes_with_images(found), "measured genes")
-            if not begun:
-                with atomic_path(folder / "run.json") as temporary:
-                    temporary.write_text(json.dumps(wanted, indent=1))
-            read_features(read_tiles(tiles_path), settings, folder / "features.npz", report, threads)
+            prepare_run(
+                dataset, out, wanted, settings, panel, plan, allow_patient_leak=allow_patient_leak, protocol=protocol,
+                counts_only=counts_only, encoder=opened, views=views, unlabelled=unlabelled, mpp=mpp, threads=threads,
+                overwrite=overwrite, report=report,
+            )  # fmt: skip
         wait_for_all()
-        tiles = read_tiles(tiles_path)
-        features, unlabelled_features = read_features(tiles, settings, folder / "features.npz", report, threads)
+        tiles = read_tiles(tiles_of(dataset, out))
+        features, unlabelled_features = read_features(tiles, settings, folder / FEATURES, report, threads)
         torch.set_num_threads(threads)
         run = Run(
-            tiles, features, unlabelled_features, panel, settings, licence, pick_device(device), report,
+            tiles, features, unlabelled_features, panel, settings, licence, place, report,
             sections=read_dataset(dataset) if in_slides else (), weights=weights,
         )  # fmt: skip
-        if encoder and settings.encoder:
-            run = with_encoder(run, encoder, settings.encoder, folder / "encoded.npy")
+        if opened and settings.encoder:
+            run = with_encoder(run, opened, settings.encoder, folder / ENCODED)
         return run_crossvalidation(run, plan(tiles), protocol, out, folder)
 
 
-def check_slides_at_hand(architecture: str, dataset: Path) -> None:
-    """Raises UsageError where a network that looks at slides cannot, or would be trained in several processes."""
-    if dataset.suffix == ".h5":
-        raise UsageError(
-            f"--arch {architecture}: looks at the slides around the spots, which {dataset.name} does not hold; name "
-            "the folder that it was cut from."
-        )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(f"--arch {architecture}: trains in one process; leave torchrun out.")
-
-
-def check_resolution(tiles: Tiles, mpp: float | None) -> None:
-    """Raises UsageError if a tiles file was cut at another resolution than the one that was asked for."""
-    if mpp and abs(tiles.mpp / mpp - 1) > 0.01:
-        raise UsageError(f"--mpp {mpp:g}: {tiles.path.name} was cut at {tiles.mpp:g} um per pixel; cut it again.")
-
-
-def genes_with_images(tiles: Tiles) -> list[str]:
-    """The genes that were counted in sections with images; a gene that never was there cannot be predicted."""
-    if tiles.counts_only is None:
-        return tiles.genes
-    counted = np.asarray(tiles.counts.sum(axis=0)).ravel() > 0
-    return [gene for gene, there in zip(tiles.genes, counted, strict=True) if there]
-
-
-def with_encoder(run: Run, path: Path, known: EncoderSettings, cache: Path) -> Run:
+def with_encoder(run: Run, encoder: nn.Module, known: EncoderSettings, cache: Path) -> Run:
     """The run with an encoder and what that says of each spot, kept in `cache`; the encoder runs once per spot.
 
-    Raises ModelFileError for a file that is no encoder, or that does not take patches of this size.
+    Raises ModelFileError if it does not take patches of this size.
     """
-    encoder = open_encoder(path)
-    width = count_features(encoder, run.tiles.patch_px, path.name)
+    width = count_features(encoder, run.tiles.patch_px, known.file)
     network = Encoded(EncoderConfig(1, width, known.file, known.sha256, known.mean, known.std, run.tiles.patch_px))
     network.encoder = encoder
     network.to(run.device)
     if not cache.exists() and is_main_process():
-        run.report(f"{path.name}: {width} features of {len(run.tiles.spot)} spots")
+        run.report(f"{known.file}: {width} features of {len(run.tiles.spot)} spots")
         described = describe_patches(network, run.tiles, np.arange(len(run.tiles.spot)), run.device)
         with atomic_path(cache) as temporary, temporary.open("wb") as file:
             np.save(file, described)
     wait_for_all()
     return replace(run, encoder=network, encoded=np.load(cache))
-
-
-def is_finished(folder: Path, out: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the model was written by the same run, which is not one that replaces it and was interrupted."""
-    record = folder / "run.json"
-    return (
-        record.exists()
-        and out.exists()
-        and out.stat().st_mtime_ns > record.stat().st_mtime_ns
-        and json.loads(record.read_text()) == wanted
-    )
-
-
-def find_run(folder: Path, out: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
-    """Whether the run's folder holds the same run, begun; the folder is made if it is not there.
-
-    Raises ResultError if it holds another, or the model exists without one, unless `overwrite`.
-    """
-    record = folder / "run.json"
-    if overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
-    elif record.exists():
-        found = json.loads(record.read_text())
-        if found != wanted:
-            difference = describe_difference(found, wanted)
-            raise ResultError(f"{folder}: holds a run with other settings ({difference}); --overwrite begins anew.")
-        return True
-    elif out.exists():
-        raise ResultError(f"{out}: exists; --overwrite replaces it.")
-    folder.mkdir(parents=True, exist_ok=True)
-    return False
-
-
-def fingerprint(dataset: Path) -> str:
-    """Changes when files of a data set are added, removed or replaced by others of another size."""
-    files = sorted(path for path in dataset.rglob("*") if path.is_file()) if dataset.is_dir() else [dataset]
-    sizes = [(path.name, path.stat().st_size) for path in files if path.exists()]
-    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:16]
 
 
 def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
@@ -310,17 +234,3 @@ def trained_how(settings: Settings, trained: Trained) -> dict[str, Any]:
     mattered = ("architecture", "objective", "normalisation", "smooth_labels", "seed", "encoder")
     kept = {key: value for key, value in everything.items() if key in mattered}
     return {**kept, "gene_programmes": N_PROGRAMMES}
-
-
-def read_features(tiles: Tiles, settings: Settings, cache: Path, report: Report, threads: int) -> tuple[Float, Float]:
-    """Colour and texture features of the spots and, for who is taught, of the unlabelled places, kept in `cache`."""
-    if not cache.exists():
-        n = len(tiles.spot)
-        extra = 0 if settings.architecture in FITTED else len(tiles.unlabelled_section)
-        report(f"colour and texture features of {n} spots and {extra} unlabelled patches")
-        spots = colour_texture_features((tiles.read_patch(i) for i in range(n)), threads)
-        unlabelled = colour_texture_features((tiles.read_patch(i, unlabelled=True) for i in range(extra)), threads)
-        with atomic_path(cache) as temporary:
-            np.savez(temporary, spots=spots, unlabelled=unlabelled)
-    with np.load(cache) as saved:
-        return saved["spots"], saved["unlabelled"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stpredict.data.tiles import Tiles
+from stpredict.data.tiles import Measured, Tiles
 from stpredict.errors import UsageError
 
 #: Fewer do not correlate.
@@ -29,7 +29,7 @@ class Fold:
     leak: str = ""  # what else the test knows of the held-out part
 
 
-def plan_folds(tiles: Tiles, by: str, hold_out: Sequence[str] = ()) -> list[Fold]:
+def plan_folds(tiles: Tiles | Measured, by: str, hold_out: Sequence[str] = ()) -> list[Fold]:
     """Parts to hold out: by "patient", by "section", in a number of parts by patient, or "none"; and those named.
 
     Raises UsageError for another `by`, a name that is neither a patient nor a section, or more parts than patients.
@@ -70,7 +70,7 @@ def check_leaks(folds: Sequence[Fold], allow_patient_leak: bool, protocol: str |
         )
 
 
-def check_depth(tiles: Tiles, folds: Sequence[Fold], min_depth: int) -> None:
+def check_depth(tiles: Tiles | Measured, folds: Sequence[Fold], min_depth: int) -> None:
     """Raises UsageError for a part that has hardly a spot of so many counts."""
     for fold in folds:
         depth = tiles.depth[np.isin(tiles.section, fold.test_sections)]
@@ -104,7 +104,7 @@ def _named(name: str, sections_of: dict[str, list[str]], names: Sequence[str]) -
     return None
 
 
-def _parts(tiles: Tiles, sections_of: dict[str, list[str]], k: int) -> list[Fold]:
+def _parts(tiles: Tiles | Measured, sections_of: dict[str, list[str]], k: int) -> list[Fold]:
     """`k` parts of whole patients with about as many spots each: the largest patient first, each to the smallest part.
 
     Raises UsageError for fewer than two parts, or more than there are patients.

@@ -68,9 +68,7 @@ def make_objective(
     The squared errors' targets are averaged with the weights `smooth` (spots x spots), if there are any; the
     likelihoods are of the counts as they are. Raises UsageError for another name, and likelihoods of smooth targets.
     """
-    check_objective(name)
-    if smooth is not None and name not in ("mse", "residuals"):
-        raise UsageError(f"--smooth-labels: not with --objective {name}, which is a likelihood of the counts.")
+    check_objective(name, smooth is not None)
     if name == "mse":
         observed = log_cpm(counts, depth, per)
         if smooth is not None:
@@ -99,10 +97,12 @@ def make_objective(
     return Objective(name, residuals * relative, offset, np.ones(len(share)), "softplus", likelihood, depth, relative)
 
 
-def check_objective(name: str) -> None:
-    """Raises UsageError for a name that is no objective's."""
+def check_objective(name: str, smooth: bool) -> None:
+    """Raises UsageError for a name that is no objective's, and for likelihoods of `smooth` targets."""
     if name not in OBJECTIVES:
         raise UsageError(f"--objective {name}: choose one of {', '.join(OBJECTIVES)}.")
+    if smooth and name not in ("mse", "residuals"):
+        raise UsageError(f"--smooth-labels: not with --objective {name}, which is a likelihood of the counts.")
 
 
 def _spread(values: Float) -> Float:

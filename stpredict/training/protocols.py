@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stpredict.data.tiles import Tiles
+from stpredict.data.tiles import Measured, Tiles
 from stpredict.errors import UsageError
 from stpredict.evaluation.tables import PAPERS_COLUMNS
 from stpredict.training.folds import Fold, plan_folds
@@ -24,7 +24,7 @@ TRIPLEX_PARTS = 8
 class Protocol:
     """How a paper splits sections and chooses genes and targets, and what its test leaks."""
 
-    folds: Callable[[Tiles, int], list[Fold]]
+    folds: Callable[[Tiles | Measured, int], list[Fold]]
     panel_rule: str
     smooth_labels: bool
     normalisation: str
@@ -38,7 +38,7 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def m2ort_folds(tiles: Tiles, seed: int) -> list[Fold]:
+def m2ort_folds(tiles: Tiles | Measured, seed: int) -> list[Fold]:
     """Sections in sorted order, shuffled: 60 % train, 10 % choose the epochs, the rest test."""
     order = sorted(set(tiles.section.tolist()))
     random.Random(seed).shuffle(order)
@@ -52,7 +52,7 @@ def m2ort_folds(tiles: Tiles, seed: int) -> list[Fold]:
     return [Fold("m2ort", kind, sorted(order[m:]), sorted(order[:n]), sorted(order[n:m]))]
 
 
-def triplex_folds(tiles: Tiles, seed: int) -> list[Fold]:  # noqa: ARG001 (another protocol draws)
+def triplex_folds(tiles: Tiles | Measured, seed: int) -> list[Fold]:  # noqa: ARG001 (another protocol draws)
     """Each patient in turn, or eight parts of patients; the epochs are chosen on the test sections themselves."""
     n_patients = len(set(tiles.patient))
     folds = plan_folds(tiles, "patient" if n_patients <= TRIPLEX_PARTS else str(TRIPLEX_PARTS))
