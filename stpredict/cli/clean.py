@@ -17,14 +17,14 @@ def clean(
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is listed.")] = False,
 ) -> None:
-    """List what killed calls left in folders of results, and all compiled networks that are kept; remove it on request.
+    """List what killed calls left in folders of results; remove it on request.
 
-    The compiled networks are those of all calls, whatever the folders. A temporary file is left over once nothing was
-    written to it for an hour.
+    Where no folder is named, also all compiled networks that are kept, which are those of all calls.
+    A temporary file is left over once nothing was written to it for an hour.
 
     Parts of interrupted predictions are among it: the call that made them goes on with them as long as they are there.
     What a running prediction is at is not touched.
     """
     from stpredict.commands.clean import clean_command
 
-    raise typer.Exit(clean_command(folders or [Path()], remove))
+    raise typer.Exit(clean_command(folders or [], remove))

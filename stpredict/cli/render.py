@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,21 @@ import typer
 from stpredict.cli.options import Out, Overwrite, one_of, parse_genes, split
 from stpredict.cli.program import app, command
 from stpredict.errors import UsageError
+
+#: The styles that options are for; the others are for all.
+USED_BY = {
+    "--slide": ("overlay", "report"),
+    "--cmap": ("heatmap", "overlay", "report"),
+    "--scale": ("heatmap", "overlay", "report"),
+    "--scale-from": ("heatmap", "overlay", "report"),
+    "--vmin": ("heatmap", "overlay", "report"),
+    "--vmax": ("heatmap", "overlay", "report"),
+    "--opacity": ("overlay",),
+    "--smooth": ("heatmap", "overlay", "pca"),
+    "--downsample": ("heatmap", "overlay", "channels", "pca"),
+    "--origin": ("heatmap", "overlay", "channels", "spots", "pca", "csv"),
+    "--gzip": ("spots",),
+}
 
 
 @command(app, "render")
@@ -64,8 +80,16 @@ def render(
         raise UsageError("--scale-from takes one range from many slides; leave --scale out.")
     if not split(style):
         raise UsageError(f"--style: choose from {', '.join(STYLES)}.")
+    styles = [one_of("--style", name, STYLES) for name in dict.fromkeys(split(style))]
+    refuse_unused(styles, {
+        "--slide": slide is not None, "--cmap": cmap != COLOUR_MAPS[0], "--scale": scale != ScaleRequest.kind,
+        "--scale-from": bool(scale_from), "--vmin": vmin is not None, "--vmax": vmax is not None,
+        "--opacity": opacity != RenderRequest.opacity, "--smooth": smooth,
+        "--downsample": downsample != RenderRequest.downsample, "--origin": origin != RenderRequest.origin,
+        "--gzip": gzip,
+    })  # fmt: skip
     request = RenderRequest(
-        genes=parse_genes(genes), styles=[one_of("--style", name, STYLES) for name in dict.fromkeys(split(style))],
+        genes=parse_genes(genes), styles=styles,
         slide=slide, smooth=smooth, opacity=opacity, downsample=downsample, compress=gzip, overwrite=overwrite,
         origin=one_of("--origin", origin, ORIGINS),
         scale=ScaleRequest(
@@ -73,3 +97,10 @@ def render(
         ),
     )  # fmt: skip
     raise typer.Exit(render_command(results, request, scale_from or [], out))
+
+
+def refuse_unused(styles: Sequence[str], given: dict[str, bool]) -> None:
+    """Raises UsageError for an option that was `given` and that none of the styles makes use of."""
+    for option, was_given in given.items():
+        if was_given and not set(USED_BY[option]) & set(styles):
+            raise UsageError(f"{option}: for {', '.join(USED_BY[option])}, and --style names {', '.join(styles)}.")

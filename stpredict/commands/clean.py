@@ -1,4 +1,4 @@
-"""`stpredict clean`: what calls that were killed left behind, and compiled networks; and their removal."""
+"""`stpredict clean`: what calls that were killed left behind, or also compiled networks; and their removal."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Leftover:
 
 
 def clean_command(folders: Sequence[Path], remove: bool) -> int:
-    """List, or remove, what is left over in the folders and all below, and the compiled networks.
+    """List, or remove, what is left over in the folders and all below; without any, here, and the compiled networks.
 
     Returns the exit code: 1 if something could not be removed. Raises UsageError if there is no such folder.
     """
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"{folder}: {'is a file, not a folder' if folder.exists() else 'no such folder'}.")
-    found = {each.path.resolve(): each for folder in folders for each in leftovers(folder)}
+    found = {each.path.resolve(): each for folder in folders or [Path()] for each in leftovers(folder)}
     n_bytes, failed = 0, False
-    for each in (*found.values(), *compiled_networks()):
+    for each in (*found.values(), *(() if folders else compiled_networks())):
         try:
             if remove and not _remove(each):
                 report(f"{each.path}: another process is at it now; left to that")

@@ -18,6 +18,9 @@ WORDS = ((0.3, "weak"), (0.5, "moderate"), (inf, "strong"))
 #: Where the slide lies is nobody's business but its owner's; the others are per gene or shown elsewhere.
 NOT_SHOWN = {"card", "display_range", "settings.genes", "slide.path"}
 
+#: What each spot is of a result that was predicted with --tta.
+TURNED = "mean over the eight flips and rotations of its patch (--tta)"
+
 
 def facts(result: Result, genes: Sequence[int]) -> Iterator[tuple[str, bool]]:
     """What to know of this slide before a map is believed, and whether it is a warning."""
@@ -51,7 +54,7 @@ def facts(result: Result, genes: Sequence[int]) -> Iterator[tuple[str, bool]]:
     overlap = ", so that neighbours share tissue" if overlapping else ""
     yield f"{spacing}; spots are {canvas.spot_diameter_um:g} µm wide{overlap}", overlapping
     if "tta" in provenance:
-        yield "Each spot is the mean over the eight flips and rotations of its patch (--tta)", False
+        yield f"Each spot is the {TURNED}", False
     if "tissue" in provenance:
         tissue = float(provenance["tissue"]["tissue_fraction_of_slide"])
         mm2 = tissue * np.prod(canvas.dimensions) * np.prod(canvas.mpp) / 1e6
@@ -162,7 +165,8 @@ def caveats(result: Result) -> str:
     """What else whoever looks at a picture should know."""
     share = float(result.provenance["unusual_patches"])
     unusual = f"; {share:.0%} of patches look unlike the training data" if share > UNUSUAL_FROM else ""
-    return f"{result.provenance['model']['name']}; research use only{unusual}"
+    turned = f"; {TURNED}" if "tta" in result.provenance else ""
+    return f"{result.provenance['model']['name']}; research use only{unusual}{turned}"
 
 
 def _plain(value: Any) -> str:

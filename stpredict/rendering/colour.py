@@ -73,6 +73,13 @@ class ScaleRequest:
     cohort: Cohort | None = None
     colour_map: str = COLOUR_MAPS[0]
 
+    def __post_init__(self) -> None:
+        for option, value in (("--vmin", self.low), ("--vmax", self.high)):
+            if value is not None and not math.isfinite(value):
+                raise UsageError(f"{option} {value:g}: must be a number.")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise UsageError(f"--vmin {self.low:g}, --vmax {self.high:g}: span no range.")
+
 
 def colour_scale(result: Result, index: int, request: ScaleRequest) -> ColourScale:
     """The colour scale of a result's gene.

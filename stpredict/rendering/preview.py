@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from stpredict.arrays import UInt8
+from stpredict.data.normalisation import EXPECTED
 from stpredict.files import atomic_path
 from stpredict.rendering.cells import Layer
 from stpredict.rendering.colour import ColourScale, lookup_table
@@ -35,7 +36,8 @@ def draw_preview(
     bar_height = max(height, MIN_BAR)
     title_font, font = ImageFont.load_default(22), ImageFont.load_default(14)
     text_width = max(title_font.getlength(title), *(font.getlength(note) for note in notes))
-    page_width = max(2 * width + 4 * MARGIN + BAR_WIDTH + LABEL_WIDTH, int(text_width) + 2 * MARGIN)
+    bar_width = max(BAR_WIDTH + LABEL_WIDTH, int(font.getlength(without_expected(scale.unit))) if scale else 0)
+    page_width = max(2 * width + 4 * MARGIN + bar_width, int(text_width) + 2 * MARGIN)
     page = Image.new("RGB", (page_width, bar_height + HEADER + MARGIN), "white")
     page.paste(Image.fromarray(overview), (MARGIN, HEADER))
     page.paste(Image.fromarray(picture), (width + 2 * MARGIN, HEADER))
@@ -47,6 +49,11 @@ def draw_preview(
         _draw_bar(page, draw, 2 * width + 3 * MARGIN, HEADER, bar_height, scale)
     with atomic_path(path) as temporary:
         page.save(temporary)
+
+
+def without_expected(unit: str) -> str:
+    """A unit of expression as a label has it, without saying that it is of what is expected."""
+    return unit.removesuffix(EXPECTED)
 
 
 def _overview(result: Result) -> UInt8:
@@ -66,4 +73,4 @@ def _draw_bar(page: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, heig
         at = top + (scale.high - value) / (scale.high - scale.low) * (length - 1)
         draw.line((x + BAR_WIDTH, at, x + BAR_WIDTH + 5, at), "black")
         draw.text((x + BAR_WIDTH + 9, at), f"{value:.2f}", "black", font, anchor="lm")
-    draw.text((x, y - 4), scale.unit.split(" of ")[0], "black", font)
+    draw.text((x, y - 4), without_expected(scale.unit), "black", font)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stpredict.data.panel import match_genes
-from stpredict.errors import ResultError, UsageError
+from stpredict.errors import ResultError, SlideError, StpredictError, UsageError
 from stpredict.files import atomic_path
 from stpredict.rendering.overlay import open_source_slide
 from stpredict.rendering.styles import (
@@ -17,6 +17,7 @@ from stpredict.rendering.styles import (
     Drawing,
     Picture,
     RenderRequest,
+    Style,
 )
 from stpredict.result import Result
 
@@ -24,11 +25,11 @@ from stpredict.result import Result
 def render(result: Result, request: RenderRequest, out: Path) -> Iterator[Path]:
     """Write the pictures of a result and yield each file; those that stand there already are yielded untouched.
 
+    A style that cannot be drawn is told in the end, when the others are.
+
     Raises UsageError for genes that the result does not hold or too many to draw unasked, ResultError for pictures
     with other settings, SlideError if the slide is needed and gone, or another one.
     """
-    if not 0 < request.opacity <= 1:
-        raise UsageError(f"--opacity {request.opacity:g}: must be above 0 and at most 1.")
     if request.smooth and result.spots.layout == "given":
         raise UsageError(f"--smooth: the spots of {result.path.name} lie on no lattice, they are drawn as disks.")
     names = [gene.name for gene in result.genes]
@@ -37,17 +38,31 @@ def render(result: Result, request: RenderRequest, out: Path) -> Iterator[Path]:
     if not chosen and len(names) > MAX_GENES_BY_DEFAULT and many:
         raise UsageError(f"{result.path.name} holds {len(names)} genes; name those for {', '.join(many)} with --genes.")
     drawing = Drawing(result, request, out, chosen or list(range(len(names))))
-    pictures = [picture for style in request.styles for picture in DRAWN_BY[style](drawing)]
-    if not request.overwrite:
-        for picture in pictures:
-            _refuse_what_is_another(picture)
-    missing = [request.overwrite or not _is_whole(picture) for picture in pictures]
-    if any(picture.needs_slide for picture, absent in zip(pictures, missing, strict=True) if absent):
+    pictures: dict[Style, list[Picture]] = {}
+    failed: dict[Style, StpredictError] = {}  # which costs the other styles nothing
+    for style in request.styles:
+        try:
+            pictures[style] = list(DRAWN_BY[style](drawing))
+            if not request.overwrite:
+                for picture in pictures[style]:
+                    _refuse_what_is_another(picture)
+        except ResultError as error:
+            pictures[style], failed[style] = [], error
+    missing = [picture for own in pictures.values() for picture in own if request.overwrite or not _is_whole(picture)]
+    if any(picture.needs_slide for picture in missing):
         open_source_slide(drawing.slide_path, result).close()  # it is known before hours of work
-    for picture, absent in zip(pictures, missing, strict=True):
-        if absent:
-            _make(picture)
-        yield from picture.files
+    for style, own in pictures.items():
+        try:
+            for picture in own:
+                if picture in missing:
+                    _make(picture)
+                yield from picture.files
+        except (ResultError, SlideError) as error:
+            failed[style] = error
+    if len(failed) == 1:
+        raise next(iter(failed.values()))
+    if failed:
+        raise ResultError(" ".join(dict.fromkeys(map(str, failed.values()))))
 
 
 def _refuse_what_is_another(picture: Picture) -> None:

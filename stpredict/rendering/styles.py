@@ -6,18 +6,20 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
 import stpredict
-from stpredict.rendering.account import caveats, in_words, tested
+from stpredict.errors import UsageError
+from stpredict.rendering.account import TURNED, caveats, in_words, tested
 from stpredict.rendering.cells import Cells, Layer, make_cells, make_layer
 from stpredict.rendering.channels import GENES_PER_FILE, write_channels
 from stpredict.rendering.colour import ColourScale, ScaleRequest, colour_scale
 from stpredict.rendering.frame import Frame, Origin, make_frame
 from stpredict.rendering.overlay import open_source_slide, write_overlay
-from stpredict.rendering.pca import Components, principal_components
-from stpredict.rendering.preview import draw_preview
+from stpredict.rendering.pca import COMPONENTS, Components, principal_components
+from stpredict.rendering.preview import draw_preview, without_expected
 from stpredict.rendering.report import write_report
 from stpredict.rendering.spots import write_spots
 from stpredict.rendering.table import write_table
@@ -47,6 +49,15 @@ class RenderRequest:
     origin: Origin = "slide"
     compress: bool = False
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.opacity <= 1:
+            raise UsageError(f"--opacity {self.opacity:g}: must be above 0 and at most 1.")
+        if not 1 <= self.downsample < inf:
+            raise UsageError(f"--downsample {self.downsample:g}: must be at least 1.")
+        named = len(set(self.genes))
+        if list(self.styles) == ["pca"] and 0 < named < COMPONENTS:
+            raise UsageError(f"--style pca: three components need at least three genes; --genes names {named}.")
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,7 @@ class Drawing:
             "file": f"{stem}{suffix}",
             "slide": self.result.name,
             "model": self.result.provenance["model"],
+            **({"tta": TURNED} if "tta" in self.result.provenance else {}),
             "result": self.result.digest(),
             "stpredict": stpredict.__version__,
         }
@@ -179,7 +191,13 @@ def _table_pictures(drawing: Drawing, style: Literal["spots", "csv"]) -> Iterato
 def _pca_pictures(drawing: Drawing) -> Iterator[Picture]:
     components = principal_components(drawing.result, drawing.chosen)
     layer = make_layer(drawing.cells, components.scores, components.colours, drawing.request.smooth)
-    record = {**_describe(components, drawing.genes), **drawing.place(), "smooth": drawing.request.smooth}
+    unit = drawing.result.provenance["expression_unit"]
+    record = {
+        "unit": unit,
+        **_describe(components, drawing.genes),
+        **drawing.place(),
+        "smooth": drawing.request.smooth,
+    }
 
     def preview(path: Path) -> None:
         title = f"Principal components of {len(drawing.genes)} genes predicted on  {drawing.result.name}"
@@ -187,7 +205,7 @@ def _pca_pictures(drawing: Drawing) -> Iterator[Picture]:
             f"{colour} {share:.0%}"
             for colour, share in zip(("red", "green", "blue"), components.explained, strict=True)
         )
-        notes = (f"variance explained: {explained}", caveats(drawing.result))
+        notes = (f"variance of {without_expected(unit)} explained: {explained}", caveats(drawing.result))
         draw_preview(path, drawing.result, layer, None, title, notes, None)
 
     yield drawing.picture("pca", ".tif", record, lambda path: write_rgb(path, drawing.frame, layer), preview)
