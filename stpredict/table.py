@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
@@ -19,6 +20,8 @@ from rich.text import Text
 from stpredict.console import Watch, printable
 
 NAME_WIDTH = 40
+#: Left free at the end of a line: what a terminal echoes of Ctrl-C would wrap, and the line above it stay.
+ECHO_WIDTH = 4
 #: A slide's rate is that of its last seconds.
 RATE_OVER_S = 30.0
 #: Slides' worth of work from which on the time that is left can be told.
@@ -60,7 +63,8 @@ class _Slides:
 
     def drawn(self) -> RenderableType:
         bars = [self._bars] if self._rows else []  # without rows it would be an empty line
-        return Group(*bars) if self._n_slides == 1 else Group(Text(self._summary()), *bars)
+        lines = Group(*bars) if self._n_slides == 1 else Group(Text(self._summary()), *bars)
+        return Constrain(lines, max(1, self._bars.console.width - ECHO_WIDTH))
 
     def _summary(self) -> str:
         failed = self._ended["failed"]

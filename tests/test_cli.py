@@ -21,6 +21,7 @@ import tifffile
 from conftest import SLIDE, make_model
 from PIL import Image
 from slides_to_try import tiff_pyramid
+from terminal import interrupted_on_a_terminal
 from typer.testing import CliRunner
 
 from stpredict.cli import app
@@ -206,6 +207,17 @@ def test_ctrl_c_leaves_no_half_result_and_the_same_command_goes_on(tmp_path: Pat
             time.sleep(0.02)
         assert stamps.items() <= {path.name: path.stat().st_mtime_ns for path in parts.glob("0*.npy")}.items()
         process.kill()
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_ctrl_c_wipes_the_progress_of_one_slide_off_the_terminal(tiny_model_path, tmp_path, width):
+    asked = ("-m", tiny_model_path, "--pitch", "8", "--genes", "GNAS", "--engine", "eager", "--threads", "1")
+    parts = tmp_path / "CMU-1-Small-Region.h5ad.parts"
+    code, lines = interrupted_on_a_terminal(
+        [*PROGRAM, "predict", SLIDE, *asked], tmp_path, lambda: bool(list(parts.glob("0*.npy"))), width
+    )
+    assert code == 130
+    assert [line for line in lines if line] == ["stpredict: interrupted; the same command goes on where it stopped."]
 
 
 def test_a_scheduler_that_ends_the_call_is_told_that_it_can_go_on(tmp_path: Path):
