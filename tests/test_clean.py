@@ -147,6 +147,11 @@ def test_compiled_networks_are_listed_and_removed(tmp_path):
     told = run("clean")
     (line,) = told.stdout.splitlines()
     assert line.startswith(f"{tmp_path}/cache/engines: 2 files of compiled networks, which the next call makes anew, ")
+    Path("results").mkdir()
+    kept = sorted(Path("cache").rglob("*"))
+    named = run("clean", "results", "--remove")  # what all other calls use is not the folder's
+    assert (named.exit_code, named.stdout, named.stderr) == (0, "", "nothing to remove\n")
+    assert sorted(Path("cache").rglob("*")) == kept
     assert run("clean", "--remove").exit_code == 0
     assert not list(Path("cache").rglob("*.bin"))
     assert run("clean").stdout == ""

@@ -20,12 +20,15 @@ import pytest
 import tifffile
 from conftest import SLIDE, make_model
 from PIL import Image
+from results_to_draw import made_up
 from slides_to_try import tiff_pyramid
 from terminal import interrupted_on_a_terminal
 from typer.testing import CliRunner
 
 from stpredict.cli import app
 from stpredict.result import read_result
+from stpredict.slides.lattice import lattice
+from stpredict.slides.slide import Bounds, Mpp
 
 PROGRAM = [sys.executable, "-m", "stpredict"]
 
@@ -304,6 +307,39 @@ def test_wrong_ways_to_draw_get_one_sentence(tiny_model_path, arguments, says):
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(Path().glob("*.tif"))
+
+
+@pytest.mark.parametrize(
+    ("style", "option", "users"),
+    [
+        ("heatmap,overlay", ["--gzip"], "spots"),
+        ("csv,spots", ["--smooth"], "heatmap, overlay, pca"),
+        ("csv", ["--cmap", "magma"], "heatmap, overlay, report"),
+        ("pca", ["--scale", "slide"], "heatmap, overlay, report"),
+        ("channels", ["--scale-from", "."], "heatmap, overlay, report"),
+        ("spots", ["--vmin", "1"], "heatmap, overlay, report"),
+        ("spots", ["--vmax", "9"], "heatmap, overlay, report"),
+        ("heatmap", ["--opacity", "0.3"], "overlay"),
+        ("report", ["--downsample", "2"], "heatmap, overlay, channels, pca"),
+        ("report", ["--origin", "bounds"], "heatmap, overlay, channels, spots, pca, csv"),
+        ("csv", ["--slide", str(SLIDE)], "overlay, report"),
+    ],
+)
+def test_an_option_that_no_style_uses_is_refused(style, option, users):
+    spots = lattice(Bounds(0, 0, 600, 400), Mpp(0.5, 0.5), 30.0)
+    made_up(Path("s.h5ad"), spots, np.random.default_rng(0).normal(5, 1, (len(spots), 3)))
+    refused = run("render", "s.h5ad", "--style", style, *option, "-o", "new")
+    assert refused.exit_code == 2
+    named = ", ".join(style.split(","))
+    assert refused.stderr == f"stpredict: {option[0]}: for {users}, and --style names {named}.\n"
+    assert not Path("new").exists()
+
+
+def test_an_option_that_one_of_the_styles_uses_is_accepted():
+    spots = lattice(Bounds(0, 0, 600, 400), Mpp(0.5, 0.5), 30.0)
+    made_up(Path("s.h5ad"), spots, np.random.default_rng(0).normal(5, 1, (len(spots), 3)))
+    done = run("render", "s.h5ad", "--style", "heatmap,channels,spots", "--smooth", "--gzip", "--vmin", "1")
+    assert done.exit_code == 0, done.output
 
 
 def test_many_genes_must_be_named_to_be_drawn(tmp_path):

@@ -74,6 +74,7 @@ def render(
     from stpredict.commands.render import render_command
     from stpredict.rendering.colour import COLOUR_MAPS, SCALES, ScaleRequest
     from stpredict.rendering.frame import ORIGINS
+    from stpredict.rendering.pca import COMPONENTS
     from stpredict.rendering.styles import STYLES, RenderRequest
 
     if scale_from and scale != "card":
@@ -88,8 +89,11 @@ def render(
         "--downsample": downsample != RenderRequest.downsample, "--origin": origin != RenderRequest.origin,
         "--gzip": gzip,
     })  # fmt: skip
+    named = parse_genes(genes)
+    if styles == ["pca"] and 0 < len(set(named)) < COMPONENTS:
+        raise UsageError(f"--style pca: three components need at least three genes; --genes names {len(set(named))}.")
     request = RenderRequest(
-        genes=parse_genes(genes), styles=styles,
+        genes=named, styles=styles,
         slide=slide, smooth=smooth, opacity=opacity, downsample=downsample, compress=gzip, overwrite=overwrite,
         origin=one_of("--origin", origin, ORIGINS),
         scale=ScaleRequest(

@@ -18,7 +18,7 @@ from stpredict.rendering.channels import GENES_PER_FILE, write_channels
 from stpredict.rendering.colour import ColourScale, ScaleRequest, colour_scale
 from stpredict.rendering.frame import Frame, Origin, make_frame
 from stpredict.rendering.overlay import open_source_slide, write_overlay
-from stpredict.rendering.pca import COMPONENTS, Components, principal_components
+from stpredict.rendering.pca import Components, principal_components
 from stpredict.rendering.preview import draw_preview, without_expected
 from stpredict.rendering.report import write_report
 from stpredict.rendering.spots import write_spots
@@ -55,9 +55,6 @@ class RenderRequest:
             raise UsageError(f"--opacity {self.opacity:g}: must be above 0 and at most 1.")
         if not 1 <= self.downsample < inf:
             raise UsageError(f"--downsample {self.downsample:g}: must be at least 1.")
-        named = len(set(self.genes))
-        if list(self.styles) == ["pca"] and 0 < named < COMPONENTS:
-            raise UsageError(f"--style pca: three components need at least three genes; --genes names {named}.")
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,16 @@ import openslide
 import pytest
 import tifffile
 from conftest import SLIDE, make_model
-from PIL import Image
+from PIL import Image, ImageDraw
 from results_to_draw import draw, made_up, predict
 from slides_to_try import leica_with_bounds
 
 from stpredict.errors import ResultError, SlideError, UsageError
+from stpredict.rendering.cells import make_cells, make_layer
 from stpredict.rendering.colour import ColourScale, ScaleRequest
 from stpredict.rendering.frame import Frame
 from stpredict.rendering.jpeg import write_jpeg
+from stpredict.rendering.preview import draw_preview
 from stpredict.rendering.styles import STYLES, file_name
 from stpredict.rendering.tiff import level_count
 from stpredict.result import read_result
@@ -315,6 +317,67 @@ def test_slides_of_any_name(tiny_model, tmp_path, name):
 def test_a_gene_that_is_named_twice_is_drawn_once(result, tmp_path):
     (table,) = draw(result, tmp_path, "csv", genes=["GNAS", "CD74", "GNAS"])
     assert table.read_text("utf-8-sig").splitlines()[0].endswith('"fold","pale","GNAS","CD74"')
+
+
+def test_a_style_that_cannot_be_drawn_costs_no_other(result, tmp_path, monkeypatch):
+    two = replace(result, genes=result.genes[:2])
+    with pytest.raises(ResultError, match="three components need"):
+        draw(two, tmp_path, "pca", "csv", "heatmap", genes=())
+    assert {path.name.split(".", 1)[1] for path in tmp_path.iterdir()} == {
+        f"{stem}.{kind}"
+        for stem in ("GNAS.heatmap", f"{file_name('A/../B')}.heatmap")
+        for kind in ("tif", "png", "json")
+    } | {"expression.csv", "expression.json"}
+    with pytest.raises(ResultError, match="exists with other settings"):  # which the table does not share
+        draw(two, tmp_path, "heatmap", "spots", genes=(), smooth=True)
+    assert (tmp_path / "CMU-1-Small-Region.spots.geojson").exists()
+    monkeypatch.setattr("stpredict.rendering.styles.write_overlay", refuse_to_read)
+    monkeypatch.setattr("stpredict.rendering.styles.write_report", refuse_to_read)
+    with pytest.raises(ResultError, match=r"heatmap.tif: exists with other settings.* damaged slide.$") as told:
+        draw(two, tmp_path, "heatmap", "overlay", "report", "channels", genes=(), smooth=True)
+    assert str(told.value).count("damaged slide") == 1
+    assert (tmp_path / "CMU-1-Small-Region.channels.ome.tif").exists()
+    assert not list(tmp_path.glob("*overlay*"))
+
+
+def refuse_to_read(*_args):
+    raise SlideError("CMU-1-Small-Region.svs: damaged slide.")
+
+
+def test_pictures_tell_of_turns_and_of_the_unit(tmp_path, monkeypatch):
+    captions: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda _self, _at, text, *_rest, **_more: captions.append(text))
+    spots = lattice(Bounds(0, 0, 600, 400), Mpp(0.5, 0.5), 20.0)
+    once = made_up(tmp_path / "s.h5ad", spots, np.random.default_rng(0).normal(5, 1, (len(spots), 3)))
+    styles = ("heatmap", "channels", "spots", "pca", "csv")
+    for turned in (False, True):
+        captions.clear()
+        unit = "ln(1 + CPM of the panel)" if turned else once.provenance["expression_unit"]
+        more = {"tta": {"expression": "mean"}} if turned else {}
+        result = replace(once, provenance={**once.provenance, **more, "expression_unit": unit})
+        draw(result, tmp_path, *styles, genes=["G0", "G1", "G2"], overwrite=True)
+        records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
+        assert len(records) == 7
+        assert all(record["unit"] == unit for record in records)
+        said = [record.get("tta", "") for record in records]
+        assert all("--tta" in text for text in said) if turned else said == [""] * 7
+        assert sum("--tta" in text for text in captions) == (4 if turned else 0)
+        assert (unit if turned else "ln(1 + CPM)") in captions
+        assert sum("variance of ln(1 + CPM" in text for text in captions) == 1
+
+
+def test_a_label_of_the_unit_is_not_cut_off(tmp_path):
+    spots = lattice(Bounds(0, 0, 60, 40), Mpp(0.5, 0.5), 20.0)
+    result = made_up(tmp_path / "s.h5ad", spots, np.ones((len(spots), 1)), size=(60, 40))
+    layer = make_layer(make_cells(result.spots, result.canvas), np.ones((len(spots), 1), np.float32), grey, False)
+    for unit in ("ln(1 + CPM of the panel)", "ln(1 + counts per 10,000)"):
+        draw_preview(tmp_path / "p.png", result, layer, None, "t", ("n",), ColourScale("G", 0.0, 1.0, unit, ""))
+        with Image.open(tmp_path / "p.png") as picture:
+            assert (np.asarray(picture)[:, -8:] == 255).all()
+
+
+def grey(values):
+    return np.full((*values.shape[:-1], 3), 128, np.uint8)
 
 
 def test_unknown_genes_are_named(result, tmp_path):
