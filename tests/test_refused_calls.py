@@ -123,6 +123,8 @@ REFUSED = [
     ((*MODEL, "gone", *DRAW), 2, "gone: no such file or folder"),
     ((*MODEL, "her2st", *DRAW, "--min-depth", "100000"), 2, "no spot has counts enough"),
     ((*MODEL, "her2st", *DRAW, "--protocol", "x"), 2, "--protocol: evaluate has hest"),
+    (("evaluate", "dictionary-her2st", "her2st", *DRAW), 2, "was trained on patients of these names (A, B)"),
+    (("evaluate", "r.h5ad", "her2st", *DRAW), 2, "no section is called r (A1, A2, B1)"),
     (("summary", "gone.h5ad", "gone2.h5ad", "-o", "new/deep/c.csv"), 2, "2 of 2 results failed"),
     (("summary", "s.svs", "-o", "new/deep/c.csv"), 1, "not a result"),
     (("summary", "r.h5ad", "-o", "empty"), 2, "-o empty: is a folder; name a CSV file."),
@@ -144,6 +146,16 @@ def test_a_call_that_cannot_work_says_why_and_leaves_nothing(inputs, call, code,
     assert done.stdout == ""
     assert "unexpected" not in done.stderr
     assert sorted(inputs.rglob("*")) == before
+
+
+@pytest.mark.parametrize("call", [
+    (*TRAIN, "--hold-out", "A2"), ("evaluate", "dictionary-her2st", "her2st"), ("evaluate", "r.h5ad", "her2st"),
+    ("evaluate", "dictionary-her2st", "her2st", "--protocol", "hest"),
+])  # fmt: skip
+def test_what_tables_tell_is_known_before_patches_are_cut(call, monkeypatch):
+    for module in ("training.preparation", "evaluation.assessment"):
+        monkeypatch.setattr(f"stpredict.{module}.write_tiles", None)
+    assert run(*call).exit_code == 2
 
 
 def test_what_was_there_before_a_call_was_refused_stays(tmp_path):

@@ -15,7 +15,7 @@ from stpredict.arrays import Int, Labels
 from stpredict.cards import held_out_correlation
 from stpredict.data.dataset import read_dataset
 from stpredict.data.normalisation import Normalisation, find_normalisation
-from stpredict.data.tiles import Tiles, check_views, read_tiles, write_tiles
+from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles, write_tiles
 from stpredict.engines import EngineRequest, open_engine
 from stpredict.errors import DatasetError, UsageError
 from stpredict.evaluation.features import colour_texture_features
@@ -50,10 +50,15 @@ def assess(
     normalisation = find_normalisation(unit)
     if normalisation is None:
         raise UsageError(f"{name}: predicts {unit!r}, and no measurement is known in that unit to compare it with.")
+
+    def scored_and_leak(found: Tiles | Measured) -> tuple[Int, list[str]]:
+        scored = np.arange(len(found.section)) if isinstance(what, Model) else own_section(what, found)
+        return scored, check_training_patients(name, card, found.patient[scored], allow_patient_leak)
+
+    views = what.views if isinstance(what, Model) else None
     with tempfile.TemporaryDirectory() as folder:
-        tiles = open_tiles(dataset, card, what.views if isinstance(what, Model) else None, Path(folder), report)
-        scored = np.arange(len(tiles.spot)) if isinstance(what, Model) else own_section(what, tiles)
-        leak = check_training_patients(name, card, tiles.patient[scored], allow_patient_leak)
+        tiles = open_tiles(dataset, card, views, Path(folder), report, scored_and_leak)
+        scored, leak = scored_and_leak(tiles)
         shares = shares_of(tiles, card, normalisation)
         deep = tiles.depth >= min_depth
         known: Int = np.flatnonzero(deep & (shares.depth > 0))
@@ -99,15 +104,20 @@ def check_training_patients(name: str, card: dict[str, Any], patient: Labels, al
     return [f"LEAK: the model was trained on patients of these names: {', '.join(leak)}"] if leak else []
 
 
-def open_tiles(dataset: Path, card: dict[str, Any], views: Views | None, folder: Path, report: Report) -> Tiles:
+def open_tiles(
+    dataset: Path, card: dict[str, Any], views: Views | None, folder: Path, report: Report,
+    check: Callable[[Measured], object],
+) -> Tiles:  # fmt: skip
     """A data set's patches as the model wants them, cut into `folder` unless they are tiles already.
 
-    Any `views` will do where nothing is to be predicted.
+    Any `views` will do where nothing is to be predicted. What is to be cut is shown to `check` first, which may raise.
     """
     patch_px, mpp = card.get("patch_px", 224), card.get("mpp")
     if dataset.suffix != ".h5":
         path = folder / "dataset.tiles.h5"
-        write_tiles(read_dataset(dataset), path, patch_px=patch_px, views=views or ONE_VIEW, mpp=mpp, report=report)
+        sections = read_dataset(dataset)
+        check(measured_in(sections, ()))
+        write_tiles(sections, path, patch_px=patch_px, views=views or ONE_VIEW, mpp=mpp, report=report)
         return read_tiles(path)
     tiles = read_tiles(dataset)
     if tiles.patch_px != patch_px or (mpp and abs(tiles.mpp / mpp - 1) > 0.01):
@@ -162,7 +172,7 @@ def predict_spots(
     return Predicted(index, panel, expression, held_out_correlation(model.card)[columns], shares)
 
 
-def own_section(result: Result, tiles: Tiles) -> Int:
+def own_section(result: Result, tiles: Tiles | Measured) -> Int:
     """The measured spots of the section that has the result's name, or the only one."""
     sections = sorted(set(tiles.section.tolist()))
     if len(sections) > 1 and result.name not in sections:

@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from stpredict.arrays import Float, Labels
-from stpredict.data.tiles import Tiles
+from stpredict.data.tiles import Measured, Tiles
 from stpredict.engines.eager import load_network
 from stpredict.errors import DatasetError, UsageError
 from stpredict.evaluation.assessment import check_training_patients, open_tiles
@@ -59,10 +59,15 @@ def assess_hest(
     """
     if model.reads_slide:
         raise UsageError(f"--protocol hest scores features of patches alone, and {model.name} looks at whole slides.")
-    tiles = open_tiles(dataset, model.card, model.views, folder, report)
-    notes = check_training_patients(model.name, model.card, tiles.patient, allow_patient_leak)
-    if len(set(tiles.patient)) < 2:
-        raise DatasetError(f"{dataset}: holds one patient; this protocol holds each out in turn.")
+
+    def leak(found: Tiles | Measured) -> list[str]:
+        notes = check_training_patients(model.name, model.card, found.patient, allow_patient_leak)
+        if len(set(found.patient)) < 2:
+            raise DatasetError(f"{dataset}: holds one patient; this protocol holds each out in turn.")
+        return notes
+
+    tiles = open_tiles(dataset, model.card, model.views, folder, report, leak)
+    notes = leak(tiles)
     genes = choose_hest_genes(tiles)
     targets = np.log1p(tiles.panel_counts(genes))
     report(f"features of {len(tiles.spot)} patches")
