@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # slow to import, and a process that has others predict does 
     from stpredict.slides.grid import GridRequest
     from stpredict.slides.mask import Origin
 
+#: Of so many genes that were asked for each one's held-out correlation is told.
+MAX_LISTED = 40
 #: Called with a slide and how many of how many of its spots are done; with (0, 0) before anything of it is read.
 SlideProgress = Callable[[Job, int, int], None]
 
@@ -116,18 +118,25 @@ def warn_of_unpredicted_genes(model: Model, genes: Sequence[str], report: Report
                 f"{model.name}: {len(doubtful)} of these {len(asked)} genes are not reliable: their held-out "
                 f"correlation is not clearly above 0, or ridge regression did as well ({found.how})"
             )
-        if genes:
-            report("held-out correlation of each gene (95 % interval), and that of ridge regression:")
-        width = max((len(gene) for gene in genes), default=0)
-        for i in asked if genes else ():
+        if len(genes) > MAX_LISTED:
+            low, middle, high = np.nanpercentile(correlation[asked], (0, 50, 100))
             report(
-                f"  {model.panel[i]:{width}}  {correlation[i]:6.2f} ({found.low[i]:.2f} to {found.high[i]:.2f}), "
-                f"ridge {found.ridge[i]:.2f}{'' if found.reliable[i] else '  not reliable'}"
+                f"held-out correlation of these {len(genes)} genes: {low:.2f} to {high:.2f}, median {middle:.2f}; "
+                "each one's stands in the result"
             )
+        elif genes:
+            report("held-out correlation of each gene (95 % interval), and that of ridge regression:")
+            width = max(map(len, genes))
+            for i in asked:
+                report(
+                    f"  {model.panel[i]:{width}}  {correlation[i]:6.2f} ({found.low[i]:.2f} to {found.high[i]:.2f}), "
+                    f"ridge {found.ridge[i]:.2f}{'' if found.reliable[i] else '  not reliable'}"
+                )
         return
     poor = [i for i in asked if not correlation[i] >= PREDICTED_FROM]
     if poor:
-        named = ": " + ", ".join(f"{model.panel[i]} ({correlation[i]:.2f})" for i in poor) if genes else ""
+        listed = poor if 0 < len(genes) <= MAX_LISTED else []
+        named = ": " + ", ".join(f"{model.panel[i]} ({correlation[i]:.2f})" for i in listed) if listed else ""
         report(
             f"{model.name} could not predict {len(poor)} of these {len(asked)} genes when it was tested "
             f"(held-out correlation below {PREDICTED_FROM:g}){named}"

@@ -19,6 +19,7 @@ from stpredict.errors import ResultError, UsageError
 from stpredict.prediction.batch import predict_slides
 from stpredict.prediction.jobs import Job, find_jobs
 from stpredict.prediction.one_slide import Request
+from stpredict.prediction.request import warn_of_unpredicted_genes
 from stpredict.prediction.shards import Shards, describe_difference
 from stpredict.result import read_provenance, read_result
 from stpredict.slides.raster import block_order, make_raster, read_patches
@@ -137,6 +138,15 @@ def test_what_the_card_says_of_each_gene_reaches_the_result_and_the_user(judged_
     assert lines[1] == "held-out correlation of each gene (95 % interval), and that of ridge regression:"
     assert lines[2] == "  CD74    0.20 (0.15 to 0.40), ridge 0.10"
     assert lines[3] == "  DDX5    0.01 (-0.10 to 0.40), ridge 0.00  not reliable"
+
+
+def test_of_many_genes_only_the_range_is_told(judged_model, monkeypatch):
+    monkeypatch.setattr("stpredict.prediction.request.MAX_LISTED", 2)
+    lines: list[str] = []
+    warn_of_unpredicted_genes(judged_model, ["GNAS", "DDX5", "CD74"], lines.append)
+    assert lines[1:] == [
+        "held-out correlation of these 3 genes: 0.01 to 0.30, median 0.20; each one's stands in the result"
+    ]
 
 
 def test_a_result_that_does_not_know_reliability_is_read(result):
