@@ -288,7 +288,7 @@ def test_regions_that_cannot_be_are_one_sentence(content):
     random_result("s.h5ad")
     Path("s.geojson").write_text(content, encoding="latin-1")
     done = run("summary", "s.h5ad", "--regions", "s.geojson")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "s.geojson: " in done.stderr
     assert "unexpected" not in done.stderr
     assert not table(done.stdout)

@@ -38,16 +38,7 @@ def render(result: Result, request: RenderRequest, out: Path) -> Iterator[Path]:
     if not chosen and len(names) > MAX_GENES_BY_DEFAULT and many:
         raise UsageError(f"{result.path.name} holds {len(names)} genes; name those for {', '.join(many)} with --genes.")
     drawing = Drawing(result, request, out, chosen or list(range(len(names))))
-    pictures: dict[Style, list[Picture]] = {}
-    failed: dict[Style, StpredictError] = {}  # which costs the other styles nothing
-    for style in request.styles:
-        try:
-            pictures[style] = list(DRAWN_BY[style](drawing))
-            if not request.overwrite:
-                for picture in pictures[style]:
-                    _refuse_what_is_another(picture)
-        except ResultError as error:
-            pictures[style], failed[style] = [], error
+    pictures, failed = _planned(drawing)
     missing = [picture for own in pictures.values() for picture in own if request.overwrite or not _is_whole(picture)]
     if any(picture.needs_slide for picture in missing):
         open_source_slide(drawing.slide_path, result).close()  # it is known before hours of work
@@ -63,6 +54,22 @@ def render(result: Result, request: RenderRequest, out: Path) -> Iterator[Path]:
         raise next(iter(failed.values()))
     if failed:
         raise ResultError(" ".join(dict.fromkeys(map(str, failed.values()))))
+
+
+def _planned(drawing: Drawing) -> tuple[dict[Style, list[Picture]], dict[Style, StpredictError]]:
+    """The pictures of each style, and why those styles fail that cannot be drawn: they cost the others nothing."""
+    pictures: dict[Style, list[Picture]] = {}
+    failed: dict[Style, StpredictError] = {}
+    for style in drawing.request.styles:
+        try:
+            own = list(DRAWN_BY[style](drawing))
+            if not drawing.request.overwrite:
+                for picture in own:
+                    _refuse_what_is_another(picture)
+            pictures[style] = own
+        except ResultError as error:
+            failed[style] = error
+    return pictures, failed
 
 
 def _refuse_what_is_another(picture: Picture) -> None:
