@@ -81,6 +81,7 @@ REFUSED = [
     (("predict", "s.svs", "text.svs", *PREDICT, "--mask", "notimage.png"), 2, "--mask notimage.png"),
     (("predict", "s.svs", *PREDICT, "--mask", "square.png"), 2, "do not have the proportions of s.svs"),
     (("predict", "s.svs", *PREDICT, "--mask", "notimage.png", "--dry-run"), 2, "--mask notimage.png"),
+    (("predict", "s.svs", *PREDICT, "--mask-origin", "bounds"), 2, "of --mask begin, which is not given"),
     (("predict", "s.svs", *PREDICT, "--spots", "gone.csv"), 2, "gone.csv: cannot be read"),
     (("predict", "s.svs", *PREDICT, "--spots", "bad.csv"), 2, "needs a header line with the columns x and y"),
     (("predict", "s.svs", *PREDICT, "--spots", "outside.csv"), 2, "1 of 1 spots lie outside the slide"),
@@ -130,6 +131,7 @@ REFUSED = [
     (("summary", "r.h5ad", "-o", "empty"), 2, "-o empty: is a folder; name a CSV file."),
     (("summary", "r.h5ad", "-o", "empty", "--overwrite"), 2, "-o empty: is a folder; name a CSV file."),
     (("summary", "r.h5ad", "--regions", "bad.geojson", "-o", "new/deep/c.csv"), 2, "not a GeoJSON file of areas"),
+    (("summary", "r.h5ad", "--origin", "bounds", "-o", "new/deep/c.csv"), 2, "of --regions begin, which are not given"),
     ((*IMPORT, "--genes", "genes.txt", "-o", "new/deep/m.safetensors"), 2, "predicts 7 genes, but 2 are named"),
     ((*IMPORT, "--genes", "genes.txt", "-o", "new/deep/m.bin"), 2, "ends in .safetensors"),
 ]

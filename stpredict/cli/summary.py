@@ -9,6 +9,7 @@ import typer
 
 from stpredict.cli.options import one_of
 from stpredict.cli.program import app, command
+from stpredict.errors import UsageError
 
 
 @command(app, "summary")
@@ -41,4 +42,7 @@ def summary(
     from stpredict.commands.summary import summary_command
     from stpredict.rendering.frame import ORIGINS
 
-    raise typer.Exit(summary_command(results, regions, one_of("--origin", origin, ORIGINS), out, overwrite))
+    chosen = one_of("--origin", origin, ORIGINS)
+    if chosen != ORIGINS[0] and regions is None:
+        raise UsageError("--origin: says where the coordinates of --regions begin, which are not given.")
+    raise typer.Exit(summary_command(results, regions, chosen, out, overwrite))

@@ -46,6 +46,7 @@ def predict_command(
         refuse_many_pictures(request.genes, model)
     check_mask(request)
     jobs = find_jobs(slides, out, report, Anonymity(anonymous) if anonymous else None)
+    check_mask_origin(request, jobs)
     failures: list[Failure] = []
     count: Counter[str] = Counter()
     with watching(len(jobs)) as watch, closing(predicted(jobs, model, request, cluster, watch)) as outcomes:
@@ -101,6 +102,7 @@ def plan_command(slides: Sequence[str], model_name: str, request: Request, out: 
     request = replace(request, genes=chosen_genes(request.genes, model))
     check_mask(request)
     jobs = find_jobs(slides, out, report, Anonymity(anonymous, keep=False) if anonymous else None)
+    check_mask_origin(request, jobs)
     if anonymous and not anonymous.exists():
         report(f"{anonymous} is not there yet: the slides' names below are not those that the prediction will make")
     failures: list[Failure] = []
@@ -191,6 +193,12 @@ def check_mask(request: Request) -> None:
             read_mask(request.mask)
         except (MaskError, RegionsError) as error:
             raise UsageError(f"--mask {error}") from error
+
+
+def check_mask_origin(request: Request, jobs: Sequence[Job]) -> None:
+    """Raise UsageError where no slide has a mask whose origin it could be."""
+    if request.mask_origin != Request.mask_origin and not request.mask and not any(job.mask for job in jobs):
+        raise UsageError("--mask-origin: says where the coordinates of --mask begin, which is not given.")
 
 
 def failure_of(job: Job, error: StpredictError | None) -> Failure:
