@@ -67,6 +67,7 @@ IMPORT = ("models", "import", TINY_CHECKPOINT, "--head-dim", "16", "--mpp", "0.5
 REFUSED = [
     (("predict", "gone.svs", *PREDICT), 2, "gone.svs: no such file"),
     (("predict", "gone.svs", "gone2.svs", *PREDICT), 2, "2 of 2 slides failed"),
+    (("predict", "s.svs", *PREDICT, "GNAS"), 2, "GNAS: no slide, but a gene of tiny"),
     (("predict", "nompp.tif", *PREDICT), 2, "give it with --mpp"),
     (("predict", "nompp.tif", "nompp2.tif", *PREDICT), 2, "2 of 2 slides failed"),
     (("predict", "text.svs", *PREDICT), 1, "not a slide"),

@@ -42,6 +42,7 @@ def predict_command(
     start = time.monotonic()
     model = load_model(find_model(model_name))
     request = replace(request, genes=chosen_genes(request.genes, model))
+    refuse_genes_as_slides(slides, model)
     if render:
         refuse_many_pictures(request.genes, model)
     check_mask(request)
@@ -100,6 +101,7 @@ def plan_command(slides: Sequence[str], model_name: str, request: Request, out: 
     start = time.monotonic()
     model = load_model(find_model(model_name))
     request = replace(request, genes=chosen_genes(request.genes, model))
+    refuse_genes_as_slides(slides, model)
     check_mask(request)
     jobs = find_jobs(slides, out, report, Anonymity(anonymous, keep=False) if anonymous else None)
     check_mask_origin(request, jobs)
@@ -182,6 +184,13 @@ def chosen_genes(genes: Sequence[str], model: Model) -> Sequence[str]:
     if not reliable:
         raise UsageError(f"--genes {RELIABLE}: none of {model.name} is: none beat ridge with an interval above 0.")
     return reliable
+
+
+def refuse_genes_as_slides(slides: Sequence[str], model: Model) -> None:
+    """Raise UsageError for a slide that is none but a gene, as of `--genes GNAS DDX5`."""
+    for name in slides:
+        if name in model.panel and not Path(name).exists():
+            raise UsageError(f"{name}: no slide, but a gene of {model.name}; genes are named as in --genes A,B.")
 
 
 def check_mask(request: Request) -> None:
