@@ -1,15 +1,18 @@
 """Spots per second of each engine and precision that runs here, and the ratios to the first of them.
 
 The engines of all models take turns; the figures are medians of the rounds. compile takes minutes to begin.
-Multiplications are those of one spot, in matrix products, convolutions and attention.
+Multiplications are those of one spot, in matrix products, convolutions and attention. The name of an architecture
+stands for a model of random weights, whose deviations say nothing of trained ones. TRIPLEX is timed as if each spot
+were the only one of its slide: one patch, its own, is described for it.
 
-python tests/benchmarks/engines.py [MODEL,...] [ROUNDS] [ENGINE-PRECISION ...]
+python tests/benchmarks/engines.py [MODEL|ARCHITECTURE,...] [ROUNDS] [ENGINE-PRECISION ...]
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +20,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+sys.path.append(str(Path(__file__).parents[1]))
+from conftest import make_model
+
 from stpredict import DEFAULT_MODEL
 from stpredict.arrays import UInt8
 from stpredict.engines import ENGINES, SUPPORTED, EngineRequest, open_engine
 from stpredict.engines.eager import load_network
 from stpredict.engines.rate import spots_per_second
 from stpredict.errors import EngineError
-from stpredict.machine import usable_cores
+from stpredict.machine import processor_name, usable_cores
+from stpredict.networks import ARCHITECTURES, architecture_config
 from stpredict.slides.grid import GridRequest, choose_spots
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import open_slide, resolve_mpp
@@ -32,6 +39,7 @@ from stpredict.weights import Model, find_model, load_model
 SLIDE = Path(__file__).parents[1] / "data" / "CMU-1-Small-Region.svs"
 EVERYTHING = [f"{engine}-{precision}" for engine in reversed(ENGINES) for precision in SUPPORTED[engine]]
 SPOTS = 256
+GENES = 889
 SECONDS = 2.0
 
 
@@ -55,8 +63,18 @@ def describe_size(model: Model) -> str:
     return f"{parameters / 1e6:.2f} million parameters, {counter.get_total_flops() / 2e9:.2f} G multiplications a spot"
 
 
+def open_model(name: str, scratch: Path) -> Model:
+    """A model by name or path, or one of random weights by the name of an architecture."""
+    if name not in ARCHITECTURES:
+        return load_model(find_model(name))
+    genes = [f"GENE{number}" for number in range(GENES)]
+    config = architecture_config(name, n_genes=GENES, link="softplus")
+    return load_model(make_model(scratch / f"{name}.safetensors", names=genes, config=config))
+
+
 def main(names: str = DEFAULT_MODEL, rounds: str = "5", *wanted: str) -> None:
-    models = [load_model(find_model(name)) for name in names.split(",")]
+    scratch = tempfile.TemporaryDirectory()
+    models = [open_model(name, Path(scratch.name)) for name in names.split(",")]
     engines = []
     for model in models:
         patches = read_tissue(model)
@@ -71,7 +89,7 @@ def main(names: str = DEFAULT_MODEL, rounds: str = "5", *wanted: str) -> None:
         for (_, engine, patches), measured in zip(engines, rates, strict=True):
             measured.append(spots_per_second(engine, patches, SECONDS))
     medians = [statistics.median(measured) for measured in rates]
-    print(f"{usable_cores()} cores, median of {rounds} rounds of {SECONDS:g} s")
+    print(f"{processor_name()}, {usable_cores()} cores, median of {rounds} rounds of {SECONDS:g} s")
     for model in models:
         print(f"{model.name}: {describe_size(model)}")
     print(f"{'model':24}{'engine':18}{'spots/s':>10}{'ratio':>8}{'deviation':>12}{'correlation':>13}")
