@@ -88,13 +88,13 @@ def gene_covariance(
 def fit_programmes(features: Float, residuals: Float, covariance: Float, n: int = N_PROGRAMMES) -> LinearMap:
     """Ridge regression of residuals (spots x genes) along the first `n` eigenvectors of their signal's covariance.
 
-    Each is penalised by the inverse of its variance, which makes the prediction the posterior mean under that prior;
-    the one strength of the penalty is chosen by leaving out each spot.
+    Each is penalised by the inverse square of its variance: what is learnt of programmes that vary little carries over
+    to other patients least. The one strength of the penalty is chosen by leaving out each spot.
     """
     variance, vectors = np.linalg.eigh(covariance)
     first = np.argsort(-variance)[:n]
     first = first[variance[first] > NEGLIGIBLE * variance.max()]
-    variance, vectors = variance[first], vectors[:, first]
+    prior, vectors = variance[first] ** 2 / variance.max(), vectors[:, first]
     mean, spread = features.mean(axis=0), features.std(axis=0)
     varies = spread > NEGLIGIBLE * np.maximum(np.abs(mean), 1)
     scale = np.divide(1, spread, out=np.zeros_like(spread), where=varies)
@@ -106,7 +106,7 @@ def fit_programmes(features: Float, residuals: Float, covariance: Float, n: int 
     projected = u.T @ programmes
 
     def shrink(strength: float) -> Float:
-        kept: Float = s[:, None] ** 2 / (s[:, None] ** 2 + strength / variance)
+        kept: Float = s[:, None] ** 2 / (s[:, None] ** 2 + strength / prior)
         return kept
 
     def left_out_error(strength: float) -> float:

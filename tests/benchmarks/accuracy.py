@@ -9,7 +9,7 @@ regression on the 52 colour and texture features:
 - *dictionary*: k-means of whitened windows of optical density, learnt on unlabelled patches of the training sections; a
   patch is described by how near its windows are to each centre (Coates, Lee and Ng 2011);
 - *programmes*: how genes vary together, learnt from counts alone as the covariance of their two halves, whose noise is
-  independent. Ridge regression runs along its eigenvectors, each penalised by the inverse of its variance;
+  independent. Ridge regression runs along its eigenvectors, each penalised by the inverse square of its variance;
 - *small M2ORT*, trained on the spots, or before that taught on unlabelled patches what another predicts for them;
 - whole systems: M2ORT-Small, M2OST and TRIPLEX, all trained alike.
 """
@@ -55,17 +55,20 @@ ROWS = {
     "dictionary-tta": Row("dictionary, programmes of all counts; tested on the mean of eight turns", 1),
     "dictionary-turned": Row("the same, fitted on the mean of eight turns too", 1),
     "dictionary-cropped": Row("the same, fitted and tested on the mean of five overlapping parts of a patch", 1),
-    "dictionary-many": Row("dictionary of 400 windows, programmes of all counts", 1),
+    "dictionary-varied": Row("dictionary, programmes of all counts; fitted on patches of varied stains", 3),
+    "dictionary-many": Row("dictionary of 400 windows, programmes of all counts", 3),
     "dictionary-smooth": Row("dictionary, programmes of all counts; training labels smoothed over neighbours", 1),
     "dictionary-around": Row("the same, half of a prediction the mean over the spot and its neighbours", 1),
     "dictionary-ensemble": Row("mean of three seeds of `dictionary-all`", 1),
+    "dictionary-even": Row("dictionary, programmes penalised by the inverse of their variance, not of its square", 3),
     "dictionary-few": Row("dictionary, only 3 programmes of all counts", 3),
     "shuffled": Row("control: programmes of shuffled genes", 3),
     **{row: Row(f"small M2ORT, {recipe.words}", 1) for row, recipe in RECIPES.items()},
     **{row: Row(words, 3, ("C5", "B")) for row, words in SYSTEMS.items()},
 }
-#: How the dictionary describes what a row is fitted on.
-HOW = {"dictionary-turned": "turned", "dictionary-cropped": "cropped", "dictionary-many": "many"}
+#: Rows for which the dictionary describes patches in a way of their own; and those tested on others than fitted on.
+DESCRIBED = ("turned", "cropped", "many", "varied")
+TESTED = {"tta": "turned", "varied": "plain"}
 FEW = 3
 UNLABELLED = 5000
 
@@ -82,9 +85,11 @@ def predict_row(row: str, part: Part, seed: int, shared: Path) -> Float:
 def fit_described(row: str, part: Part, seed: int) -> Float:
     """z of the tested spots by linear regression on features of their patches."""
     train, test, objective = part.train, part.test, part.objective
-    if row == "dictionary-ensemble":
+    variation = row.removeprefix("dictionary-")
+    if variation == "ensemble":
         return np.mean([fit_described("dictionary-all", part, each) for each in range(3)], axis=0)
-    features = part.colour if row.startswith(("ridge", "features")) else part.described(seed, HOW.get(row, "plain"))
+    how = variation if variation in DESCRIBED else "plain"
+    features = part.colour if row.startswith(("ridge", "features")) else part.described(seed, how)
     if row.endswith("scaled"):
         features = scaled_within(features, part.tiles.section)
     if row.endswith(("ridge", "ridge-scaled")):
@@ -93,16 +98,19 @@ def fit_described(row: str, part: Part, seed: int) -> Float:
     if row == "shuffled":
         order = np.random.default_rng(seed).permutation(len(part.panel))
         covariance = covariance[np.ix_(order, order)]
+    if variation == "even":
+        variance, vectors = np.linalg.eigh(covariance)
+        covariance = vectors * np.sqrt(variance.clip(0)) @ vectors.T
     mean_around = neighbour_mean(part.tiles.section, part.tiles.centres)
     scale = objective.residual_scale
     residuals = objective.targets / scale
-    if row == "dictionary-smooth":
+    if variation == "smooth":
         residuals = mean_around @ residuals
     fitted = fit_programmes(features[train], residuals[train], covariance, FEW if row.endswith("few") else N_PROGRAMMES)
-    if row == "dictionary-tta":
-        features = part.described(seed, "turned")
+    if variation in TESTED:
+        features = part.described(seed, TESTED[variation])
     z = fitted.predict(features) * scale
-    return ((z + mean_around @ z) / 2 if row == "dictionary-around" else z)[test]
+    return ((z + mean_around @ z) / 2 if variation == "around" else z)[test]
 
 
 def scaled_within(features: Float, section: Labels) -> Float:

@@ -20,8 +20,10 @@ from stpredict.networks.dictionary import Dictionary, DictionaryConfig
 from stpredict.slides.symmetry import SYMMETRIES, turn
 from stpredict.slides.views import ONE_VIEW, Views
 from stpredict.training.dictionary import learn_windows
+from stpredict.training.fit import jitter_stain
 from stpredict.training.objectives import Objective, make_objective
 from stpredict.training.programmes import gene_covariance
+from stpredict.training.settings import Settings
 
 SPLITS = {
     "C5": (["B4", "C2", "C3", "C4"], ["C5"]),
@@ -66,6 +68,7 @@ class Part:
             centres = MANY if how == "many" else DictionaryConfig.centres
             network = learn_windows(self.tiles, self.sections, len(self.panel), seed, centres)
             spots = range(len(self.train))
+            torch.manual_seed(seed)
             save(path, np.stack([describe(network, self.tiles.read_patch(spot), how) for spot in spots]))
         return np.load(path)
 
@@ -75,6 +78,7 @@ MANY = 400
 CROP_PX, CORNERS = 168, ((0, 0), (0, 56), (56, 0), (56, 56), (28, 28))
 VARIANTS: dict[str, Callable[[UInt8], list[UInt8]]] = {
     "turned": lambda patch: [turn(patch, code) for code in range(SYMMETRIES)],
+    "varied": lambda patch: [jitter_stain(torch.from_numpy(patch[None]), Settings.stain_jitter)[0].numpy()],
     "cropped": lambda patch: [patch[y : y + CROP_PX, x : x + CROP_PX] for y, x in CORNERS],
 }
 

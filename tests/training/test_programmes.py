@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 from stpredict.data.tiles import Counted, Tiles
@@ -44,6 +45,17 @@ def test_with_an_even_prior_it_is_ridge_regression(seed: int, n: int):
     ridge = RidgeCV(alphas=STRENGTHS).fit(scaler.transform(x), y)
     new = rng.normal(size=(9, 7))
     np.testing.assert_allclose(found.predict(new), ridge.predict(scaler.transform(new)), atol=1e-6)
+
+
+def test_a_programme_is_penalised_by_the_inverse_square_of_its_variance(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    x, y, new = rng.normal(size=(30, 7)), rng.normal(size=(30, 2)), rng.normal(size=(9, 7))
+    monkeypatch.setattr("stpredict.training.programmes.STRENGTHS", np.array([10.0]))
+    found = fit_programmes(x, y, np.diag([3.0, 0.6])).predict(new)
+    scaler = StandardScaler().fit(x)
+    for gene, alpha in enumerate((10 / 3, 10 / 3 * 25)):
+        ridge = Ridge(alpha).fit(scaler.transform(x), y[:, gene])
+        np.testing.assert_allclose(found[:, gene], ridge.predict(scaler.transform(new)), atol=1e-9)
 
 
 def test_what_varies_together_is_predicted_together():
