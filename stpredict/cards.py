@@ -134,11 +134,12 @@ def write_model(
 
 
 def held_out_correlation(card: dict[str, Any]) -> Float:
-    """Per gene of the panel, the mean depth-controlled correlation on patients the model had not seen.
+    """Per gene of the panel, the mean depth-controlled correlation on patients the model had not seen, to four decimals.
 
     On unseen sections of known patients where no patient was held out; NaN where nothing was.
     """
-    return mean_of_known(_per_gene(card.get("held_out", []), "correlation", card["panel"]))
+    mean: Float = mean_of_known(_per_gene(card.get("held_out", []), "correlation", card["panel"])).round(4)
+    return mean
 
 
 @dataclass(frozen=True)

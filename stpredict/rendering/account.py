@@ -158,7 +158,8 @@ def in_words(gene: Gene) -> str:
     if not isfinite(gene.held_out_correlation):
         return f"{word} on held-out tissue"
     poor = gene.held_out_correlation < PREDICTED_FROM
-    return f"{word.upper() if poor else word}: held-out correlation {gene.held_out_correlation:.2f}"
+    correlation = round(gene.held_out_correlation, 4)  # results hold it in fp32, where 0.435 rounds up
+    return f"{word.upper() if poor else word}: held-out correlation {correlation:.2f}"
 
 
 def caveats(result: Result) -> str:
