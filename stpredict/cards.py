@@ -134,9 +134,9 @@ def write_model(
 
 
 def held_out_correlation(card: dict[str, Any]) -> Float:
-    """Per gene of the panel, the mean depth-controlled correlation on patients the model had not seen, to four decimals.
+    """Per gene of the panel, the mean depth-controlled correlation on patients the model had not seen.
 
-    On unseen sections of known patients where no patient was held out; NaN where nothing was.
+    On unseen sections of known patients where no patient was held out; NaN where nothing was. To four decimals.
     """
     mean: Float = mean_of_known(_per_gene(card.get("held_out", []), "correlation", card["panel"])).round(4)
     return mean

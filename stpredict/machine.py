@@ -8,10 +8,17 @@ import os
 import platform
 from pathlib import Path
 
+#: Of Linux: microseconds of processor time, and in how many.
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, at most what its container's share of time is worth."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit, which says "max"
+        quota, period = map(int, CPU_LIMIT.read_text().split())
+        return max(1, min(cores, -(-quota // period)))
+    return cores
 
 
 def processor_name() -> str:
@@ -35,6 +42,9 @@ def give_back_memory() -> None:
 def cache_folder() -> Path:
     """$STPREDICT_CACHE, or a folder that only the user can enter. Raises OSError if it cannot be made."""
     named = os.environ.get("STPREDICT_CACHE")
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stpredict"
+    try:
+        base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stpredict"
+    except RuntimeError as error:  # nobody's home, as in some containers
+        raise OSError(str(error)) from error
     base.mkdir(parents=True, exist_ok=True, mode=0o700)
     return base

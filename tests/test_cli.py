@@ -212,15 +212,18 @@ def test_ctrl_c_leaves_no_half_result_and_the_same_command_goes_on(tmp_path: Pat
         process.kill()
 
 
-@pytest.mark.parametrize("width", [80, 200])
-def test_ctrl_c_wipes_the_progress_of_one_slide_off_the_terminal(tiny_model_path, tmp_path, width):
-    asked = ("-m", tiny_model_path, "--pitch", "8", "--genes", "GNAS", "--engine", "eager", "--threads", "1")
+@pytest.mark.parametrize(
+    ("width", "also", "says"),
+    [(80, (), "the same command goes on"), (200, ("--overwrite",), "the same command without --overwrite goes on")],
+)
+def test_ctrl_c_wipes_the_progress_of_one_slide_off_the_terminal(tiny_model_path, tmp_path, width, also, says):
+    asked = ("-m", tiny_model_path, "--pitch", "8", "--genes", "GNAS", "--engine", "eager", "--threads", "1", *also)
     parts = tmp_path / "CMU-1-Small-Region.h5ad.parts"
     code, lines = interrupted_on_a_terminal(
         [*PROGRAM, "predict", SLIDE, *asked], tmp_path, lambda: bool(list(parts.glob("0*.npy"))), width
     )
     assert code == 130
-    assert [line for line in lines if line] == ["stpredict: interrupted; the same command goes on where it stopped."]
+    assert [line for line in lines if line] == [f"stpredict: interrupted; {says} where it stopped."]
 
 
 def test_a_scheduler_that_ends_the_call_is_told_that_it_can_go_on(tmp_path: Path):

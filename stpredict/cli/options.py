@@ -29,7 +29,7 @@ Genes = Annotated[
     ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads.", show_default="all")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists with other settings.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
 Pitch = Annotated[
     float | None, typer.Option(help="Distance between spots, um.", show_default="the model's spot diameter")
 ]

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -76,9 +76,9 @@ def _run(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     except StpredictError as error:
         _fail(str(error), UsageError.exit_code if error.remediable else error.exit_code)
     except Terminated:
-        _fail("terminated; the same command goes on where it stopped.", TERMINATED)
+        _fail(f"terminated; {_how_to_go_on(kwargs)}", TERMINATED)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on where it stopped.", INTERRUPTED)
+        _fail(f"interrupted; {_how_to_go_on(kwargs)}", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
@@ -86,6 +86,11 @@ def _run(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         _fail(f"{error.strerror or error}{f': {Path(error.filename).name}' if error.filename else ''}.", 1)
     except Exception as error:  # noqa: BLE001 (told in one line)
         _fail(f"unexpected {type(error).__name__}: {first_line(error)} (stpredict --debug says where).", 1)
+
+
+def _how_to_go_on(options: Mapping[str, Any]) -> str:
+    without = " without --overwrite" if options.get("overwrite") else ""
+    return f"the same command{without} goes on where it stopped."
 
 
 @contextmanager

@@ -45,9 +45,10 @@ def predict_command(
     refuse_genes_as_slides(slides, model)
     if render:
         refuse_many_pictures(request.genes, model)
+    check_request(model, request)
     check_mask(request)
     jobs = find_jobs(slides, out, report, Anonymity(anonymous) if anonymous else None)
-    check_mask_origin(request, jobs)
+    check_masks_of(jobs, request)
     failures: list[Failure] = []
     count: Counter[str] = Counter()
     with watching(len(jobs)) as watch, closing(predicted(jobs, model, request, cluster, watch)) as outcomes:
@@ -104,7 +105,7 @@ def plan_command(slides: Sequence[str], model_name: str, request: Request, out: 
     refuse_genes_as_slides(slides, model)
     check_mask(request)
     jobs = find_jobs(slides, out, report, Anonymity(anonymous, keep=False) if anonymous else None)
-    check_mask_origin(request, jobs)
+    check_masks_of(jobs, request)
     if anonymous and not anonymous.exists():
         report(f"{anonymous} is not there yet: the slides' names below are not those that the prediction will make")
     failures: list[Failure] = []
@@ -204,8 +205,10 @@ def check_mask(request: Request) -> None:
             raise UsageError(f"--mask {error}") from error
 
 
-def check_mask_origin(request: Request, jobs: Sequence[Job]) -> None:
-    """Raise UsageError where no slide has a mask whose origin it could be."""
+def check_masks_of(jobs: Sequence[Job], request: Request) -> None:
+    """Raise UsageError where slides' masks would have no effect, or no slide has one whose origin was told."""
+    if request.spots_file and any(job.mask for job in jobs):
+        raise UsageError("a list's masks choose among the spots of a lattice; those of --spots are all predicted.")
     if request.mask_origin != Request.mask_origin and not request.mask and not any(job.mask for job in jobs):
         raise UsageError("--mask-origin: says where the coordinates of --mask begin, which is not given.")
 

@@ -9,6 +9,7 @@ from stpredict.commands.inputs import for_each, needs_training_extra, sum_up
 from stpredict.console import report
 from stpredict.errors import UnknownLayoutError, UsageError
 from stpredict.files import output_folders
+from stpredict.prediction.jobs import slide_name
 from stpredict.prediction.request import Request, check_request
 from stpredict.weights import Model, find_model, load_model
 
@@ -21,6 +22,14 @@ def tile_command(
 
     model = load_model(find_model(model_name))
     check_request(model, request)
+    outputs: dict[str, Path] = {}
+    for path in inputs:
+        name = path.resolve().name if path.is_dir() else slide_name(path)
+        other = outputs.setdefault(name, path)
+        if other != path:
+            raise UsageError(
+                f"{other} and {path} would both be written to {out / name}.*; give them a folder (-o) each."
+            )
 
     def tile(path: Path) -> Iterator[Path]:
         out.mkdir(parents=True, exist_ok=True)  # which another call may have removed

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from concurrent.futures import Future
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,7 +97,24 @@ def predict_each(
                             )  # fmt: skip
                         yield Outcome(job, "done", len(prepared.spots), prepared.clock.seconds)
                 except Exception as error:  # noqa: BLE001 (told as this slide's, or raised again)
-                    yield Outcome(job, "failed", error=as_ours(error, job, alone=n_slides == 1))
+                    if isinstance(error, OSError) and _done_by_another(preparing, job, request):
+                        yield Outcome(job, "up to date")
+                    else:
+                        yield Outcome(job, "failed", error=as_ours(error, job, alone=n_slides == 1))
+
+
+def _done_by_another(
+    preparing: Future[Prepared | Literal["up to date", "elsewhere"]], job: Job, request: Request
+) -> bool:
+    """Has another call finished the slide meanwhile, as while this one was suspended for long?"""
+    with suppress(OSError, StpredictError):
+        prepared = preparing.result()
+        return (
+            isinstance(prepared, Prepared)
+            and not prepared.shards.under_way()
+            and is_done(job, prepared.settings, request.overwrite_before)
+        )
+    return False
 
 
 @dataclass(frozen=True)

@@ -85,19 +85,23 @@ def find_jobs(arguments: Sequence[str], out: Path, report: Report, anonymity: An
 
     The results of a folder's slides go to folders of the same names within `out`; other results, and those of anonymous
     slides, straight into it. What is passed over in folders is reported. Raises UsageError for no slides, two of one
-    result, or a table of names that cannot be used.
+    result, one slide in two ways, or a table of names that cannot be used.
     """
     jobs = [job for argument in arguments for job in _jobs_of(argument, out, report, flat=anonymity is not None)]
     if anonymity:
         jobs = _anonymised(jobs, out, report, anonymity)
-    results: dict[Path, Path] = {}
+    results: dict[Path, Job] = {}
     for job in jobs:
-        other = results.setdefault(job.result, job.slide)
-        if other != job.slide:
+        other = results.setdefault(job.result, job)
+        if other.slide != job.slide:
             raise UsageError(
-                f"{other} and {job.slide} would both be written to {job.result}; give them a folder (-o) each."
+                f"{other.slide} and {job.slide} would both be written to {job.result}; give them a folder (-o) each."
             )
-    return list({job.result: job for job in jobs}.values())
+        if other != job:
+            raise UsageError(
+                f"{job.slide} is named twice, with another mpp or mask; give each a folder (out) of its own."
+            )
+    return list(results.values())
 
 
 def slide_name(path: Path) -> str:

@@ -129,7 +129,7 @@ def prepare_slide(
         order = block_order(raster, raster.origins(spots.centres, model.card["patch_px"]))
         folder = job.result.with_name(job.result.name + ".parts")
         of = folder, order, spots.centres, len(settings["genes"]), settings
-        shards = join_shards(*of) if helping else open_shards(*of, request.overwrite_before > 0)
+        shards = join_shards(*of) if helping else open_shards(*of, request.overwrite_before)
         if shards is None:
             return "elsewhere"
         with clock.stage("sample"):

@@ -170,14 +170,15 @@ def is_shards(folder: Path) -> bool:
 
 
 def open_shards(
-    folder: Path, order: Int, centres: Float, n_genes: int, settings: dict[str, Any], overwrite: bool
+    folder: Path, order: Int, centres: Float, n_genes: int, settings: dict[str, Any], overwrite_before: float = 0.0
 ) -> Shards:
     """Find the shards of a prediction of these spots with these settings, if it was begun; nothing is written yet.
 
-    Raises ResultError if the folder holds shards of others, unless `overwrite`, which discards them.
+    Those that were begun before `overwrite_before` (seconds since 1970) are discarded. Raises ResultError if the folder
+    holds shards of others.
     """
     manifest, digest = _manifest(folder), _digest(order, centres)
-    if overwrite or manifest is None:
+    if manifest is None or (folder / MANIFEST).stat().st_mtime < overwrite_before:
         shards = Shards(folder, order, n_genes, settings, digest, secrets.token_hex(4))
         shards.remove()
         return shards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,8 @@ Origin = Literal["slide", "bounds"]
 GEOJSON = {".geojson", ".json"}
 #: How much the sides of an image may differ in proportion from the slide's.
 MAX_DISTORTION = 0.02
-MAX_PIXELS = 400_000_000
+# Pillow refuses an image of more than twice the pixels of which it warns.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,18 @@ def read_mask(path: Path) -> list[Region] | Bool:
         return list(read_regions(path).values())
     try:
         with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise MaskError(f"{path}: too large for a mask; a thumbnail's size will do.")
-            return np.asarray(image.convert("L")) > 0
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+            return _not_black(image)
+    except Image.DecompressionBombError as error:
+        raise MaskError(f"{path}: too large for a mask; a thumbnail's size will do.") from error
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MaskError(f"{path}: not an image or GeoJSON file that can be read ({reason}).") from error
+
+
+def _not_black(image: Image.Image) -> Bool:
+    """Where an image of any kind is neither black nor transparent."""
+    if image.mode[0] in "FI":  # float and more than 8 bits: `convert` would cut off probabilities below 1
+        return np.asarray(image) > 0
+    rgba = image.convert("RGBA")
+    seen: Bool = (np.asarray(rgba.convert("L")) > 0) & (np.asarray(rgba.getchannel("A")) > 0)
+    return seen

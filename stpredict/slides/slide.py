@@ -15,7 +15,13 @@ import pyvips
 
 from stpredict.arrays import Float32, UInt8
 from stpredict.errors import MissingMppError, SlideError, SlideNotFoundError, UsageError
-from stpredict.slides.stored_tiles import StoredTiles, TileError, check_jpeg_segments, open_stored_tiles
+from stpredict.slides.stored_tiles import (
+    StoredTiles,
+    TileError,
+    check_jpeg_segments,
+    has_channel_pages,
+    open_stored_tiles,
+)
 
 #: Native values outside this range are resolution tags of a camera or a printer, not of a microscope.
 PLAUSIBLE_MPP = (0.05, 5.0)
@@ -123,6 +129,8 @@ class OpenSlideSlide(Slide):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._slide = openslide.OpenSlide(path)
+        if self._slide.properties.get("openslide.vendor") == "generic-tiff":
+            refuse_channel_pages(path)
         self.level_dimensions = list(self._slide.level_dimensions)
         properties = self._slide.properties
         for level in range(len(self.level_dimensions)):
@@ -212,6 +220,7 @@ class PlainImageSlide(Slide):
         if image.width * image.height > MAX_PLAIN_PIXELS:
             raise SlideError(f"{path.name}: {image.width} x {image.height} pixels are too many for a plain image.")
         if image.get("vips-loader") == "tiffload":
+            refuse_channel_pages(path)
             check_jpeg_segments(path)  # libvips fills what is missing of them with grey, and says nothing
         if image.format not in ("uchar", "ushort") or image.bands > 4:
             raise SlideError(f"{path.name}: neither a colour nor a grey image ({image.bands} bands of {image.format}).")
@@ -234,6 +243,12 @@ class PlainImageSlide(Slide):
 
     def close(self) -> None:
         del self._image
+
+
+def refuse_channel_pages(path: Path) -> None:
+    """Raise SlideError for a TIFF file of which only one channel would be read."""
+    if has_channel_pages(path):
+        raise SlideError(f"{path.name}: its channels are separate pages, of which one would be read; save it as RGB.")
 
 
 def open_slide(path: str | Path) -> Slide:

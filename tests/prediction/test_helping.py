@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def test_what_a_lost_helper_had_begun_is_done(whole, tiny_model, tmp_path, monke
 
 
 def test_an_owner_leaves_a_shard_that_its_helper_finishes_meanwhile(tmp_path):
-    ours = open_shards(tmp_path / "a.h5ad.parts", np.arange(70), np.zeros((70, 2)), 1, {}, overwrite=False)
+    ours = open_shards(tmp_path / "a.h5ad.parts", np.arange(70), np.zeros((70, 2)), 1, {})
     pin_engine(ours, "eager", "fp32", None)
     values = np.zeros((32, 1 + len(shards.MEASURES)), np.float32)
     ours.write(0, values)
@@ -119,11 +120,13 @@ def test_who_comes_late_or_with_other_settings_does_nothing(whole, tiny_model, t
 def test_shards_of_a_prediction_that_was_discarded_do_no_harm(tmp_path):
     """As a helper may still write when somebody has begun anew."""
     of = tmp_path / "a.h5ad.parts", np.arange(70), np.zeros((70, 2)), 1, {"pitch_um": 1}
-    first = open_shards(*of, overwrite=False)
+    first = open_shards(*of)
     pin_engine(first, "eager", "fp32", None)
     claims = first.claimed(backwards=True)
     assert next(claims) == 2
-    again = open_shards(*of, overwrite=True)
+    goes_on = open_shards(*of, overwrite_before=time.time() - 60)  # by a worker of the call that overwrites
+    assert goes_on.run == first.run
+    again = open_shards(*of, overwrite_before=time.time() + 1)
     assert not of[0].exists()
     values = np.zeros((6, 1 + len(shards.MEASURES)), np.float32)
     with pytest.raises(FileNotFoundError):
@@ -141,15 +144,15 @@ def test_shards_of_a_prediction_that_was_discarded_do_no_harm(tmp_path):
 
 def test_a_manifest_leads_to_no_other_folder(tmp_path):
     of = tmp_path / "a.h5ad.parts", np.arange(70), np.zeros((70, 2)), 1, {}
-    pin_engine(replace(open_shards(*of, overwrite=False), run="/../../0"), "eager", "fp32", None)
+    pin_engine(replace(open_shards(*of), run="/../../0"), "eager", "fp32", None)
     assert join_shards(*of) is None
     with pytest.raises(ResultError, match="another version"):
-        open_shards(*of, overwrite=False)
+        open_shards(*of)
 
 
 def test_shards_go_even_while_somebody_writes(tmp_path, monkeypatch):
     of = tmp_path / "a.h5ad.parts", np.arange(70), np.zeros((70, 2)), 1, {}
-    ours = open_shards(*of, overwrite=False)
+    ours = open_shards(*of)
     pin_engine(ours, "eager", "fp32", None)
     listed = []
 

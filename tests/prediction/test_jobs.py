@@ -76,6 +76,7 @@ def test_a_list_names_slides_with_their_mpp_and_folder(folder):
         ("slide,mpp\na.svs,nan\n", "line 2: mpp 'nan' is not a positive number"),
         ("slide,mpp\na.svs,1\n,1\n", "line 3: names no slide"),
         ("slide\na.svs\nb/a.svs\n", "would both be written to"),
+        ("slide,mask\na.svs,one.geojson\na.svs,two.geojson\n", "a.svs is named twice, with another mpp or mask"),
     ],
 )
 def test_lists_that_make_no_sense(tmp_path, text, says):

@@ -44,6 +44,19 @@ def test_an_image_covers_the_slide_at_any_size(slide, tmp_path):
         assert inside_mask(MaskRequest(tmp_path / "m.png"), slide, CENTRES).tolist() == [False, True, False, True, True]
 
 
+def test_images_of_every_kind_are_inside_where_they_are_neither_black_nor_transparent(slide, tmp_path):
+    share = np.zeros((20, 40))
+    share[:, 30:] = 0.2
+    share[15, 25] = 1
+    white = np.full((20, 40, 4), 255, np.uint8)
+    white[..., 3] = 255 * share
+    for name, values in (
+        ("float.tif", share.astype(np.float32)), ("16.png", (1000 * share).astype(np.uint16)), ("rgba.png", white),
+    ):  # fmt: skip
+        Image.fromarray(values).save(tmp_path / name)
+        assert inside_mask(MaskRequest(tmp_path / name), slide, CENTRES).tolist() == [False, True, False, True, True]
+
+
 def test_a_mask_may_begin_at_the_bounds(tmp_path, region):
     leica_with_bounds(tmp_path / "b.scn", region[500:900, :400], corner=(300, 200), size=(1500, 1000))
     painted = np.zeros((4, 4), np.uint8)

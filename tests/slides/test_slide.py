@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from slides_to_try import aperio_jpeg_2000, leica_with_bounds, tiff_pyramid
 
@@ -109,6 +110,17 @@ def test_no_file_and_a_folder(tmp_path):
         open_slide(tmp_path / "nothing.svs")
     with pytest.raises(SlideNotFoundError, match="directory"):
         open_slide(tmp_path)
+
+
+@pytest.mark.parametrize("tile", [(256, 256), None])
+def test_channels_in_separate_pages_are_refused(tmp_path, region, tile):
+    channels = np.ascontiguousarray(region[:512, :512].transpose(2, 0, 1))
+    tifffile.imwrite(tmp_path / "pages.tif", channels, photometric="minisblack", tile=tile, metadata={"axes": "CYX"})
+    with pytest.raises(SlideError, match=r"pages\.tif: its channels are separate pages"):
+        open_slide(tmp_path / "pages.tif")
+    tifffile.imwrite(tmp_path / "planes.tif", channels, photometric="rgb", planarconfig="separate", tile=tile)
+    with open_slide(tmp_path / "planes.tif") as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 0, 512, 512), region[:512, :512])
 
 
 def test_files_that_are_no_slides(tmp_path):

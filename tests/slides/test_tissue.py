@@ -40,6 +40,12 @@ def test_an_empty_slide_has_no_tissue(tmp_path, grey):
             choose_spots(slide, Mpp(0.5, 0.5), GridRequest(100.0, 100.0), 1)
 
 
+def test_spots_within_tissue_are_wholly_tissue():
+    tissue = Tissue(np.zeros((300, 300, 3), np.uint8), np.ones((300, 300), np.bool_), (16.0, 16.0))
+    centres = np.random.default_rng(0).uniform(500, 4300, (2000, 2))
+    assert (tissue.fraction(centres, 100.0, Mpp(0.5, 0.5)) == 1).all()
+
+
 def test_printed_dots_are_not_tissue():
     overview = np.full((400, 400, 3), 240, np.uint8)
     overview[100:300, 100:300] = (180, 120, 170)
