@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from stpredict.data.normalisation import NORMALISATIONS
-from stpredict.errors import ModelFileError
+from stpredict.errors import ModelFileError, UsageError
 from stpredict.networks import ARCHITECTURES, network_parameters
 from stpredict.networks.encoder_files import refuse_bomb
 from stpredict.networks.m2ort import M2ORT, M2ORTConfig
 from stpredict.networks.m2ost import M2OST, VIEWS, M2OSTConfig
-from stpredict.weights import can_name_files, save_model
+from stpredict.weights import can_name_files, check_card, save_model
 
 VFrom = Literal["qkv3", "qkv2"]
 HEAD_DIM = 64  # of every published variant; the shapes do not tell it
@@ -143,6 +143,10 @@ def import_checkpoint(
         "intended_use": "Research use only. Never tested by this program on held-out tissue.",
     }
     tensors = {name: tensor.numpy().astype(np.float32) for name, tensor in network.state_dict().items()}
+    try:
+        check_card(card, tensors)
+    except ValueError as error:
+        raise UsageError(f"{out}: a model file cannot hold this ({error}).") from error
     save_model(out, tensors, card)
     return card
 

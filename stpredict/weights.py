@@ -110,13 +110,13 @@ def load_model(path: Path) -> Model:
     try:
         if card["format_version"] > FORMAT_VERSION:
             raise ModelFileError(f"{path.name}: made by a newer version of stpredict; please update.")
-        _check_card(card, tensors)
+        check_card(card, tensors)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ModelFileError(f"{path.name}: its card is not a model's ({type(error).__name__}: {error}).") from error
     return Model(path, card, tensors, sha256)
 
 
-def _check_card(card: dict[str, Any], tensors: Mapping[str, Array]) -> None:
+def check_card(card: Mapping[str, Any], tensors: Mapping[str, Array]) -> None:
     """Raise ValueError, or whatever a wrong type provokes, for a card that the program could not work with.
 
     Anyone can write a card with a valid checksum; what is allocated or drawn from it has to be plausible.

@@ -53,6 +53,18 @@ def test_import_writes_a_model_that_computes_the_same(tmp_path: Path, golden_io)
     assert "exists" in again.output
 
 
+@pytest.mark.parametrize("option", [("--mpp", "100"), ("--pitch", "9000")])
+def test_a_model_that_would_be_refused_is_not_written(tmp_path: Path, option):
+    genes, out = tmp_path / "genes.txt", tmp_path / "mine.safetensors"
+    genes.write_text("\n".join(f"G{i}" for i in range(7)))
+    out.write_bytes(b"a good model")
+    call = ["models", "import", GOLDEN, "--genes", genes, "--mpp", "0.5", "--head-dim", "16", "-o", out, "--overwrite"]
+    done = CliRunner().invoke(app, [str(word) for word in (*call, *option)])
+    assert done.exit_code == 2
+    assert "a model file cannot hold this" in done.stderr
+    assert out.read_bytes() == b"a good model"
+
+
 @pytest.mark.parametrize("architecture", ["m2ort-small", "m2ort-small-cross", "m2ort-base-cross"])
 def test_variant_and_mixing_are_found_from_the_shapes(tmp_path: Path, architecture):
     network = M2ORT(architecture_config(architecture, n_genes=9))

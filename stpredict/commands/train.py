@@ -35,7 +35,9 @@ def train_command(
         raise needs_training_extra(error) from error
 
     check_model_path(out)
-    check_counts_only(counts_only, dataset, settings.architecture)
+    check_counts_only(counts_only, dataset, settings, protocol)
+    if genes_file and (panel_size or panel_rule != Panel.rule):
+        raise UsageError("--genes-file names the panel; --panel and --panel-size choose one.")
     panel = Panel(read_gene_list(genes_file) if genes_file else (), panel_size, tuple(genes_required), panel_rule)
     if protocol:
         paper = find_protocol(protocol)
@@ -59,12 +61,16 @@ def train_command(
         print(out)
 
 
-def check_counts_only(counts_only: Path | None, dataset: Path, architecture: str) -> None:
+def check_counts_only(counts_only: Path | None, dataset: Path, settings: Settings, protocol: str | None) -> None:
     """Raises UsageError for counts that would not be used."""
-    if counts_only and architecture.startswith(("m2ort", "m2ost", "triplex")):
+    if counts_only and settings.architecture.startswith(("m2ort", "m2ost", "triplex")):
         raise UsageError(
-            f"--counts-only: {architecture} learns nothing from counts alone; --arch dictionary and --encoder do."
+            f"--counts-only: {settings.architecture} learns nothing from counts alone; "
+            "--arch dictionary and --encoder do."
         )
+    if counts_only and (protocol or settings.objective != "residuals"):
+        how = f"--protocol {protocol}" if protocol else f"--objective {settings.objective}"
+        raise UsageError(f"--counts-only: {how} fits each gene by itself, and makes nothing of counts alone.")
     if counts_only and dataset.suffix == ".h5":
         raise UsageError("--counts-only: with a folder of sections, not with a .tiles.h5 file, which is already cut.")
 

@@ -59,28 +59,28 @@ def _read_metadata(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
         table = read_table(path)
         if "id" in table:
             for line in table.to_dict("records"):
-                known[str(line["id"])].update({key: value for key, value in line.items() if value == value})
+                known[str(line["id"])].update({key: value for key, value in line.items() if _is_said(value)})
     for name in names:
         path = folder / "metadata" / f"{name}.json"
         if path.exists():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                known[name].update({key: value for key, value in content.items() if value not in (None, "")})
+                known[name].update({key: value for key, value in content.items() if _is_said(value)})
             except (OSError, ValueError, AttributeError, RecursionError) as error:
                 raise DatasetError(f"{path}: cannot be read as JSON ({error}).") from error
     return known
 
 
+def _is_said(value: object) -> bool:
+    """HEST writes None, NaN or nothing for what is not known."""
+    return value not in (None, "") and value == value
+
+
 def _patients(known: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The patients by section. Each of the studies counts its patients from 1, so a shared name bears the study's."""
+    """The patients by section. Each of the studies counts its patients from 1, so their names bear the study's."""
     of = {name: (str(facts["patient"]), str(facts.get("dataset_title", ""))) for name, facts in known.items()
           if facts.get("patient")}  # fmt: skip
-    studies = defaultdict(set)
-    for patient, study in of.values():
-        studies[patient].add(study)
-    return {
-        name: f"{patient} ({study})" if len(studies[patient]) > 1 else patient for name, (patient, study) in of.items()
-    }
+    return {name: f"{patient} ({study})" if study else patient for name, (patient, study) in of.items()}
 
 
 def _number(value: object) -> float | None:

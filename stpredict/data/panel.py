@@ -33,18 +33,22 @@ def choose_panel(
     """Genes chosen by a rule of RULES, in alphabetical order, and the `required` ones.
 
     `counts` are spots x genes of the training sections, all genes. By "variance", genes among the 1500 of highest count
-    variance in every section; with `size`, that many of them are drawn, as in the M2ORT study. By "mean" and
-    "variable", the first `size` (250) genes of an order. Raises UsageError for required genes that were not measured.
+    variance in every section; with `size`, that many of them are drawn, as in the M2ORT study, and for other sections
+    mostly the same. By "mean" and "variable", the first `size` (250) genes of an order. Raises UsageError for required
+    genes that were not measured, and where no gene is chosen.
     """
     check_rule(rule)
     match_genes(required, genes, "measured genes")
     if rule == "variance":
         chosen = _variable_in_every_section(counts, section, genes)
-        if size is not None and size < len(chosen):
-            chosen = np.random.default_rng(seed).choice(chosen, size, replace=False).tolist()
+        if size is not None:
+            place = dict(zip(genes, np.random.default_rng(seed).permutation(len(genes)), strict=True))
+            chosen = sorted(chosen, key=place.__getitem__)[:size]
     else:
         order = _by_mean(counts, section) if rule == "mean" else _by_excess_variance(counts, section)
         chosen = [genes[i] for i in order[: size or DEFAULT_SIZE]]
+    if not chosen and not required:
+        raise UsageError("no gene varies in every section that is trained on; name genes with --genes-file.")
     return sorted({*chosen, *required})
 
 

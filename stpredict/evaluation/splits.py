@@ -50,7 +50,7 @@ def score(predicted: Float, split: Split, across_genes: bool = True) -> Scores:
     per_spot, rmse = metrics.spot_correlation(predicted, counts, depth, split.per) if across_genes else (None, None)
     mse, mae = metrics.log_cpm_errors(predicted, counts, depth, split.per) if across_genes else (None, None)
     pcc_m, pcc_h = metrics.triplex_correlation(predicted, counts, depth, section, split.per)
-    return {
+    scores = {
         DEPTH_CONTROLLED: rounded_mean(metrics.depth_controlled_correlation(predicted, counts, depth, section)),
         LOG_CPM: rounded_mean(metrics.log_cpm_correlation(predicted, counts, depth, section, split.per)),
         PER_SPOT: per_spot,
@@ -60,6 +60,7 @@ def score(predicted: Float, split: Split, across_genes: bool = True) -> Scores:
         "mse": mse,
         "mae": mae,
     }
+    return {name: None if value is None or not np.isfinite(value) else value for name, value in scores.items()}
 
 
 def predict_baselines(split: Split, features: Float, objective: Objective) -> dict[str, Float]:

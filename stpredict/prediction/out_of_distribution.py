@@ -18,6 +18,8 @@ UNUSUAL_FROM = 0.5
 SHRINKAGE = 0.1
 #: No feature counts as more constant than this, a few grey levels.
 LEAST_SPREAD = 1e-3
+#: No direction of the output counts as narrower than this part of the widest one.
+NARROWEST = 0.01
 #: Of the reference's features, those of colour come first; texture costs fifty times as much and is left out.
 N_COLOURS = 6 * (2 + len(PERCENTILES))
 #: Optical density of the darkest that scikit-image's colour deconvolution knows.
@@ -97,7 +99,9 @@ def _whitened(values: Float, n_directions: int) -> Reference:
     mean = values.mean(axis=0)
     _, spread, directions = np.linalg.svd(values - mean, full_matrices=False)
     deviation = spread[:n_directions] / np.sqrt(len(values) - 1)
-    return Reference(mean, directions[:n_directions].T / np.maximum(deviation, LEAST_SPREAD))
+    return Reference(
+        mean, directions[:n_directions].T / np.maximum(deviation, max(LEAST_SPREAD, NARROWEST * deviation[0]))
+    )
 
 
 def optical_density(levels: UInt8) -> Float32:

@@ -241,7 +241,8 @@ def ridge_lessons(features: Float, unlabelled_features: Float, objective: Object
     The 52 features themselves follow the genes, so that nothing ridge could use is lost.
     """
     ridge = fit_ridge(features[rows], objective.targets[rows])
-    return np.hstack([ridge.predict(unlabelled_features), unlabelled_features])
+    predicted = ridge.predict(unlabelled_features).reshape(len(unlabelled_features), -1)  # flat for one gene
+    return np.hstack([predicted, unlabelled_features])
 
 
 def teach_values(

@@ -50,7 +50,7 @@ def plan_folds(tiles: Tiles | Measured, by: str, hold_out: Sequence[str] = ()) -
                 f"or sections ({', '.join(names)})."
             )
         folds.append(fold)
-    return list({fold.name: fold for fold in folds}.values())
+    return list({tuple(fold.test_sections): fold for fold in reversed(folds)}.values())[::-1]  # the first of each
 
 
 def check_split(by: str) -> None:

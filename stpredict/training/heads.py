@@ -14,7 +14,7 @@ from stpredict.evaluation.baselines import fit_ridge
 from stpredict.networks.dictionary import Dictionary
 from stpredict.networks.encoder import Encoded
 from stpredict.training.objectives import Objective
-from stpredict.training.programmes import LinearMap, fit_programmes, gene_covariance
+from stpredict.training.programmes import N_PROGRAMMES, LinearMap, fit_programmes, gene_covariance
 
 BATCH = 16
 
@@ -48,7 +48,8 @@ def fit_head(
         scale = np.ones(len(panel))
     else:
         covariance, used = gene_covariance(tiles, panel, sorted(set(tiles.section[rows])), normalisation)
-        found = fit_programmes(features, objective.targets[rows] / scale, covariance)
+        n = N_PROGRAMMES if used else len(panel)  # where nothing tells how genes vary together, each by itself
+        found = fit_programmes(features, objective.targets[rows] / scale, covariance, n)
     with torch.no_grad():
         for parameter, values in (
             (network.feature_mean, found.mean), (network.feature_scale, found.scale),

@@ -90,7 +90,7 @@ def train_network(
     tiles, settings = run.tiles, run.settings
     folder.mkdir(parents=True, exist_ok=True)
     in_training = np.isin(tiles.section, sections)
-    panel = list(run.panel.genes) or choose_panel(
+    panel = list(dict.fromkeys([*run.panel.genes, *run.panel.required])) if run.panel.genes else choose_panel(
         tiles.counts[np.flatnonzero(in_training)].toarray(), tiles.section[in_training], tiles.genes,
         run.panel.size, run.panel.required, settings.seed, run.panel.rule,
     )  # fmt: skip

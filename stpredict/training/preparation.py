@@ -31,6 +31,8 @@ from stpredict.training.settings import Settings
 
 #: In the folder of a run.
 RECORD, TILES, FEATURES, ENCODED = "run.json", "dataset.tiles.h5", "features.npz", "encoded.npy"
+#: Of files of more than twice this, the middle is not looked at.
+END_BYTES = 32 << 20
 
 
 def prepare_run(
@@ -139,10 +141,20 @@ def is_begun(folder: Path, out: Path, wanted: dict[str, Any], overwrite: bool) -
 
 
 def fingerprint(dataset: Path) -> str:
-    """Changes when files of a data set are added, removed or replaced by others of another size."""
+    """Changes when files of a data set are added, removed or replaced; of large ones, both ends are looked at."""
     files = sorted(path for path in dataset.rglob("*") if path.is_file()) if dataset.is_dir() else [dataset]
-    sizes = [(path.name, path.stat().st_size) for path in files if path.exists()]
-    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for path in (path for path in files if path.exists()):
+        size = path.stat().st_size
+        digest.update(json.dumps((path.name, size)).encode())
+        with path.open("rb") as file:
+            digest.update(file.read(END_BYTES))
+            file.seek(max(END_BYTES, size - END_BYTES))
+            digest.update(file.read(END_BYTES))
+    if dataset.suffix == ".h5" and dataset.is_file():
+        tiles = read_tiles(dataset)
+        digest.update(repr((tiles.mpp, tiles.patch_px, *tiles.section, *tiles.patient)).encode())
+    return digest.hexdigest()[:16]
 
 
 def read_features(tiles: Tiles, settings: Settings, cache: Path, report: Report, threads: int) -> tuple[Float, Float]:

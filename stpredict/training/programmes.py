@@ -17,7 +17,7 @@ from stpredict.data.tiles import Tiles, columns
 from stpredict.evaluation.metrics import pearson_residuals
 
 N_PROGRAMMES = 40
-#: Shallower spots say too little of how genes vary together.
+#: Shallower spots say too little of how genes vary together, and are used only where there are no others.
 MIN_DEPTH = 500
 HALVINGS = 4
 STRENGTHS = np.logspace(1, 7, 25)
@@ -70,11 +70,12 @@ def gene_covariance(
         counted.append((more.section, more.patient, columns(more.counts, tiles.genes, panel), more.depth))
         allowed = np.isin(more.patient, list(known)) | ~np.isin(more.patient, tiles.patient)
         kept |= set(more.section[allowed])
+    deep = any((depth[np.isin(section, list(kept))] >= MIN_DEPTH).sum() > 1 for section, _, _, depth in counted)
     per_patient: dict[str, list[Float]] = {}
     used = []
     for section, patient, counts, depth in counted:
         for name in sorted(kept & set(section)):
-            rows = (section == name) & (depth >= MIN_DEPTH)
+            rows = (section == name) & (depth >= (MIN_DEPTH if deep else 1))
             if rows.sum() > 1:
                 used.append(str(name))
                 found = signal_covariance(counts[rows], normalisation.depth(counts[rows], depth[rows]))

@@ -56,6 +56,8 @@ def triplex_folds(tiles: Tiles | Measured, seed: int) -> list[Fold]:  # noqa: AR
     """Each patient in turn, or eight parts of patients; the epochs are chosen on the test sections themselves."""
     n_patients = len(set(tiles.patient))
     folds = plan_folds(tiles, "patient" if n_patients <= TRIPLEX_PARTS else str(TRIPLEX_PARTS))
+    if not folds:
+        raise UsageError("--protocol triplex: needs two patients or more.")
     leak = "epochs were chosen on the test sections"
     return [Fold(f.name, f.kind, f.test_sections, None, f.test_sections, leak) for f in folds]
 

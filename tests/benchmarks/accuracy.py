@@ -63,7 +63,7 @@ ROWS = {
     "dictionary-even": Row("dictionary, programmes penalised by the inverse of their variance, not of its square", 3),
     "dictionary-few": Row("dictionary, only 3 programmes of all counts", 3),
     "shuffled": Row("control: programmes of shuffled genes", 3),
-    **{row: Row(f"small M2ORT, {recipe.words}", 1) for row, recipe in RECIPES.items()},
+    **{row: Row(f"small M2ORT, {recipe.words}", 3) for row, recipe in RECIPES.items()},
     **{row: Row(words, 3, ("C5", "B")) for row, words in SYSTEMS.items()},
 }
 #: Rows for which the dictionary describes patches in a way of their own; and those tested on others than fitted on.

@@ -57,6 +57,17 @@ def test_sections_and_what_is_known_of_them(hest: Path):
                              "pixel_size_um_embedded")  # fmt: skip
 
 
+def test_a_patient_is_called_the_same_without_the_other_study(hest: Path):
+    (hest / "st" / "SPA12.h5ad").unlink()
+    (section,) = read_dataset(hest)
+    assert section.patient == "Patient 1 (A study)"
+
+
+def test_a_patient_who_is_not_a_number_is_none(hest: Path):
+    (hest / "metadata" / "SPA12.json").write_text('{"pixel_size_um_estimated": 0.5, "patient": NaN}')
+    assert [section.patient for section in read_dataset(hest)][1] == "Patient 1 (Another study)"
+
+
 def test_patients_must_be_known(hest: Path):
     (hest / "HEST_v1_1_0.csv").unlink()
     with pytest.raises(DatasetError, match=r"which patient NCBI700 comes from; write .*section,patient .*, SPA12"):

@@ -25,6 +25,10 @@ def test_panel_is_variable_in_every_section():
     assert len(drawn) == 20
     assert drawn == choose_panel(counts, section, genes, size=20, seed=3)
     assert set(drawn) <= set(panel)
+    fewer = choose_panel(counts[:30], section[:30], genes, size=20, seed=3)
+    assert len({*drawn, *fewer}) < 35  # of other sections mostly the same
+    with pytest.raises(UsageError, match="no gene varies in every section"):
+        choose_panel(np.ones((60, 2000)), section, genes)
 
 
 def test_required_genes_must_have_been_measured():

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from stpredict.errors import UsageError
 from stpredict.evaluation.assessment import check_training_patients
 from stpredict.result import read_result
 from stpredict.training.dictionary import learn_windows
+from stpredict.training.preparation import fingerprint
 from stpredict.training.programmes import N_PROGRAMMES
 from stpredict.weights import load_model
 
@@ -132,11 +134,43 @@ def test_the_papers_objective_has_no_programmes(dataset: Path, tmp_path: Path):
     assert "counts_only_sections" not in card["training"]
 
 
+def test_a_panel_of_one_gene_and_those_required_with_it(dataset: Path, tmp_path: Path):
+    (tmp_path / "genes.txt").write_text("GNAS\n")
+    one = train(dataset, tmp_path / "one.safetensors", "--genes-file", tmp_path / "genes.txt")
+    assert one.exit_code == 0, one.output
+    assert load_model(tmp_path / "one.safetensors").panel == ["GNAS"]
+    two = train(
+        dataset, tmp_path / "two.safetensors", "--genes-file", tmp_path / "genes.txt", "--genes-required", "DDX5",
+        "--folds", "none",
+    )  # fmt: skip
+    assert two.exit_code == 0, two.output
+    assert load_model(tmp_path / "two.safetensors").panel == ["GNAS", "DDX5"]
+    refused = train(dataset, tmp_path / "m.safetensors", "--genes-file", tmp_path / "genes.txt", "--panel-size", "9")
+    assert refused.exit_code == 2
+    assert "--genes-file names the panel" in refused.stderr
+
+
+def test_a_data_set_that_was_corrected_is_another(dataset: Path, tmp_path: Path):
+    corrected = tmp_path / "sections.csv"
+    corrected.write_text("section,patient\nA1,P1\n")
+    before = fingerprint(tmp_path)
+    corrected.write_text("section,patient\nA1,P2\n")
+    assert fingerprint(tmp_path) != before
+    write_tiles(read_dataset(dataset), tmp_path / "a.tiles.h5", mpp=0.69, report=print)
+    before = fingerprint(tmp_path / "a.tiles.h5")
+    with h5py.File(tmp_path / "a.tiles.h5", "r+") as file:
+        file.attrs["mpp"] = 0.68
+    assert fingerprint(tmp_path / "a.tiles.h5") != before
+
+
 def test_what_would_not_be_used_is_refused(dataset: Path, counts_only: Path, tmp_path: Path):
     out = tmp_path / "m.safetensors"
     refused = train(dataset, out, "--counts-only", counts_only, "--arch", "m2ort-small")
     assert refused.exit_code == 2
     assert "learns nothing from counts alone" in refused.stderr
+    refused = train(dataset, out, "--counts-only", counts_only, "--objective", "mse")
+    assert refused.exit_code == 2
+    assert "--objective mse fits each gene by itself" in refused.stderr
     tiles = tmp_path / "x.tiles.h5"
     tiles.touch()
     refused = train(tiles, out, "--counts-only", counts_only)

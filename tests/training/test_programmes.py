@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 from stpredict.data.tiles import Counted, Tiles
-from stpredict.training.programmes import STRENGTHS, fit_programmes, gene_covariance, signal_covariance
+from stpredict.training.programmes import MIN_DEPTH, STRENGTHS, fit_programmes, gene_covariance, signal_covariance
 
 GENES = [f"G{i}" for i in range(12)]
 
@@ -78,6 +80,19 @@ def test_constant_features_and_negative_eigenvalues_do_no_harm():
     found = fit_programmes(x, rng.normal(size=(20, 3)), np.diag([1.0, -1.0, 0.0]))
     assert np.isfinite(found.predict(x)).all()
     assert np.ptp(found.predict(x)[:, 1:]) < 1e-9
+
+
+def test_shallow_spots_tell_how_genes_vary_where_there_are_no_others():
+    tiles = shallow(make_tiles())
+    covariance, used = gene_covariance(tiles, GENES, ["A1", "B1"])
+    assert used == ["A1", "B1"]
+    assert covariance[0, 1] > 0 > covariance[0, -1]
+
+
+def shallow(tiles: Tiles) -> Tiles:
+    counts = np.random.default_rng(0).binomial(tiles.counts.toarray(), 0.1)
+    assert counts.sum(axis=1).max() < MIN_DEPTH
+    return replace(tiles, counts=csr_array(counts), counts_only=None)
 
 
 def make_tiles() -> Tiles:

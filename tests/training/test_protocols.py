@@ -48,6 +48,8 @@ def test_the_split_of_triplex_is_by_patient_and_chooses_on_the_test():
         folds = find_protocol("triplex").folds(many_sections(patients, 2), 0)
         assert len(folds) == parts
         assert all(fold.validation == fold.test_sections and fold.leak for fold in folds)
+    with pytest.raises(UsageError, match="two patients or more"):
+        find_protocol("triplex").folds(many_sections(1, 2), 0)
     with pytest.raises(UsageError, match="--protocol hist: choose m2ort, triplex"):
         find_protocol("hist")
 

@@ -230,6 +230,7 @@ def test_folds_share_nothing_they_should_not(tiles):
         check_leaks(list(folds.values()), allow_patient_leak=False)
     check_leaks(list(folds.values()), allow_patient_leak=True)
     check_leaks(plan_folds(tiles, "patient", ["B1"]), allow_patient_leak=False)
+    assert [fold.name for fold in plan_folds(tiles, "patient", ["B1"])] == ["A", "B"]  # the same section
     assert choose_validation(tiles, ["A1", "A2"]) == ["A2"]
     assert choose_validation(tiles, ["A1"]) == []
 
