@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,16 @@ class Result:
             values: Float32 = _dataset(file, "X")[:, index]
         return values
 
+    @cached_property
     def digest(self) -> str:
-        """Differs between results that were not made alike; the same wherever the slide lies."""
+        """Differs between results that were not made alike, or were changed; the same wherever the slide lies."""
         slide = {key: value for key, value in self.provenance["slide"].items() if key != "path"}
-        return hashlib.sha256(json.dumps({**self.provenance, "slide": slide}, sort_keys=True).encode()).hexdigest()
+        account = {**self.provenance, "slide": slide, "all genes": [gene.name for gene in self.genes]}
+        digest = hashlib.sha256(json.dumps(account, sort_keys=True).encode())
+        digest.update(self.spots.centres.tobytes())
+        for _, block in self.gene_blocks():
+            digest.update(np.ascontiguousarray(block).tobytes())
+        return digest.hexdigest()
 
     def blocks(self, genes: Sequence[int]) -> Iterator[Float32]:
         """The expression of some genes, by index, in blocks of spots x genes."""
@@ -213,7 +220,7 @@ def read_result(path: Path) -> Result:
         ]
         names = read_text(_checked(file, "var/_index", (n_genes,)))
         float(provenance["unusual_patches"])
-        ranges = provenance["display_range"]
+        ranges = _ranges_of(names, provenance)
         if ranges is not None:
             low, high = np.asarray(ranges, dtype=float)
             if low.shape != (n_genes,) or not ((low < high) & (np.abs(ranges) < MAX_EXPRESSION).all(axis=0)).all():
@@ -233,10 +240,25 @@ def read_result(path: Path) -> Result:
             canvas=canvas,
             tissue_fraction=_read(file, "obs/tissue_fraction", (n_spots,)).astype(np.float32),
             genes=[Gene(gene, *map(float, values)) for gene, *values in zip(names, *columns, strict=True)],
-            provenance=provenance,
+            provenance={**provenance, "display_range": ranges},
             thumbnail=images[:],
             quality=quality,
         )
+
+
+def _ranges_of(genes: Sequence[str], provenance: dict[str, Any]) -> list[list[float]] | None:
+    """The card's colour ranges in the order of `genes`, which may be others than when the result was made, or fewer.
+
+    Raises ValueError or KeyError for genes that it was not made with.
+    """
+    ranges = provenance["display_range"]
+    if ranges is None:
+        return None
+    made_with = provenance["settings"]["genes"]
+    if any(len(side) != len(made_with) for side in ranges):
+        raise ValueError("colour ranges and genes do not fit together")
+    place = {gene: i for i, gene in enumerate(made_with)}
+    return [[side[place[gene]] for gene in genes] for side in ranges]
 
 
 def _check_account(provenance: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def find_results(inputs: Sequence[Path]) -> list[Path]:
     for path in inputs:
         files = [path]
         if path.is_dir():
-            files = list(path.rglob("*.h5ad"))
+            files = list(path.rglob("[!.]*.h5ad"))  # temporary files begin with a dot
         elif not path.exists() and glob.has_magic(str(path)):
             names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
             files = [Path(name) for name in names]

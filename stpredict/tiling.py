@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 from PIL import Image, ImageDraw
 
+from stpredict.errors import UsageError
 from stpredict.files import atomic_path
 from stpredict.prediction.jobs import slide_name
 from stpredict.prediction.request import Request
@@ -38,6 +39,8 @@ def tile_slide(path: Path, model: Model, request: Request, out: Path, patches: b
         tissue, spots, fraction = choose_spots(slide, mpp, request.grid(model), request.engine.threads)
         name = slide_name(path)
         table = out / f"{name}.spots.csv"
+        if request.spots_file and table.resolve() == request.spots_file.resolve():
+            raise UsageError(f"--spots {request.spots_file}: would be overwritten; write into another folder (-o).")
         with atomic_path(table) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("x", "y", "row", "col", "tissue_fraction"))

@@ -138,6 +138,10 @@ def test_temporary_files_are_left_over_after_an_hour():
         ".s.GNAS.heatmap.0123456789abcdef.tmp.tif: a temporary file, 5 bytes",
     ]
     assert [path.name for path in Path().iterdir() if path.is_file()] == [".x.tmp.tif"]
+    empty = Path(".0123456789abcdef.tmp.lease")
+    empty.touch()
+    age(empty)
+    assert "removed 0" in run("clean", "--remove").stderr
 
 
 def test_compiled_networks_are_listed_and_removed(tmp_path):

@@ -44,6 +44,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, region: np.ndarray) -> Path
     (folder / "bad.csv").write_text("a,b\n1,2\n")
     (folder / "genes.txt").write_text("GNAS\nNOPE\n")
     (folder / "outside.csv").write_text("x,y\n99999,9\n")
+    (folder / "s.spots.csv").write_text("x,y,note\n999,999,mine\n")
     (folder / "masks.csv").write_text("slide,mask\nbackground.tif,gone.png\ntext.svs,\n")
     Image.new("L", (100, 100), 255).save(folder / "square.png")
     (folder / "her2st").mkdir()
@@ -103,6 +104,7 @@ REFUSED = [
     (("render", "r.h5ad", *DRAW, "--style", "pca"), 1, "at least three genes"),
     (("render", "r.h5ad", *DRAW, "--style", "pca", "--genes", "G0"), 2, "--genes names 1"),
     (("tile", "gone.svs", *TILE), 2, "gone.svs: no such file"),
+    (("tile", "s.svs", *TILE, "-o", ".", "--spots", "s.spots.csv"), 2, "would be overwritten"),
     (("tile", "text.svs", *TILE), 1, "not a slide"),
     (("tile", "s.svs", "empty/../s.svs", *TILE), 2, "s.svs and empty/../s.svs would both be written to new/deep/s.*"),
     (("tile", "s.svs", *TILE, "--mpp", "-1"), 2, "--mpp -1: must be a positive"),
@@ -124,6 +126,7 @@ REFUSED = [
     ((*TRAIN, "--learning-rate", "nan"), 2, "--learning-rate nan: must be a positive"),
     ((*TRAIN, "--encoder", "s.svs", "--mpp", "0.5"), 2, "s.svs: not an encoder's file"),
     (("train", "her2st", "-o", "empty/m.bin"), 2, "ends in .safetensors"),
+    (("evaluate", "r.h5ad", "her2st", *DRAW, "--engine", "eager"), 2, "--engine: a result is predicted already"),
     (("evaluate", "gone.h5ad", "her2st", *DRAW), 2, "gone.h5ad: no such file"),
     ((*MODEL, "gone", *DRAW), 2, "gone: no such file or folder"),
     ((*MODEL, "her2st", *DRAW, "--min-depth", "100000"), 2, "no spot has counts enough"),

@@ -174,6 +174,7 @@ def test_folders_patterns_and_repetitions_give_one_order():
         done = run("summary", *arguments, "-o", "cohort.csv", "--overwrite")
         assert done.stdout == "cohort.csv\n"
         assert [row["slide"] for row in table(Path("cohort.csv").read_text())] == ["a", "b", "c"]
+        Path("one/.a.0123456789abcdef.tmp.h5ad").write_text("half of it")  # as of a prediction that goes on
     refused = run("summary", "one", "-o", "cohort.csv")
     assert refused.exit_code == 2
     assert "--overwrite" in refused.stderr

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stpredict.cli.options import EngineOption, Out, Overwrite, PrecisionOption, Threads, refuse_with_protocol
+from stpredict.cli.options import EngineOption, Out, Overwrite, PrecisionOption, Threads, refuse, refuse_with_protocol
 from stpredict.cli.program import app, command
 from stpredict.evaluation import MIN_DEPTH
 from stpredict.machine import usable_cores
@@ -48,6 +48,9 @@ def evaluate(
     refuse_with_protocol(protocol, {
         "--engine": engine != "auto", "--precision": precision != "auto", "--device": device != "auto",
         "--min-depth": min_depth != MIN_DEPTH,
+    })  # fmt: skip
+    refuse(str(what).endswith(".h5ad"), "a result is predicted already", {
+        "--engine": engine != "auto", "--precision": precision != "auto", "--device": device != "auto",
     })  # fmt: skip
     request = EngineRequest(engine, precision, device, threads=threads or usable_cores())
     evaluate_command(what, dataset, out, request, min_depth, allow_patient_leak, protocol, overwrite)

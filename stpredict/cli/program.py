@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import signal
 import sys
@@ -68,6 +69,8 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Ca
 
 
 def _run(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # paths are the file system's, whatever their bytes
     try:
         with _heeding_sigterm():
             function(*args, **kwargs)

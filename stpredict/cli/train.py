@@ -165,6 +165,8 @@ def train(
     if encoder:
         if arch != ARCHITECTURE or mpp is None:
             raise UsageError("--encoder: needs --mpp, the um per pixel that it was trained at, and takes no --arch.")
+        if unlabelled != UNLABELLED:
+            raise UsageError("--encoder: is not taught; leave --unlabelled out.")
         arch = "encoder"
     refuse_with_protocol(protocol, {
         "--objective": objective != Settings.objective, "--panel": panel != PANEL_RULE, "--folds": folds != FOLDS,

@@ -42,7 +42,7 @@ def clean_command(folders: Sequence[Path], remove: bool) -> int:
         if not folder.is_dir():
             raise UsageError(f"{folder}: {'is a file, not a folder' if folder.exists() else 'no such folder'}.")
     found = {each.path.resolve(): each for folder in folders or [Path()] for each in leftovers(folder)}
-    n_bytes, failed = 0, False
+    n_bytes, n_found, failed = 0, 0, False
     for each in (*found.values(), *(() if folders else compiled_networks())):
         try:
             if remove and not _remove(each):
@@ -52,9 +52,9 @@ def clean_command(folders: Sequence[Path], remove: bool) -> int:
             report(f"{each.path}: cannot be removed ({error.strerror}).")
             failed = True
             continue
-        n_bytes += each.n_bytes
+        n_bytes, n_found = n_bytes + each.n_bytes, n_found + 1
         print(printable(f"{each.path}: {each.what}, {_size(each.n_bytes)}"))
-    if not n_bytes:
+    if not n_found:
         report("nothing to remove" if not failed else "nothing was removed")
     else:
         report(f"removed {_size(n_bytes)}" if remove else f"{_size(n_bytes)} in all; --remove removes it")

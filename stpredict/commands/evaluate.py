@@ -47,7 +47,7 @@ def evaluate_command(
         )
         for line in show(found):
             print(line)
-        scored = {"model": source.sha256} if isinstance(source, Model) else {"result": source.digest()}
+        scored = {"model": source.sha256} if isinstance(source, Model) else {"result": source.digest}
         out.mkdir(parents=True, exist_ok=True)  # which another call may have removed meanwhile
         for path in write(found, stem, {**scored, "data_set": dataset.name, "min_depth": min_depth}):
             print(path)

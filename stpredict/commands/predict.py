@@ -219,11 +219,14 @@ def failure_of(job: Job, error: StpredictError | None) -> Failure:
 
 
 def refuse_many_pictures(genes: Sequence[str], model: Model) -> None:
-    """Raise UsageError if `--render` would draw a whole panel that nobody named."""
+    """Raise UsageError if `--render` would draw more genes than anybody looks at."""
     from stpredict.rendering.styles import MAX_GENES_BY_DEFAULT  # slow to import
 
-    if not genes and len(model.panel) > MAX_GENES_BY_DEFAULT:
-        raise UsageError(f"--render draws up to {MAX_GENES_BY_DEFAULT} genes; name those to predict with --genes.")
+    if (len(genes) or len(model.panel)) > MAX_GENES_BY_DEFAULT:
+        raise UsageError(
+            f"--render draws up to {MAX_GENES_BY_DEFAULT} genes; name fewer with --genes, or draw some with "
+            "`stpredict render` afterwards."
+        )
 
 
 def describe_plan(n_spots: float, seconds: float, n_bytes: float) -> str:
@@ -263,7 +266,7 @@ def list_failures(failures: Sequence[Failure], slides: Sequence[Path], path: Pat
     from stpredict.rendering.table import plain_cell  # slow to import
 
     if path.exists():
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             header, *earlier = [*csv.reader(file)] or [[]]
         if tuple(header) != FAILURE_COLUMNS:
             return
@@ -273,7 +276,10 @@ def list_failures(failures: Sequence[Failure], slides: Sequence[Path], path: Pat
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(FAILURE_COLUMNS)
         writer.writerows((plain_cell(slide), plain_cell(reason)) for slide, reason in rows.items())

@@ -17,6 +17,7 @@ from stpredict.files import output_folders
 if TYPE_CHECKING:
     from stpredict.rendering.colour import Cohort
     from stpredict.rendering.styles import RenderRequest
+    from stpredict.result import Result
 
 
 def render_command(results: Sequence[Path], request: RenderRequest, scale_from: Sequence[Path], out: Path) -> int:
@@ -53,22 +54,25 @@ def render_one(request: RenderRequest, out: Path, path: Path) -> Iterator[Path]:
 
 
 def _read_cohort(paths: Sequence[Path]) -> Cohort:
-    """The results among `paths`, and those in the folders among them that can be read.
+    """The results among `paths`, and those in the folders among them and all below that can be read, each slide once.
 
     Raises UsageError if there are none, or one that was named cannot be read.
     """
     from stpredict.rendering.colour import Cohort
     from stpredict.result import read_result
 
-    results = []
+    results: dict[tuple[str, str], Result] = {}
     for path in paths:
-        for file in sorted(path.glob("*.h5ad")) if path.is_dir() else [path]:
+        for file in sorted(path.rglob("[!.]*.h5ad")) if path.is_dir() else [path]:
             try:
-                results.append(replace(read_result(file), thumbnail=np.empty((0, 0, 3), np.uint8)))  # a cohort is large
+                result = replace(read_result(file), thumbnail=np.empty((0, 0, 3), np.uint8))  # a cohort is large
+                other = results.setdefault((result.name, result.provenance["slide"]["fingerprint"]), result)
+                if other.path.resolve() != file.resolve():
+                    report(f"stpredict: --scale-from leaves out {file}: of the same slide as {other.path}.")
             except ResultError as error:
                 if not path.is_dir():
                     raise UsageError(f"--scale-from: {error}") from error
                 report(f"stpredict: --scale-from leaves out {error}")
     if not results:
         raise UsageError(f"--scale-from {paths[0]}: holds no results.")
-    return Cohort(results)
+    return Cohort([*results.values()])

@@ -53,13 +53,13 @@ class Cohort:
     """Results that share a colour range, and the ranges that were worked out already."""
 
     results: Sequence[Result]
-    ranges: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+    ranges: dict[tuple[str, str, bool], tuple[float, float]] = field(default_factory=dict)
 
-    def range(self, gene: str, model_sha256: str) -> tuple[float, float]:
+    def range(self, gene: str, model_sha256: str, turned: bool) -> tuple[float, float]:
         """Percentiles 1 and 99 of a gene over all spots. Raises ResultError for results that do not compare."""
-        key = (gene, model_sha256)
+        key = (gene, model_sha256, turned)
         if key not in self.ranges:
-            self.ranges[key] = _percentiles([_comparable(result, gene, model_sha256) for result in self.results])
+            self.ranges[key] = _percentiles([_comparable(result, *key) for result in self.results])
         return self.ranges[key]
 
 
@@ -90,7 +90,7 @@ def colour_scale(result: Result, index: int, request: ScaleRequest) -> ColourSca
     gene, unit = result.genes[index].name, result.provenance["expression_unit"]
     ranges = result.provenance["display_range"]
     if request.cohort:
-        low, high = request.cohort.range(gene, result.provenance["model"]["sha256"])
+        low, high = request.cohort.range(gene, result.provenance["model"]["sha256"], "tta" in result.provenance)
         count = len(request.cohort.results)
         range_from = f"percentiles 1 to 99 of {count} slide{'s' if count > 1 else ''}"
     elif request.kind == "card" and ranges:
@@ -123,10 +123,17 @@ def _percentiles(parts: Sequence[Float32]) -> tuple[float, float]:
     return low, max(high, low + MIN_RANGE)
 
 
-def _comparable(result: Result, gene: str, model_sha256: str) -> Float32:
-    """A gene's expression in a result of the same model. Raises ResultError if it is not comparable."""
+def _comparable(result: Result, gene: str, model_sha256: str, turned: bool) -> Float32:
+    """A gene's expression in a result of the same model, made with `--tta` or without.
+
+    Raises ResultError if it is not comparable.
+    """
     if result.provenance["model"]["sha256"] != model_sha256:
         raise ResultError(f"{result.path.name}: comes from another model, so that it cannot take part in the scale.")
+    if ("tta" in result.provenance) != turned:
+        raise ResultError(
+            f"{result.path.name}: only some were made with --tta, so that it cannot take part in the scale."
+        )
     if gene not in (known.name for known in result.genes):
         raise ResultError(f"{result.path.name}: holds no {gene}, so that it cannot take part in the scale.")
     return result.expression(gene)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,13 +65,19 @@ def _overview(result: Result) -> UInt8:
     return np.asarray(Image.fromarray(result.thumbnail).resize(size))
 
 
+def tick_decimals(span: float) -> int:
+    """How many decimals five ticks over a range need to differ: two, or more where it is narrow."""
+    return max(2, math.ceil(1 - math.log10(span)))
+
+
 def _draw_bar(page: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, height: int, scale: ColourScale) -> None:
     font = ImageFont.load_default(14)
     top, length = y + 22, height - 44
     ramp = lookup_table(scale.colour_map)[np.linspace(255, 0, length).round().astype(int)]
     page.paste(Image.fromarray(np.repeat(ramp[:, None], BAR_WIDTH, axis=1)), (x, top))
+    decimals = tick_decimals(scale.high - scale.low)
     for value in np.linspace(scale.low, scale.high, 5):
         at = top + (scale.high - value) / (scale.high - scale.low) * (length - 1)
         draw.line((x + BAR_WIDTH, at, x + BAR_WIDTH + 5, at), "black")
-        draw.text((x + BAR_WIDTH + 9, at), f"{value:.2f}", "black", font, anchor="lm")
+        draw.text((x + BAR_WIDTH + 9, at), f"{value:.{decimals}f}", "black", font, anchor="lm")
     draw.text((x, y - 4), without_expected(scale.unit), "black", font)

@@ -40,9 +40,17 @@ def render(result: Result, request: RenderRequest, out: Path) -> Iterator[Path]:
     drawing = Drawing(result, request, out, chosen or list(range(len(names))))
     pictures, failed = _planned(drawing)
     missing = [picture for own in pictures.values() for picture in own if request.overwrite or not _is_whole(picture)]
-    if any(picture.needs_slide for picture in missing):
-        open_source_slide(drawing.slide_path, result).close()  # it is known before hours of work
+    in_need = {style for style, own in pictures.items() if any(each.needs_slide and each in missing for each in own)}
+    if in_need:
+        try:
+            open_source_slide(drawing.slide_path, result).close()
+        except SlideError as error:
+            if request.slide:  # a call that names another one is mistaken in all
+                raise
+            failed |= dict.fromkeys(in_need, error)
     for style, own in pictures.items():
+        if style in in_need & failed.keys():
+            continue
         try:
             for picture in own:
                 if picture in missing:
@@ -50,10 +58,11 @@ def render(result: Result, request: RenderRequest, out: Path) -> Iterator[Path]:
                 yield from picture.files
         except (ResultError, SlideError) as error:
             failed[style] = error
-    if len(failed) == 1:
-        raise next(iter(failed.values()))
-    if failed:
-        raise ResultError(" ".join(dict.fromkeys(map(str, failed.values()))))
+    reasons = list(dict.fromkeys(failed.values()))
+    if len(reasons) == 1:
+        raise reasons[0]
+    if reasons:
+        raise ResultError(" ".join(dict.fromkeys(map(str, reasons))))
 
 
 def _planned(drawing: Drawing) -> tuple[dict[Style, list[Picture]], dict[Style, StpredictError]]:

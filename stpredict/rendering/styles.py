@@ -102,7 +102,7 @@ class Drawing:
             "slide": self.result.name,
             "model": self.result.provenance["model"],
             **({"tta": TURNED} if "tta" in self.result.provenance else {}),
-            "result": self.result.digest(),
+            "result": self.result.digest,
             "stpredict": stpredict.__version__,
         }
         return Picture(self.out / f"{stem}{suffix}", stem, {**record, **source}, write, preview, needs_slide)
@@ -215,7 +215,7 @@ def _report_pictures(drawing: Drawing) -> Iterator[Picture]:
         with open_source_slide(drawing.slide_path, drawing.result) as slide:
             write_report(path, drawing.result, drawing.chosen, scales, slide)
 
-    record = {"scales": [scale.as_dict() for scale in scales]}
+    record = {"scales": [scale.as_dict() for scale in scales], **_measured(drawing, drawing.genes)}
     yield drawing.picture("report", ".html", record, write, needs_slide=True)
 
 

@@ -44,7 +44,7 @@ class Tissue:
         y, x = np.mgrid[-ny : ny + 1, -nx : nx + 1]
         disk = ((x * step_x) ** 2 + (y * step_y) ** 2 <= (diameter_um / 2) ** 2).astype(float)
         padded = np.pad(self.mask.astype(np.float32), ((ny, ny), (nx, nx)))
-        covered = np.rint(fftconvolve(padded, disk, mode="valid"))  # pixels: exact, on every machine
+        covered = np.abs(np.rint(fftconvolve(padded, disk, mode="valid")))  # pixels: exact, on every machine
         height, width = self.mask.shape
         column = np.clip((centres[:, 0] / self.downsample[0]).astype(np.int64), 0, width - 1)
         row = np.clip((centres[:, 1] / self.downsample[1]).astype(np.int64), 0, height - 1)

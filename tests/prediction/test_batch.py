@@ -80,6 +80,32 @@ def test_a_list_of_failures_is_kept_for_other_slides_and_other_files_are_left_al
     assert table.read_text() == "what,why\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such names")
+def test_names_that_are_no_text_cost_nothing(slides, tiny_model_path, tmp_path):
+    strange = os.fsdecode(b"Pat_\xe4")
+    (slides / "one").rename(slides / strange)
+    (slides / "damaged.svs").rename(slides / f"{strange}.svs")
+    call = [
+        *PROGRAM,
+        "predict",
+        slides,
+        "-m",
+        tiny_model_path,
+        "--genes",
+        "GNAS",
+        "--pitch",
+        "100",
+        "--engine",
+        "eager",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert sorted(done.stdout.split()) == [b"Pat_\xe4/a.h5ad", b"two/a.h5ad"]
+    assert b"1 of 3 slides failed" in done.stderr
+    assert b"Pat_\xe4.svs" in Path("failures.csv").read_bytes()
+
+
 def test_what_was_prepared_ahead_is_let_go_when_the_run_ends_early(slides, tiny_model, monkeypatch):
     def interrupt(*_args, **_options):
         for _ in range(200):

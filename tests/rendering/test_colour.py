@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from results_to_draw import made_up
@@ -57,6 +59,9 @@ def test_results_that_do_not_compare_share_no_scale(results, tmp_path):
     other = made_up(tmp_path / "c.h5ad", SPOTS, values, model="another")
     with pytest.raises(ResultError, match="comes from another model"):
         colour_scale(results[0], 0, ScaleRequest(cohort=Cohort([other])))
+    turned = replace(results[1], provenance={**results[1].provenance, "tta": "the mean of eight turns"})
+    with pytest.raises(ResultError, match="only some were made with --tta"):
+        colour_scale(results[0], 0, ScaleRequest(cohort=Cohort([results[0], turned])))
     cohort = Cohort(results)
     colour_scale(results[0], 0, ScaleRequest(cohort=cohort))
     with pytest.raises(ResultError, match="comes from another model"):

@@ -218,8 +218,9 @@ function showScale() {
   const stops = Array.from({ length: 33 }, (_, i) => rgb(gene.table, Math.round((i * 255) / 32)));
   byId("colour-bar").style.background = `linear-gradient(to right, ${stops.join(",")})`;
   byId("scale-title").textContent = `${gene.name}: ${gene.unit}`;
+  const decimals = Math.max(2, Math.ceil(1 - Math.log10(gene.high - gene.low)));
   byId("ticks").replaceChildren(...[0, 0.25, 0.5, 0.75, 1].map((part) =>
-    element("span", { textContent: (gene.low + part * (gene.high - gene.low)).toFixed(2) })));
+    element("span", { textContent: (gene.low + part * (gene.high - gene.low)).toFixed(decimals) })));
   const share = (test) => {
     const percent = (100 * values.filter(test).length) / values.length;
     return percent > 0 && percent < 1 ? "under 1%" : `${Math.round(percent)}%`;
