@@ -252,8 +252,8 @@ def _ranges_of(genes: Sequence[str], provenance: dict[str, Any]) -> list[list[fl
     Raises ValueError or KeyError for genes that it was not made with.
     """
     ranges = provenance["display_range"]
-    if ranges is None:
-        return None
+    if ranges is None or "genes" not in provenance["settings"]:  # as in older results
+        return ranges  # type: ignore[no-any-return]
     made_with = provenance["settings"]["genes"]
     if any(len(side) != len(made_with) for side in ranges):
         raise ValueError("colour ranges and genes do not fit together")
