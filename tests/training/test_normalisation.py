@@ -77,8 +77,8 @@ def test_parts_without_spots_of_so_many_counts_are_refused(dataset, tmp_path):
 
 def test_a_model_and_its_result_are_scored_in_their_own_unit(trained, dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    asked = ("--min-depth", "1", "--allow-patient-leak", "--engine", "eager")
-    done = run("evaluate", trained.path, dataset, *asked)
+    asked = ("--min-depth", "1", "--allow-patient-leak")
+    done = run("evaluate", trained.path, dataset, *asked, "--engine", "eager")
     assert done.exit_code == 0, done.output
     assert f"genes: 6; expression is {OF_PANEL}" in done.stdout
     assert "depth is the sum over the panel, of whose genes 0 were not measured" in done.stdout
