@@ -10,9 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import SLIDE
+from test_one_slide import EAGER, predict
 
 from stpredict.prediction import leases
+from stpredict.prediction.batch import predict_slides
+from stpredict.prediction.jobs import Job, find_jobs
 from stpredict.prediction.leases import take_lease
+from stpredict.prediction.request import Request
 
 HOLD = "import sys,time\nfrom pathlib import Path\nfrom stpredict.prediction.leases import take_lease\n"
 HOLD += "print(take_lease(Path(sys.argv[1])) is not None, flush=True)\ntime.sleep(60)"
@@ -117,3 +122,20 @@ def test_a_lease_is_renewed_while_it_is_held(tmp_path, monkeypatch):
     lease.release()
     with pytest.raises(FileNotFoundError):
         path.stat()
+
+
+def test_a_call_that_slept_while_another_finished_its_slide_finds_the_result(tiny_model, tmp_path):
+    lease = tmp_path / "CMU-1-Small-Region.h5ad.lease"
+    others = []
+
+    def sleep(_job: Job, done: int, _total: int) -> None:
+        if done and not others:
+            os.utime(lease, (0, 0))
+            others.extend(predict(tiny_model, tmp_path, genes=("GNAS",), pitch_um=50.0))
+
+    (job,) = find_jobs([str(SLIDE)], tmp_path, print)
+    request = Request(engine=EAGER, genes=("GNAS",), pitch_um=50.0)
+    (outcome,) = predict_slides([job], tiny_model, request, print, sleep)
+    assert [other.status for other in others] == ["done"]
+    assert outcome.status == "up to date", outcome.error
+    assert [path.name for path in tmp_path.iterdir()] == ["CMU-1-Small-Region.h5ad"]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -36,23 +35,6 @@ def predict(model, out: Path, slides=(SLIDE,), engine=EAGER, report=print, **req
 
     jobs = find_jobs([str(slide) for slide in slides], out, report)
     return list(predict_slides(jobs, model, Request(engine=engine, **request), report, nothing))
-
-
-def test_a_call_that_slept_while_another_finished_its_slide_finds_the_result(tiny_model, tmp_path):
-    lease = tmp_path / "CMU-1-Small-Region.h5ad.lease"
-    others = []
-
-    def sleep(_job: Job, done: int, _total: int) -> None:
-        if done and not others:
-            os.utime(lease, (0, 0))
-            others.extend(predict(tiny_model, tmp_path, genes=("GNAS",), pitch_um=50.0))
-
-    (job,) = find_jobs([str(SLIDE)], tmp_path, print)
-    request = Request(engine=EAGER, genes=("GNAS",), pitch_um=50.0)
-    (outcome,) = predict_slides([job], tiny_model, request, print, sleep)
-    assert [other.status for other in others] == ["done"]
-    assert outcome.status == "up to date", outcome.error
-    assert [path.name for path in tmp_path.iterdir()] == ["CMU-1-Small-Region.h5ad"]
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,7 @@ import resource
 import shutil
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
-import anndata
 import numpy as np
 import openslide
 import pytest
@@ -19,7 +17,7 @@ from slides_to_try import leica_with_bounds
 
 from stpredict.errors import ResultError, SlideError, UsageError
 from stpredict.rendering.cells import make_cells, make_layer
-from stpredict.rendering.colour import ColourScale, ScaleRequest, colour_scale
+from stpredict.rendering.colour import ColourScale, ScaleRequest
 from stpredict.rendering.frame import Frame
 from stpredict.rendering.jpeg import write_jpeg
 from stpredict.rendering.preview import draw_preview, tick_decimals
@@ -222,40 +220,6 @@ def test_a_slide_that_is_named_and_gone_or_another_is_refused(result, tmp_path, 
     with pytest.raises(SlideError, match="not the slide"):
         draw(result, tmp_path, "heatmap", "report", slide=tmp_path / "other.png")
     assert not list(tmp_path.glob("*.tif"))  # it was asked for before anything was drawn
-
-
-def test_a_slide_that_is_gone_costs_only_what_needs_it(result, tmp_path):
-    (tmp_path / "far" / "away").mkdir(parents=True)
-    moved = Path(shutil.copy(result.path, tmp_path / "far" / "away"))
-    with pytest.raises(SlideError, match="name the slide of CMU-1-Small-Region"):
-        draw(read_result(moved), tmp_path, "overlay", "report", "heatmap")
-    assert [path.name for path in tmp_path.glob("*.tif")] == ["CMU-1-Small-Region.GNAS.heatmap.tif"]
-    assert not list(tmp_path.glob("*.html"))
-
-
-def test_genes_keep_their_colours_when_a_table_is_put_in_another_order(result, tmp_path):
-    table = anndata.read_h5ad(result.path)
-    for genes in (["CD74", "GNAS", "A/../B"], ["GNAS"]):
-        table[:, genes].write_h5ad(tmp_path / "changed.h5ad")
-        changed = read_result(tmp_path / "changed.h5ad")
-        for index, gene in enumerate(genes):
-            place = [known.name for known in result.genes].index(gene)
-            assert colour_scale(changed, index, ScaleRequest()) == colour_scale(result, place, ScaleRequest())
-    table.var_names = ["GNAS", "X", "CD74"]
-    table.write_h5ad(tmp_path / "changed.h5ad")
-    with pytest.raises(ResultError, match="changed"):
-        read_result(tmp_path / "changed.h5ad")
-
-
-def test_pictures_of_a_table_that_was_changed_are_others(result, tmp_path):
-    draw(result, tmp_path, "heatmap")
-    table = anndata.read_h5ad(result.path)
-    table[table.obs["tissue_fraction"] > 0.9].write_h5ad(tmp_path / "fewer.h5ad")
-    table.X[:] = 0
-    table.write_h5ad(tmp_path / "zero.h5ad")
-    for name in ("fewer.h5ad", "zero.h5ad"):
-        with pytest.raises(ResultError, match="exists with other settings"):
-            draw(read_result(tmp_path / name), tmp_path, "heatmap")
 
 
 def test_ticks_of_a_narrow_range_differ():
