@@ -30,7 +30,7 @@ from stpredict.prediction.jobs import Job, Outcome
 from stpredict.prediction.leases import LAPSED_S, RENEW_S
 from stpredict.prediction.processes import Death, Work, find_the_guilty
 from stpredict.prediction.request import SlideProgress
-from stpredict.prediction.worker import SHARE_FOLDERS, forget
+from stpredict.prediction.worker import SHARE_FOLDERS, forget_call
 
 CONNECT_S = 10
 #: How long to wait for events before looking for new workers.
@@ -73,7 +73,7 @@ def predict_on_cluster(
             yield from find_the_guilty(jobs, partial(_on_workers, call=call, progress=progress))
         except BaseException:
             with suppress(Exception):  # whatever is in the way of telling the workers, the call ends
-                client.run(forget, call.name, on_error="ignore")
+                client.run(forget_call, call.name, on_error="ignore")
             raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import platform
 import threading
@@ -21,10 +22,14 @@ from stpredict.prediction.processes import Work, model_of
 SHARE_FOLDERS = "slides, model and output need paths that are the same on all machines."
 #: No more often than this a worker says how far it is.
 PROGRESS_EVERY_S = 1.0
+#: A worker that is asked to let go of a slide may take so long; it does so after a batch of patches.
+LET_GO_S = 10.0
 
 #: Whatever number of threads a worker has, an engine uses them all, and what it logs goes to one call.
 _one_at_a_time = threading.Lock()
 _forgotten: set[str] = set()
+#: The call for which a slide is being predicted here.
+_predicting: set[str] = set()
 _kept: dict[tuple[str, EngineRequest], Warm] = {}
 
 
@@ -33,8 +38,16 @@ class Forgotten(BaseException):
 
 
 def forget(name: str) -> None:
-    """Let go of the slides of a call, or of the one that is helped with under a name."""
+    """Let go of the slides of a call, or of the one that is helped with under a name, at the next batch of patches."""
     _forgotten.add(name)
+
+
+async def forget_call(name: str) -> None:
+    """Let go of the slides of a call, and wait until that is done, so that another call can have them at once."""
+    forget(name)
+    deadline = time.monotonic() + LET_GO_S
+    while name in _predicting and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
 
 
 def predict_one(message: bytes) -> Outcome:
@@ -56,12 +69,15 @@ def predict_one(message: bytes) -> Outcome:
 
     def progress(_job: Job, done: int, total: int) -> None:
         nonlocal last
+        if call in _forgotten:
+            raise Forgotten
         if not 0 < done < total or time.monotonic() - last >= PROGRESS_EVERY_S:
             last = time.monotonic()
             send("progress", done, total)
 
     where = f"{platform.node()} ({worker.address})"
     with _one_at_a_time, telling(tell):
+        _predicting.add(call)
         try:
             if not job.result.parent.is_dir():
                 raise SlideError(f"{job.result.parent}: no such folder; {SHARE_FOLDERS}")
@@ -71,6 +87,8 @@ def predict_one(message: bytes) -> Outcome:
         except StpredictError as error:
             error.args = (f"worker {where}: {error}",)
             raise
+        finally:
+            _predicting.discard(call)
     if isinstance(outcome.error, SlideNotFoundError):
         return replace(outcome, error=SlideError(f"{outcome.error} That was on worker {where}; {SHARE_FOLDERS}"))
     return outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from accuracy_splits import Part, open_data
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from stpredict.arrays import Float, Int
 from stpredict.data.dataset import read_dataset
@@ -21,7 +22,17 @@ from stpredict.networks import architecture_views, reads_slides
 from stpredict.networks.m2ort import M2ORT, M2ORTConfig
 from stpredict.training.crossvalidation import write_trained
 from stpredict.training.dictionary import learn_windows
-from stpredict.training.fit import Log, new_network, plain_step, predict_z, ridge_lessons, teach, train_on_spots
+from stpredict.training.fit import (
+    TAUGHT_LIMIT,
+    Log,
+    new_network,
+    plain_step,
+    predict_z,
+    ridge_lessons,
+    teach,
+    teach_values,
+    train_on_spots,
+)
 from stpredict.training.heads import describe_patches, fit_head
 from stpredict.training.objectives import make_objective
 from stpredict.training.one_network import Panel, Run, predict_rows, train_network
@@ -44,7 +55,8 @@ class Recipe:
     """How a small M2ORT is trained. With `fitted_head` its head is fitted along gene programmes in the end."""
 
     words: str
-    teacher: Literal["nobody", "ridge", "dictionary"] = "ridge"
+    teacher: Literal["nobody", "ridge", "dictionary", "ensemble", "visual words"] = "ridge"
+    epochs: int = EPOCHS
     objective: str = "residuals"
     sizes: dict[str, Any] = field(default_factory=dict)
     stain_jitter: float = Settings.stain_jitter
@@ -56,6 +68,13 @@ RECIPES = {
     "m2ort": Recipe("not taught", teacher="nobody"),
     "m2ort-taught": Recipe("taught by ridge on the 52 features"),
     "m2ort-dictionary": Recipe("taught by the dictionary with programmes of all counts", teacher="dictionary"),
+    "m2ort-distilled": Recipe("taught by the mean of three such dictionaries", teacher="ensemble"),
+    "m2ort-words": Recipe(
+        "self-supervised: taught which windows of the dictionary are in a patch; its head fitted along programmes",
+        teacher="visual words",
+        epochs=0,
+        fitted_head=True,
+    ),
     "m2ort-head": Recipe("taught by ridge; its head fitted along programmes of all counts", fitted_head=True),
     "m2ort-poisson": Recipe("taught by ridge; Poisson likelihood", objective="poisson"),
     "m2ort-nb": Recipe("taught by ridge; negative binomial likelihood", objective="nb"),
@@ -82,18 +101,24 @@ def train_student(row: str, part: Part, seed: int) -> Float:
     log = Log(part.scratch / f"{row}-{seed}.csv", lambda line: print(f"{row}: {line}", flush=True))
     torch.manual_seed(seed)
     network = M2ORT(M2ORTConfig(len(part.panel), **(SIZES | recipe.sizes)))
-    if recipe.teacher != "nobody":
-        places = np.flatnonzero(np.isin(tiles.unlabelled_section, part.sections))
-        places = np.random.default_rng(seed).choice(places, min(TEACH_PATCHES, len(places)), replace=False)
+    places = np.flatnonzero(np.isin(tiles.unlabelled_section, part.sections))
+    places = np.random.default_rng(seed).choice(places, min(TEACH_PATCHES, len(places)), replace=False)
+    state = part.scratch / f"{row}-{seed}-teach.pt"
+    if recipe.teacher == "visual words":
+        teach_words(network, part, places, settings, log, state)
+    elif recipe.teacher != "nobody":
         lessons = ridge_lessons(part.colour, part.unlabelled_colour, objective, rows)
-        if recipe.teacher == "dictionary":
-            lessons[places, : len(part.panel)] = dictionary_lessons(part, rows, places, seed)
-        teach(network, tiles, lessons, places, settings, log, part.scratch / f"{row}-{seed}-teach.pt", CPU)
-    train_on_spots(
-        network, tiles, objective, rows, np.empty(0, np.int64), part.counts, EPOCHS, "train", settings, log,
-        part.scratch / f"{row}-{seed}-train.pt", CPU, plain_step(objective.loss),
-        partial(predict_z, network, tiles, device=CPU),
-    )  # fmt: skip
+        if recipe.teacher != "ridge":
+            seeds = range(3) if recipe.teacher == "ensemble" else [seed]
+            said = [dictionary_lessons(part, rows, places, each) for each in seeds]
+            lessons[places, : len(part.panel)] = np.mean(said, axis=0)
+        teach(network, tiles, lessons, places, settings, log, state, CPU)
+    if recipe.epochs:
+        train_on_spots(
+            network, tiles, objective, rows, np.empty(0, np.int64), part.counts, recipe.epochs, "train", settings, log,
+            part.scratch / f"{row}-{seed}-train.pt", CPU, plain_step(objective.loss),
+            partial(predict_z, network, tiles, device=CPU),
+        )  # fmt: skip
     if not recipe.fitted_head:
         return objective.expression(predict_z(network, tiles, tested, CPU))
     network.eval()
@@ -108,9 +133,31 @@ def dictionary_lessons(part: Part, rows: Int, places: Int, seed: int) -> Float:
     network = learn_windows(part.tiles, part.sections, len(part.panel), seed)
     total = NORMALISATIONS["total"]
     fit_head(network, part.described(seed)[rows], rows, part.tiles, part.panel, part.objective, total)
+    return np.concatenate([each.double().numpy() for each in say(network, part, places)])
+
+
+def say(said: Callable[[Tensor], Tensor], part: Part, places: Int) -> Iterator[Tensor]:
+    """What a dictionary, or a part of it, says of unlabelled patches, one after the other."""
     with torch.inference_mode():
-        patches = (torch.from_numpy(part.tiles.read_patches([place], unlabelled=True)) for place in places)
-        return np.concatenate([network(patch).double().numpy() for patch in patches])
+        for place in places:
+            yield said(torch.from_numpy(part.tiles.read_patches([place], unlabelled=True)))
+
+
+def teach_words(network: M2ORT, part: Part, places: Int, settings: Settings, log: Log, state: Path) -> None:
+    """Teach a network, without any counts, how near a patch's windows are to each of the dictionary's, which never saw
+    any either.
+
+    The patch is turned and its stains are varied, what it is taught is of the patch as it was (Gidaris et al. 2020,
+    CVPR, "Learning representations by predicting bags of visual words").
+    """
+    dictionary = learn_windows(part.tiles, part.sections, len(part.panel), settings.seed)
+    words = torch.cat(list(say(dictionary.features, part, places))).float()
+    wanted = torch.zeros(len(part.tiles.unlabelled_section), words.shape[1])
+    wanted[places] = ((words - words.mean(0)) / (words.std(0) + 1e-9)).clip(-TAUGHT_LIMIT, TAUGHT_LIMIT)
+    head = network.head
+    network.head = nn.Linear(head.in_features, words.shape[1])
+    teach_values(network, part.tiles, wanted, places, settings, log, state, CPU)
+    network.head = head
 
 
 def train_system(row: str, part: Part, seed: int, shared: Path) -> Float:
