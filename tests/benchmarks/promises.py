@@ -116,7 +116,7 @@ PROMISES = (
             f"{STRANGERS}test_odd_gene_names_reach_no_path_and_no_markup",
             f"{STRANGERS}test_gene_names_that_no_file_can_hold_are_refused_with_the_model",
             f"{STRANGERS}test_a_name_that_begins_with_a_dash_is_no_formula",
-            "tests/prediction/test_one_slide.py::test_a_slides_name_in_a_result_is_never_a_path",
+            "tests/test_result.py::test_a_slides_name_in_a_result_is_never_a_path",
             "tests/rendering/test_table.py::test_no_cell_is_a_formula",
             "tests/rendering/test_report.py::test_names_from_files_stay_inside_the_data",
             "tests/test_summary.py::test_no_name_from_a_file_is_a_formula_or_a_second_line",
