@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import openslide
 import tifffile
+from calls import PROGRAM
 from conftest import SLIDE
 from dicom_slide import write_dicom_slide
 from PIL import Image
 from same_results import assert_same
 from slides_to_try import tiff_pyramid
 
-PROGRAM = [sys.executable, "-m", "stpredict"]
 SIDE_PX = 512
 LIMIT_S = 600.0
 FREE_BYTES, DISK_BYTES = 1 << 20, 32 << 20

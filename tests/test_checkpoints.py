@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calls import run
 from conftest import DATA
-from typer.testing import CliRunner
 
 from stpredict.checkpoints import M2ORT_NAMES, M2OST_NAMES, _renamed, read_checkpoint
-from stpredict.cli import app
 from stpredict.engines.eager import load_network
 from stpredict.errors import ModelFileError
 from stpredict.networks import architecture_config, make_network
@@ -41,14 +40,14 @@ def test_import_writes_a_model_that_computes_the_same(tmp_path: Path, golden_io)
     genes.write_text("gene,other\n" + "\n".join(f"G{i},x" for i in range(7)))
     out = tmp_path / "mine.safetensors"
     call = ["models", "import", str(GOLDEN), "--genes", str(genes), "--mpp", "0.5", "--head-dim", "16", "-o", str(out)]
-    assert CliRunner().invoke(app, call).exit_code == 0
+    assert run(*call).exit_code == 0
     model = load_model(out)
     assert model.panel == [f"G{i}" for i in range(7)]
     assert model.card["mpp"] == 0.5
     with torch.inference_mode():
         levels = [torch.from_numpy(golden_io[f"level{i}"]).float() for i in range(3)]
         np.testing.assert_allclose(load_network(model).forward_levels(*levels), golden_io["output"], atol=1e-5)
-    again = CliRunner().invoke(app, call)
+    again = run(*call)
     assert again.exit_code == 2
     assert "exists" in again.output
 
@@ -59,7 +58,7 @@ def test_a_model_that_would_be_refused_is_not_written(tmp_path: Path, option):
     genes.write_text("\n".join(f"G{i}" for i in range(7)))
     out.write_bytes(b"a good model")
     call = ["models", "import", GOLDEN, "--genes", genes, "--mpp", "0.5", "--head-dim", "16", "-o", out, "--overwrite"]
-    done = CliRunner().invoke(app, [str(word) for word in (*call, *option)])
+    done = run(*call, *option)
     assert done.exit_code == 2
     assert "a model file cannot hold this" in done.stderr
     assert out.read_bytes() == b"a good model"
@@ -171,7 +170,7 @@ def test_an_imported_m2ost_predicts_from_three_views(released_m2ost: Path, tmp_p
     (tmp_path / "genes.txt").write_text("\n".join(f"G{i}" for i in range(250)))
     out = tmp_path / "mine.safetensors"
     call = ["models", "import", str(released_m2ost), "--genes", str(tmp_path / "genes.txt"), "--mpp", "0.5"]
-    done = CliRunner().invoke(app, [*call, "-o", str(out)])
+    done = run(*call, "-o", str(out))
     assert done.exit_code == 0, done.output
     model = load_model(out)
     assert model.card["architecture"] == "m2ost"
@@ -179,9 +178,9 @@ def test_an_imported_m2ost_predicts_from_three_views(released_m2ost: Path, tmp_p
     views = torch.randint(0, 256, (2, *model.patch_shape), dtype=torch.uint8)
     with torch.inference_mode():
         np.testing.assert_array_equal(load_network(model)(views), read_checkpoint(released_m2ost)(views))
-    shown = CliRunner().invoke(app, ["models", "show", str(out)])
+    shown = run("models", "show", str(out))
     assert "input: 224 px patches at 0.5 um/px, and fields 2 and 4 times as wide; spots" in shown.output
-    refused = CliRunner().invoke(app, [*call, "--v-from-qkv2", "-o", str(tmp_path / "other.safetensors")])
+    refused = run(*call, "--v-from-qkv2", "-o", str(tmp_path / "other.safetensors"))
     assert refused.exit_code == 2
     assert "for M2ORT, but m2ost.pth is of M2OST" in refused.output
 
@@ -249,7 +248,7 @@ def test_head_width_that_does_not_divide_is_refused():
 def test_gene_lists_that_do_not_fit_are_refused(tmp_path: Path, names, says):
     np.save(tmp_path / "genes.npy", np.array(names))
     call = ["models", "import", str(GOLDEN), "--genes", str(tmp_path / "genes.npy"), "--mpp", "0.5", "--head-dim", "16"]
-    result = CliRunner().invoke(app, [*call, "-o", str(tmp_path / "out.safetensors")])
+    result = run(*call, "-o", str(tmp_path / "out.safetensors"))
     assert result.exit_code == 2
     assert says in result.output
     assert not (tmp_path / "out.safetensors").exists()
@@ -259,7 +258,7 @@ def test_card_of_an_imported_model_says_it_was_never_tested(tmp_path: Path):
     (tmp_path / "genes.txt").write_text("\n".join(json.dumps(f"G{i}") for i in range(7)))
     out = tmp_path / "mine.safetensors"
     call = ["models", "import", str(GOLDEN), "--genes", str(tmp_path / "genes.txt"), "--mpp", "0.5", "--head-dim", "16"]
-    CliRunner().invoke(app, [*call, "-o", str(out)])
-    shown = CliRunner().invoke(app, ["models", "show", str(out)])
+    run(*call, "-o", str(out))
+    shown = run("models", "show", str(out))
     assert shown.exit_code == 0
     assert "never tested on held-out tissue" in shown.output

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from calls import run
 from conftest import SLIDE, make_model
-from test_cli import run
 
 from stpredict.prediction.leases import take_lease
 

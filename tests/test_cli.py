@@ -18,25 +18,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from calls import PROGRAM, run
 from conftest import SLIDE, make_model
 from PIL import Image
 from slides_to_try import tiff_pyramid
 from terminal import interrupted_on_a_terminal
-from typer.testing import CliRunner
 
-from stpredict.cli import app
 from stpredict.result import read_result
 
-PROGRAM = [sys.executable, "-m", "stpredict"]
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def test_the_example_of_the_readme(tmp_path: Path):

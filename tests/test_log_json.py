@@ -14,15 +14,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from calls import PROGRAM, run
 from conftest import SLIDE, make_model
 from slides_to_try import tiff_pyramid
-from typer.testing import CliRunner
 
 from stpredict import console
-from stpredict.cli import app
 from stpredict.commands import predict
 
-PROGRAM = [sys.executable, "-m", "stpredict"]
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 OF_A_SLIDE = {"slide", "output"}
 #: What README says that each event holds; a message may stand beside it.
 SCHEMA = {
@@ -40,10 +40,6 @@ SCHEMA = {
 }
 
 
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def events(stderr: str) -> list[dict]:
     """The events of a log, each of which must be one line of JSON and hold what the schema says."""
     found = [json.loads(line) for line in stderr.splitlines()]
@@ -55,11 +51,6 @@ def events(stderr: str) -> list[dict]:
 
 def of_kind(kind: str, stderr: str) -> list[dict]:
     return [event for event in events(stderr) if event["event"] == kind]
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

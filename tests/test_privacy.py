@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+from calls import run
 from conftest import SLIDE
 from openslide import OpenSlide
 from PIL import Image
-from test_cli import run
 from what_files_say import contents
 
 SECRET = "Marked_Patient7"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calls import run
 from conftest import SLIDE, make_model, write_section
 from PIL import Image
 from results_to_draw import made_up
 from slides_to_try import tiff_pyramid
-from test_cli import run
 
 from stpredict.commands.inputs import Failure, exit_code
 from stpredict.files import make_folder, output_folders

@@ -13,13 +13,13 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+from calls import run
 from conftest import make_model
 from damage import Child, child, try_kind
 from PIL import Image
 from results_to_draw import draw, made_up
 from slides_to_try import tiff_pyramid
 from strangers_files import MUTATIONS, USES, make_originals, mutate, use_result, use_slide
-from test_cli import run
 
 from stpredict.errors import DatasetError, ModelFileError, ResultError, SlideError, StpredictError, UsageError
 from stpredict.result import read_result

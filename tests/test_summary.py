@@ -10,8 +10,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from calls import run
 from results_to_draw import made_up
-from test_cli import run
 
 from stpredict.result import read_result
 from stpredict.slides.lattice import Spots, lattice
@@ -19,12 +19,9 @@ from stpredict.slides.regions import read_regions
 from stpredict.slides.slide import Bounds, Mpp
 from stpredict.summary import FACTS, rows
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 SPOTS = lattice(Bounds(0, 0, 600, 400), Mpp(0.5, 0.5), 20.0)
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def random_result(name: str, seed: int = 0, n_genes: int = 2, spots: Spots = SPOTS, fingerprint: str = "", **more):

@@ -7,16 +7,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from calls import run
 from conftest import SLIDE
 from PIL import Image
-from test_cli import run
 
 from stpredict.result import read_result
 
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def test_tile_writes_a_grid_that_predict_takes(tiny_model_path):

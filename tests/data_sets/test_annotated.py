@@ -8,12 +8,11 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from calls import run
 from conftest import SLIDE
 from PIL import Image
 from scipy.sparse import csc_matrix, csr_matrix
-from typer.testing import CliRunner
 
-from stpredict.cli import app
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles
 from stpredict.errors import DatasetError
@@ -68,7 +67,7 @@ def test_tile_writes_what_training_reads(tmp_path: Path, tiny_model_path: Path):
         f"s,first,{SLIDE},s.h5ad,,100,200\nt,second,{SLIDE},s.h5ad,0.55,100,200\n",
         "section,patient,image,counts,mpp,spot_diameter_um,pitch_um",
     )
-    done = CliRunner().invoke(app, ["tile", str(folder), "-m", str(tiny_model_path), "-o", str(tmp_path)])
+    done = run("tile", str(folder), "-m", str(tiny_model_path), "-o", str(tmp_path))
     assert done.exit_code == 0, done.output
     assert "t: mpp 0.5500 x 0.5500 by sections.csv, but 0.5000 x 0.5000 by the pitch of sections.csv" in done.stderr
     assert "t: mpp 0.5500 x 0.5500 by the data set, but 0.4990 x 0.4990 by the image file" in done.stderr

@@ -8,12 +8,11 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from calls import run
 from conftest import SLIDE
 from PIL import Image
 from scipy.sparse import csc_array
-from typer.testing import CliRunner
 
-from stpredict.cli import app
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles
 from stpredict.errors import DatasetError
@@ -96,9 +95,7 @@ def test_tile_writes_what_training_reads(tmp_path: Path, tiny_model_path: Path):
     for seed, name in enumerate(("S1", "S2")):
         write_outs(tmp_path / "visium" / name / "outs", seed=seed)
     name_patient(tmp_path / "visium", "S1,first\nS2,second\n")
-    done = CliRunner().invoke(
-        app, ["tile", str(tmp_path / "visium"), "-m", str(tiny_model_path), "-o", str(tmp_path), "--unlabelled", "6"]
-    )
+    done = run("tile", str(tmp_path / "visium"), "-m", str(tiny_model_path), "-o", str(tmp_path), "--unlabelled", "6")
     assert done.exit_code == 0, done.output
     assert "S1: 97 spots, 2 without counts or position, mpp 0.4990 x 0.4990" in done.stderr
     assert "S2: 1 symbols stand for several" in done.stderr

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from calls import run
 from conftest import GENES, make_model
 from scipy import stats
 from scipy.sparse import csr_array
-from test_cli import run
 
 from stpredict.data.dataset import read_dataset
 from stpredict.data.normalisation import NORMALISATIONS

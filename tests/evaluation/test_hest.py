@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from calls import run
 from scipy import stats
-from test_cli import run
 
 from stpredict.evaluation.hest import score_depth, score_features, standardised_dispersion
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,29 +13,20 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
+from calls import PROGRAM, run
 from conftest import SLIDE, make_model
 from slides_to_try import tiff_pyramid
-from typer.testing import CliRunner
 from what_files_say import contents
 
-from stpredict.cli import app
 from stpredict.errors import SlideError
 from stpredict.prediction.anonymous import anonymous_names, without_names
 from stpredict.prediction.jobs import Job
 from stpredict.result import read_provenance, read_result
 
-PROGRAM = [sys.executable, "-m", "stpredict"]
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 SECRET = "Marked_Patient7"
 ABOUT = f"Aperio Image Library v1\r\nsome |AppMag = 20|MPP = 0.499|User = {SECRET}|Filename = {SECRET}|Title = {SECRET}"
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -11,27 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calls import PROGRAM, run
 from conftest import GENES, SLIDE, make_model
 from slides_to_try import tiff_pyramid
-from typer.testing import CliRunner
 
-from stpredict.cli import app
 from stpredict.errors import UsageError
 from stpredict.prediction.batch import predict_slides
 from stpredict.prediction.jobs import find_jobs
 from stpredict.prediction.one_slide import Request
 from stpredict.result import read_provenance, read_result
 
-PROGRAM = [sys.executable, "-m", "stpredict"]
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 @pytest.fixture

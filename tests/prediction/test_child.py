@@ -6,36 +6,26 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import threading
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
+from calls import PROGRAM, run
 from conftest import make_model
 from killer_slide import write_killer_slide
 from slides_to_try import tiff_pyramid
-from typer.testing import CliRunner
 
-from stpredict.cli import app
 from stpredict.errors import StpredictError
 from stpredict.prediction.child import predict_in_children
 from stpredict.prediction.jobs import find_jobs
 from stpredict.prediction.processes import Work, exit_in_words
 from stpredict.prediction.request import Request
 
-PROGRAM = [sys.executable, "-m", "stpredict"]
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 SLOWLY = ("--engine", "eager", "--threads", "1", "--pitch", "14")
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

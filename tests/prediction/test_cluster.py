@@ -13,31 +13,22 @@ from pathlib import Path
 
 import dask
 import pytest
+from calls import PROGRAM, run
 from conftest import SLIDE, make_model
 from distributed import LocalCluster
 from killer_slide import write_killer_slide
 from same_results import assert_same
 from slides_to_try import tiff_pyramid
-from typer.testing import CliRunner
 
 import stpredict
-from stpredict.cli import app
 from stpredict.errors import ModelFileError
 from stpredict.prediction.processes import Work, model_of
 from stpredict.prediction.request import Request
 
-PROGRAM = [sys.executable, "-m", "stpredict"]
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 #: As one worker would without it, where there are two.
 EAGER = ("--engine", "eager", "--threads", "1")
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")

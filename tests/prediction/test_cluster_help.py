@@ -15,16 +15,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from calls import PROGRAM, run
 from conftest import make_model
 from distributed import Client
 from same_results import assert_same
 from slides_to_try import tiff_pyramid
-from test_cluster import EAGER, PROGRAM, run, two_workers
+from test_cluster import EAGER, two_workers
 
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import anndata
 import h5py
 import numpy as np
 import pytest
+from calls import run
 from conftest import SLIDE
 from results_to_draw import draw, made_up, predict
 from scipy import ndimage
 from slides_to_try import tiff_pyramid
-from test_cli import run
 
 from stpredict.errors import ResultError
 from stpredict.evaluation.features import patch_features

@@ -8,8 +8,8 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+from calls import run
 from results_to_draw import made_up
-from test_cli import run
 
 from stpredict.errors import ResultError
 from stpredict.result import read_result

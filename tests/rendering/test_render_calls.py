@@ -8,17 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calls import run
 from conftest import SLIDE, make_model
 from results_to_draw import made_up
-from test_cli import run
 
 from stpredict.slides.lattice import lattice
 from stpredict.slides.slide import Bounds, Mpp
 
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def test_render_of_nothing_and_of_other_files():

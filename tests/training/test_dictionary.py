@@ -7,12 +7,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from calls import run
 from conftest import GENES, SLIDE, write_section
 from PIL import Image
-from typer.testing import CliRunner
 
 from stpredict.cards import show_card
-from stpredict.cli import app
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles, write_tiles
 from stpredict.engines.eager import load_network
@@ -36,7 +35,7 @@ def counts_only(region: np.ndarray, tmp_path_factory: pytest.TempPathFactory) ->
 
 def train(source: Path, out: Path, *more: object):
     options = ["--arch", "dictionary", "--unlabelled", "40", "--threads", "1", "--min-depth", "1", *map(str, more)]
-    return CliRunner().invoke(app, ["train", str(source), "-o", str(out), *options])
+    return run("train", str(source), "-o", str(out), *options)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +87,7 @@ def test_it_predicts_what_follows_the_image(trained, dataset: Path, tmp_path: Pa
 
 
 def test_it_predicts_a_slide(trained, tmp_path: Path):
-    done = CliRunner().invoke(
-        app, ["predict", str(SLIDE), "-m", str(trained[0]), "--pitch", "200", "--engine", "eager", "-o", str(tmp_path)]
-    )
+    done = run("predict", str(SLIDE), "-m", str(trained[0]), "--pitch", "200", "--engine", "eager", "-o", str(tmp_path))
     assert done.exit_code == 0, done.output
     assert len(read_result(tmp_path / "CMU-1-Small-Region.h5ad").genes) == len(load_model(trained[0]).panel)
 
@@ -105,7 +102,7 @@ def test_tissue_of_known_colours_but_another_texture_is_unusual(trained, region:
     for name, pixels in images.items():
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
         arguments = [str(tmp_path / f"{name}.png"), "--mpp", "0.5", "-m", str(trained[0]), "-o", str(tmp_path)]
-        done = CliRunner().invoke(app, ["predict", *arguments, "--engine", "eager"])
+        done = run("predict", *arguments, "--engine", "eager")
         assert done.exit_code == 0, done.output
         share[name] = (anndata.read_h5ad(tmp_path / f"{name}.h5ad").obs["unusual"] > 1).mean()
     assert share["known"] < 0.2

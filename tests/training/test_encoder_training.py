@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calls import run
 from conftest import GENES, SLIDE
 from encoders_to_try import Tiny, export
-from typer.testing import CliRunner
 
-from stpredict.cli import app
 from stpredict.result import read_result
 from stpredict.weights import load_model
 
@@ -20,10 +19,6 @@ OPTIONS = ("--mpp", "0.69", "--encoder-licence", "MIT", "--min-depth", "1")
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(tmp_path_factory.mktemp("encoders") / "tiny.pt2", Tiny(), px=224)
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -7,21 +7,16 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
+from calls import run
 from conftest import GENES, make_model
 from test_dictionary import train
-from typer.testing import CliRunner
 
 from stpredict.cards import show_card
-from stpredict.cli import app
 from stpredict.data.dataset import read_dataset
 from stpredict.result import read_provenance
 from stpredict.weights import load_model
 
 OF_PANEL = "ln(1 + CPM of the panel)"
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

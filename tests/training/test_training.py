@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calls import run
 from conftest import GENES
 from PIL import Image
-from typer.testing import CliRunner
 
 from stpredict.cards import held_out_correlation, read_reliability, reliable_genes, show_card
-from stpredict.cli import app
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles, write_tiles
 from stpredict.engines.eager import load_network
@@ -49,7 +48,7 @@ def tiles(dataset: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 def train(source: Path, out: Path, *more: str):
-    return CliRunner().invoke(app, ["train", str(source), "-o", str(out), *OPTIONS.split(), *more])
+    return run("train", str(source), "-o", str(out), *OPTIONS.split(), *more)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +104,7 @@ def test_predicting_at_the_held_out_spots_gives_the_reported_correlation(trained
     np.savetxt(spots, section.centres, delimiter=",", header="x,y", comments="", fmt="%.6f")
     call = ["predict", section.image, "-m", folder / "fold-3" / "model.safetensors", "--spots", spots,
             "--mpp", "0.5", "-o", tmp_path, "--engine", "eager", "--precision", "fp32"]  # fmt: skip
-    done = CliRunner().invoke(app, [str(part) for part in call])
+    done = run(*call)
     assert done.exit_code == 0, done.output
     from stpredict.evaluation.metrics import depth_controlled_correlation
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calls import run
 from conftest import GENES, SLIDE
-from typer.testing import CliRunner
 
 from stpredict.cards import show_card
-from stpredict.cli import app
 from stpredict.data.dataset import read_dataset
 from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.data.tiles import read_tiles
@@ -41,10 +40,6 @@ OPTIONS = (
 @pytest.fixture(autouse=True)
 def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARCHITECTURES, "triplex-tiny", TINY)
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def train(source: Path, out: Path, *more: object):

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from calls import run
 
-from stpredict.cli import app
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles, write_tiles
 from stpredict.networks import ARCHITECTURES
@@ -42,7 +41,7 @@ def two_sections(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def train(source: Path, out: Path, *more: str):
-    return CliRunner().invoke(app, ["train", str(source), "-o", str(out), *OPTIONS.split(), *more])
+    return run("train", str(source), "-o", str(out), *OPTIONS.split(), *more)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def test_the_held_out_sections_scores_are_those_of_predicting_it(trained: Path, 
     np.savetxt(spots, section.centres, delimiter=",", header="x,y", comments="", fmt="%.6f")
     call = ["predict", section.image, "-m", fold / "model.safetensors", "--spots", spots, "--mpp", "0.5",
             "-o", tmp_path, "--engine", "eager", "--precision", "fp32"]  # fmt: skip
-    done = CliRunner().invoke(app, [str(part) for part in call])
+    done = run(*call)
     assert done.exit_code == 0, done.output
     from stpredict.evaluation.metrics import depth_controlled_correlation
 
@@ -118,7 +117,7 @@ def test_a_model_of_several_views_is_evaluated(trained: Path, two_sections: Path
         "--threads",
         "1",
     ]
-    done = CliRunner().invoke(app, call)
+    done = run(*call)
     assert done.exit_code == 0, done.output
     assert "ridge on colour and texture" in done.output
     assert len(list(tmp_path.glob("*.html"))) == 1
@@ -130,7 +129,7 @@ def test_tiles_of_one_view_are_refused(two_sections: Path, trained: Path, tmp_pa
         ["train", str(tmp_path / "one.tiles.h5"), "-o", str(tmp_path / "x.safetensors"), *OPTIONS.split()],
         ["evaluate", str(trained), str(tmp_path / "one.tiles.h5"), "-o", str(tmp_path), "--allow-patient-leak"],
     ):
-        done = CliRunner().invoke(app, command)
+        done = run(*command)
         assert done.exit_code == 2
         assert "holds patches of 1 times the field, the network looks at 1 and 2 and 4 times" in done.stderr
 
