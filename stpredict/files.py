@@ -31,6 +31,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def demand_new(*paths: Path) -> None:
+    """Raise UsageError for the first of some files to be written that exists."""
+    for path in paths:
+        if path.exists():
+            raise UsageError(f"{path}: exists; --overwrite replaces it.")
+
+
 def make_folder(folder: Path) -> list[Path]:
     """Make a folder for output, if need be; returns those that were missing, the innermost first.
 

@@ -22,6 +22,7 @@ from stpredict.slides.lattice import MAX_SIDE, MAX_SPOTS, Spots, lattice_shape
 from stpredict.slides.slide import Bounds, Mpp
 from stpredict.stored_text import read_text
 
+RESULT_SUFFIX = ".h5ad"
 #: Readers accept files of their own format version and older; a new version is given only to what older ones misread.
 FORMAT_VERSION = 1
 CHUNK_SPOTS = 4096
@@ -184,6 +185,11 @@ def spot_names(name: str, spots: Spots) -> list[str]:
     if spots.layout == "given":
         return [f"{name}:s{column}" for column in spots.column]
     return [f"{name}:r{row}c{column}" for row, column in zip(spots.row, spots.column, strict=True)]
+
+
+def results_in(folder: Path) -> list[Path]:
+    """The results in a folder and all below it, by name. Temporary files, which begin with a dot, are none."""
+    return sorted(path for path in folder.rglob(f"[!.]*{RESULT_SUFFIX}") if path.is_file())
 
 
 def read_provenance(path: Path) -> dict[str, Any]:

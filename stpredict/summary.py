@@ -19,7 +19,7 @@ from stpredict.errors import ResultError, UsageError
 from stpredict.files import atomic_path
 from stpredict.rendering.frame import Origin, make_frame
 from stpredict.rendering.table import plain_cell
-from stpredict.result import FLAGS, UNUSUAL, Result, read_result
+from stpredict.result import FLAGS, UNUSUAL, Result, read_result, results_in
 from stpredict.slides.regions import read_regions
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -57,7 +57,7 @@ def find_results(inputs: Sequence[Path]) -> list[Path]:
     for path in inputs:
         files = [path]
         if path.is_dir():
-            files = list(path.rglob("[!.]*.h5ad"))  # temporary files begin with a dot
+            files = results_in(path)
         elif not path.exists() and glob.has_magic(str(path)):
             names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
             files = [Path(name) for name in names]

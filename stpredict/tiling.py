@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from stpredict.errors import UsageError
-from stpredict.files import atomic_path
+from stpredict.files import atomic_path, demand_new
 from stpredict.prediction.jobs import slide_name
 from stpredict.prediction.request import Request
 from stpredict.slides.grid import choose_spots
@@ -27,32 +27,31 @@ OUTSIDE_TISSUE = 0.45  # brightness
 RING = "#ffe000"
 
 
-def tile_slide(path: Path, model: Model, request: Request, out: Path, patches: bool) -> Iterator[Path]:
+def tile_slide(path: Path, model: Model, request: Request, out: Path, patches: bool, overwrite: bool) -> Iterator[Path]:
     """Write SLIDE.spots.csv, SLIDE.tissue.png and, with `patches`, SLIDE.tiles.h5; yield each.
 
-    Raises SlideError for a slide that a prediction would refuse.
+    Raises SlideError for a slide that a prediction would refuse, UsageError for files that exist unless `overwrite`.
     """
+    table, picture, tiles = (out / f"{slide_name(path)}.{kind}" for kind in ("spots.csv", "tissue.png", "tiles.h5"))
+    if request.spots_file and table.resolve() == request.spots_file.resolve():
+        raise UsageError(f"--spots {request.spots_file}: would be overwritten; write into another folder (-o).")
+    if not overwrite:
+        demand_new(*(table, picture, tiles)[: 3 if patches else 2])
     with open_slide(path) as slide:
         mpp = resolve_mpp(slide, request.mpp)
         raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
         diameter_um = model.card["spot_diameter_um"]
         tissue, spots, fraction = choose_spots(slide, mpp, request.grid(model), request.engine.threads)
-        name = slide_name(path)
-        table = out / f"{name}.spots.csv"
-        if request.spots_file and table.resolve() == request.spots_file.resolve():
-            raise UsageError(f"--spots {request.spots_file}: would be overwritten; write into another folder (-o).")
         with atomic_path(table) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("x", "y", "row", "col", "tissue_fraction"))
             for (x, y), row, column, share in zip(spots.centres, spots.row, spots.column, fraction, strict=True):
                 writer.writerow((f"{x:.3f}", f"{y:.3f}", row, column, f"{share:.3f}"))
         yield table
-        picture = out / f"{name}.tissue.png"
         with atomic_path(picture) as temporary:
             draw_grid(slide, mpp, tissue, spots, diameter_um, request.engine.threads).save(temporary)
         yield picture
         if patches:
-            tiles = out / f"{name}.tiles.h5"
             patch_px, threads = model.card["patch_px"], request.engine.threads
             with atomic_path(tiles) as temporary, h5py.File(temporary, "w") as file:
                 file.attrs.update(format="stpredict-patches", format_version=1, patch_px=patch_px, mpp=raster.mpp)

@@ -30,7 +30,7 @@ USED_BY = {
 
 @command(app, "render")
 def render(
-    results: Annotated[list[Path], typer.Argument(help="Results of predict.", show_default=False)],
+    results: Annotated[list[Path], typer.Argument(help="Results of predict, or folders of them.", show_default=False)],
     genes: Annotated[
         str | None, typer.Option("--genes", help="Genes, separated by commas.", show_default="all, if at most 16")
     ] = None,

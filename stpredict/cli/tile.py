@@ -14,6 +14,7 @@ from stpredict.cli.options import (
     ModelOption,
     MppOption,
     Out,
+    Overwrite,
     Pitch,
     SpotsFile,
     Threads,
@@ -43,6 +44,7 @@ def tile(
     unlabelled: Annotated[
         int, typer.Option(min=0, help="Further patches of a data set, at random places of its tissue.")
     ] = 0,
+    overwrite: Overwrite = False,
     threads: Threads = None,
 ) -> None:
     """Show the grid that a prediction would use, or write a data set's patches and counts for training.
@@ -62,4 +64,4 @@ def tile(
         pitch_um=pitch, layout=parse_layout(layout), spots_file=spots, min_tissue=min_tissue, mpp=mpp,
         allow_upsampling=allow_upsampling, engine=EngineRequest(threads=threads or usable_cores()),
     )  # fmt: skip
-    raise typer.Exit(tile_command(inputs, model, request, out, patches, unlabelled))
+    raise typer.Exit(tile_command(inputs, model, request, out, patches, unlabelled, overwrite))

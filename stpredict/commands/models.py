@@ -8,7 +8,7 @@ from typing import Literal
 from stpredict import DEFAULT_MODEL
 from stpredict.console import printable, report
 from stpredict.errors import StpredictError, UsageError
-from stpredict.files import output_folders
+from stpredict.files import demand_new, output_folders
 from stpredict.weights import can_name_files, list_models, load_model
 
 
@@ -33,8 +33,8 @@ def import_command(
     from stpredict.data.panel import read_gene_list
 
     check_model_path(out)
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out}: exists; --overwrite replaces it.")
+    if not overwrite:
+        demand_new(out)
     with output_folders(out.parent):
         import_checkpoint(checkpoint, read_gene_list(genes), mpp, spot_diameter_um, pitch_um, out, v_from, head_dim)
     print(out)

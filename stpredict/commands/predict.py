@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
@@ -233,7 +234,7 @@ def describe_plan(n_spots: float, seconds: float, n_bytes: float) -> str:
     """Spots, and about how long and how much room they take."""
     minutes, hours = seconds / 60, seconds / 3600
     took = f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
-    return f"{n_spots:,.0f} spots, about {took}, up to {max(n_bytes / 1e6, 1):,.0f} MB"
+    return f"{n_spots:,.0f} spots, about {took}, up to {math.ceil(n_bytes / 1e6):,} MB"
 
 
 def describe_timings(outcome: Outcome) -> str:

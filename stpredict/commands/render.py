@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from stpredict.commands.inputs import for_each, sum_up
 from stpredict.console import report
 from stpredict.errors import ResultError, UsageError
 from stpredict.files import output_folders
+from stpredict.prediction.jobs import SLIDE_SUFFIXES
 
 if TYPE_CHECKING:
     from stpredict.rendering.colour import Cohort
@@ -24,26 +25,43 @@ def render_command(results: Sequence[Path], request: RenderRequest, scale_from: 
     """Draw results, all on the scale of those in `scale_from`; print the pictures' paths. Returns the exit code."""
     from stpredict.result import read_provenance
 
-    if request.slide and len(results) > 1:
+    places = _places(results, out)
+    if request.slide and len(places) > 1:
         raise UsageError("--slide names one slide; render its result alone.")
-    for path in results:
-        if path.is_dir():
-            raise UsageError(f"{path}: is a folder; name the results in it ({path / '*.h5ad'}).")
     if request.slide and not request.slide.is_file():
         raise UsageError(f"--slide {request.slide}: no such file.")
     if scale_from:
-        request = replace(request, scale=replace(request.scale, cohort=_read_cohort(scale_from)))
-    drawn: dict[str, Path] = {}
+        request = replace(request, scale=replace(request.scale, cohort=_read_cohort(scale_from, places)))
+    drawn: dict[Path, Path] = {}
 
     def draw(path: Path) -> Iterator[Path]:
-        name = read_provenance(path)["slide"]["name"]
-        if drawn.setdefault(name, path) != path:
-            raise ResultError(f"{path}: of the same slide as {drawn[name]}; draw it into a folder (-o) of its own.")
-        yield from render_one(request, out, path)
+        if path.suffix.lower() in SLIDE_SUFFIXES and path.is_file():
+            raise ResultError(f"{path}: a slide, not a result; predict it first.")
+        picture = places[path] / read_provenance(path)["slide"]["name"]
+        if drawn.setdefault(picture, path) != path:
+            raise ResultError(f"{path}: of the same slide as {drawn[picture]}; draw it into a folder (-o) of its own.")
+        yield from render_one(request, places[path], path)
 
-    with output_folders(out):
-        failures = for_each(results, draw)
-    return sum_up(failures, len(results), "results")
+    with output_folders(*dict.fromkeys(places.values())):
+        failures = for_each(list(places), draw)
+    return sum_up(failures, len(places), "results")
+
+
+def _places(results: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """The folder that each result is drawn into: `out`, or that of the same name in it for those found in folders.
+
+    Raises UsageError for a folder without results.
+    """
+    from stpredict.result import results_in
+
+    places: dict[Path, Path] = {}
+    for path in results:
+        found = results_in(path) if path.is_dir() else [path]
+        if not found:
+            raise UsageError(f"{path}: holds no results (*.h5ad).")
+        for file in found:
+            places.setdefault(file, out / file.parent.relative_to(path) if path.is_dir() else out)
+    return places
 
 
 def render_one(request: RenderRequest, out: Path, path: Path) -> Iterator[Path]:
@@ -53,17 +71,20 @@ def render_one(request: RenderRequest, out: Path, path: Path) -> Iterator[Path]:
     yield from render(read_result(path), request, out)
 
 
-def _read_cohort(paths: Sequence[Path]) -> Cohort:
+def _read_cohort(paths: Sequence[Path], drawn: Collection[Path]) -> Cohort:
     """The results among `paths`, and those in the folders among them and all below that can be read, each slide once.
 
-    Raises UsageError if there are none, or one that was named cannot be read.
+    Of several of one slide, one that is `drawn` counts. Raises UsageError if there are none, or one that was named
+    cannot be read.
     """
     from stpredict.rendering.colour import Cohort
-    from stpredict.result import read_result
+    from stpredict.result import read_result, results_in
 
+    first = {path.resolve() for path in drawn}
     results: dict[tuple[str, str], Result] = {}
     for path in paths:
-        for file in sorted(path.rglob("[!.]*.h5ad")) if path.is_dir() else [path]:
+        found = results_in(path) if path.is_dir() else [path]
+        for file in sorted(found, key=lambda file: file.resolve() not in first):
             try:
                 result = replace(read_result(file), thumbnail=np.empty((0, 0, 3), np.uint8))  # a cohort is large
                 other = results.setdefault((result.name, result.provenance["slide"]["fingerprint"]), result)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stpredict.commands.inputs import for_each, sum_up
+from stpredict.console import report
 from stpredict.errors import UsageError
-from stpredict.files import output_folders
+from stpredict.files import demand_new, output_folders
 
 if TYPE_CHECKING:
     from stpredict.rendering.frame import Origin
@@ -19,12 +20,21 @@ def summary_command(inputs: Sequence[Path], regions: Path | None, origin: Origin
 
     Raises UsageError, before anything is written, for results that do not belong in one table.
     """
-    from stpredict.summary import Source, demand_comparable, find_regions, find_results, open_table, read_source, rows
+    from stpredict.summary import (
+        FACTS,
+        Source,
+        demand_comparable,
+        find_regions,
+        find_results,
+        open_table,
+        read_source,
+        rows,
+    )  # fmt: skip
 
     if out.is_dir():
         raise UsageError(f"-o {out}: is a folder; name a CSV file.")
-    if str(out) != "-" and out.exists() and not overwrite:
-        raise UsageError(f"{out}: exists; --overwrite replaces it.")
+    if str(out) != "-" and not overwrite:
+        demand_new(out)
     paths = find_results(inputs)
     sources: dict[Path, Source] = {}
 
@@ -41,7 +51,10 @@ def summary_command(inputs: Sequence[Path], regions: Path | None, origin: Origin
         with output_folders(out.parent), open_table(out, genes) as table:
 
             def add(path: Path) -> Iterator[Path]:
-                table.writerows(rows(path, areas.get(path), genes, origin))
+                found = rows(path, areas.get(path), genes, origin)
+                for region in (row[FACTS.index("region")] for row in found if not row[FACTS.index("spots")]):
+                    report(f"stpredict: {path}: none of its spots lies in the region {region!r}.")
+                table.writerows(found)
                 return iter(())
 
             failures += for_each(list(sources), add, alone)

@@ -8,15 +8,16 @@ from pathlib import Path
 from stpredict.commands.inputs import for_each, needs_training_extra, sum_up
 from stpredict.console import report
 from stpredict.errors import UnknownLayoutError, UsageError
-from stpredict.files import output_folders
+from stpredict.files import demand_new, output_folders
 from stpredict.prediction.jobs import slide_name
 from stpredict.prediction.request import Request, check_request
 from stpredict.weights import Model, find_model, load_model
 
 
 def tile_command(
-    inputs: Sequence[Path], model_name: str, request: Request, out: Path, patches: bool, unlabelled: int
-) -> int:
+    inputs: Sequence[Path], model_name: str, request: Request, out: Path, patches: bool, unlabelled: int,
+    overwrite: bool,
+) -> int:  # fmt: skip
     """Write grids of slides and tiles of data sets, and print their paths. Returns the exit code."""
     from stpredict.tiling import tile_slide
 
@@ -34,16 +35,20 @@ def tile_command(
     def tile(path: Path) -> Iterator[Path]:
         out.mkdir(parents=True, exist_ok=True)  # which another call may have removed
         if path.is_dir():
-            yield _tile_dataset(path, model, request, out, unlabelled)
+            tiles = out / f"{path.resolve().name}.tiles.h5"
+            if not overwrite:
+                demand_new(tiles)
+            _tile_dataset(path, model, request, tiles, unlabelled)
+            yield tiles
         else:
-            yield from tile_slide(path, model, request, out, patches)
+            yield from tile_slide(path, model, request, out, patches, overwrite)
 
     with output_folders(out):
         failures = for_each(inputs, tile)
     return sum_up(failures, len(inputs), "inputs")
 
 
-def _tile_dataset(path: Path, model: Model, request: Request, out: Path, unlabelled: int) -> Path:
+def _tile_dataset(path: Path, model: Model, request: Request, tiles: Path, unlabelled: int) -> None:
     try:
         from stpredict.data.dataset import read_dataset
         from stpredict.data.tiles import write_tiles
@@ -54,7 +59,6 @@ def _tile_dataset(path: Path, model: Model, request: Request, out: Path, unlabel
         sections = read_dataset(path)
     except UnknownLayoutError as error:
         raise UsageError(f"{str(error).removesuffix('.')}; for slides, name the files.") from error
-    tiles = out / f"{path.resolve().name}.tiles.h5"
     write_tiles(
         sections,
         tiles,
@@ -65,4 +69,3 @@ def _tile_dataset(path: Path, model: Model, request: Request, out: Path, unlabel
         threads=request.engine.threads,
         report=report,
     )
-    return tiles

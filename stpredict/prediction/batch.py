@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -35,9 +36,13 @@ from stpredict.prediction.request import (
 )
 from stpredict.prediction.surroundings import around_spots
 from stpredict.slides.grid import choose_spots
+from stpredict.slides.overview import thumbnail_size
 from stpredict.slides.raster import make_raster
 from stpredict.slides.slide import open_slide, resolve_mpp
 from stpredict.weights import Model
+
+#: A full disk, a quota, and the limit of a file's size.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -153,7 +158,7 @@ def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Rep
                     rate = spots_per_second(engine, sample) / request.patches_per_spot
                 # Shards and the result, which is compressed but little, stand side by side at the end.
                 values = len(spots) * n_genes * (2 if request.tta else 1)
-                seconds, n_bytes = len(spots) / rate, 2 * values * 4
+                seconds, n_bytes = len(spots) / rate, 2 * values * 4 + 3 * math.prod(thumbnail_size(slide))
                 if passes := engine.two_passes:
                     n_around = len(around_spots(model, passes, raster, spots.centres, mpp).centres)
                     seconds *= (n_around + len(spots)) / (2 * len(spots))  # the rate is of two patches for each spot
@@ -171,7 +176,7 @@ def as_ours(error: Exception, job: Job, alone: bool) -> StpredictError:
         ours = error
     elif isinstance(error, MemoryError):
         ours = SlideError(f"{name}: not enough memory.")
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    elif isinstance(error, OSError) and error.errno in NO_ROOM:
         ours = ResultError(f"{error.filename or job.result}: cannot be written ({error.strerror}).")
     elif isinstance(error, OSError):
         where = f" ({Path(error.filename).name})" if error.filename else ""

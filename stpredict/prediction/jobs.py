@@ -16,11 +16,11 @@ from typing import Literal
 from stpredict.console import Report
 from stpredict.errors import StpredictError, UsageError
 from stpredict.prediction.anonymous import anonymous_names, demand_apart, readable_by_others, without_names
+from stpredict.result import RESULT_SUFFIX
 
-RESULT_SUFFIX = ".h5ad"
 #: What folders are searched for. Plain images and DICOM have to be named: in folders they are mostly something else.
 SLIDE_SUFFIXES = {".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu"}
-OWN_PICTURES = re.compile(r"\.(heatmap|overlay|pca|channels(-\d+)?\.ome)\.tif$")
+OWN_PICTURES = re.compile(r"\.(heatmap|overlay|pca|channels(-\d+)?\.ome)\.(tif|png|json)$")
 LIST_COLUMNS = {"slide", "mpp", "mask", "out"}
 
 
@@ -134,6 +134,8 @@ def _jobs_of(argument: str, out: Path, report: Report, flat: bool) -> Iterator[J
         if not found:
             raise UsageError(f"{argument}: no file has such a name.")
         yield from (_job(Path(name), out) for name in found)
+    elif path.suffix == RESULT_SUFFIX and path.is_file():
+        raise UsageError(f"{path}: a result, not a slide; `stpredict render` draws it.")
     else:
         yield _job(path, out)
 
@@ -173,6 +175,8 @@ def _not_a_slide(path: Path) -> str | None:
         return "hidden"
     if OWN_PICTURES.search(path.name):
         return "pictures that stpredict drew"
+    if path.suffix == RESULT_SUFFIX:
+        return "results"
     suffix = path.suffix.lower()
     return None if suffix in SLIDE_SUFFIXES else f"{suffix or 'no suffix'}, not a slide's (name them to try them)"
 

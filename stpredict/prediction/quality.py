@@ -26,9 +26,12 @@ MEASURES = (UNUSUAL, "sharpness", "ink", "density", "stain")
 #: From this share of a slide's spots on a flag is told of: some spots are flagged wrongly.
 FEW = 0.05
 WORDS = {
-    UNUSUAL: "look unlike the training data", "blurred": "are blurred", "pen": "have pen on them",
-    "fold": "lie in folds", "pale": "are pale",
-}  # fmt: skip
+    UNUSUAL: ("looks unlike the training data", "look unlike the training data"),
+    "blurred": ("is blurred", "are blurred"),
+    "pen": ("has pen on it", "have pen on them"),
+    "fold": ("lies in a fold", "lie in folds"),
+    "pale": ("is pale", "are pale"),
+}
 #: Colours are taken of every so many-th pixel in both directions, sharpness along every so many-th line.
 STEP = 4
 #: Patches measured at a time: their pixels fit into a processor's cache.
@@ -126,7 +129,7 @@ def judge_spots(measures: Float32) -> Quality:
 def flags_in_words(counts: Mapping[str, int], n_spots: int, but: str | None = None) -> str:
     """The flags, `but` one, that more than a few spots have: "120 are blurred, 30 have pen on them"."""
     told = (name for name, count in counts.items() if count > FEW * n_spots and name != but)
-    return ", ".join(f"{counts[name]:,} {WORDS[name]}" for name in told)
+    return ", ".join(f"{counts[name]:,} {WORDS[name][counts[name] > 1]}" for name in told)
 
 
 def _measure(patches: UInt8, reference: Reference | None) -> Float:

@@ -117,6 +117,7 @@ def warn_of_unpredicted_genes(model: Model, genes: Sequence[str], report: Report
             report(
                 f"{model.name}: {len(doubtful)} of these {len(asked)} genes are not reliable: their held-out "
                 f"correlation is not clearly above 0, or ridge regression did as well ({found.how})"
+                + (f"; --genes reliable takes the other {len(asked) - len(doubtful)}" if not genes else "")
             )
         if len(genes) > MAX_LISTED:
             low, middle, high = np.nanpercentile(correlation[asked], (0, 50, 100))

@@ -13,8 +13,8 @@ from stpredict.prediction.out_of_distribution import UNUSUAL_FROM
 from stpredict.prediction.quality import flags_in_words
 from stpredict.result import UNUSUAL, Gene, Result
 
-#: Conventional words for a correlation (Cohen 1988), each up to its limit.
-WORDS = ((0.3, "weak"), (0.5, "moderate"), (inf, "strong"))
+#: Words for a correlation (Evans 1996, Straightforward Statistics for the Behavioral Sciences), each up to its limit.
+WORDS = ((0.4, "weak"), (0.6, "moderate"), (inf, "strong"))
 #: Where the slide lies is nobody's business but its owner's; the others are per gene or shown elsewhere.
 NOT_SHOWN = {"card", "display_range", "settings.genes", "slide.path"}
 

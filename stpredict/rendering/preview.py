@@ -20,6 +20,8 @@ from stpredict.result import Result
 
 PREVIEW_PX = 900
 MIN_BAR = 200
+#: Pixels that the longest scale bar should have.
+MIN_SCALE_BAR = 40
 MARGIN, BAR_WIDTH, LABEL_WIDTH, HEADER = 16, 22, 90, 74
 
 
@@ -43,6 +45,8 @@ def draw_preview(
     page.paste(Image.fromarray(overview), (MARGIN, HEADER))
     page.paste(Image.fromarray(picture), (width + 2 * MARGIN, HEADER))
     draw = ImageDraw.Draw(page)
+    um = result.canvas.dimensions[0] * result.canvas.mpp.x / width
+    _draw_scale_bar(draw, MARGIN + 8, HEADER + height - 8, um, width // 4)
     draw.text((MARGIN, 8), title, "black", title_font)
     for i, note in enumerate(notes):
         draw.text((MARGIN, 36 + 17 * i), note, "#555555", font)
@@ -68,6 +72,20 @@ def _overview(result: Result) -> UInt8:
 def tick_decimals(span: float) -> int:
     """How many decimals five ticks over a range need to differ: two, or more where it is narrow."""
     return max(2, math.ceil(1 - math.log10(span)))
+
+
+def _draw_scale_bar(draw: ImageDraw.ImageDraw, left: int, bottom: int, um_per_px: float, longest: int) -> None:
+    """A line of a round length, 1, 2 or 5 times a power of ten, with that length above it; nothing on tiny pictures."""
+    if longest < MIN_SCALE_BAR:
+        return
+    power = 10.0 ** math.floor(math.log10(longest * um_per_px))
+    um = max(factor * power for factor in (1, 2, 5) if factor * power <= longest * um_per_px)
+    length = round(um / um_per_px)
+    text, font = f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} um", ImageFont.load_default(14)
+    wide = max(length, round(font.getlength(text)))
+    draw.rectangle((left, bottom - 30, left + wide + 12, bottom), "white")
+    draw.text((left + 6 + wide / 2, bottom - 20), text, "black", font, anchor="mm")
+    draw.line((left + 6 + (wide - length) // 2, bottom - 7, left + 5 + (wide + length) // 2, bottom - 7), "black", 4)
 
 
 def _draw_bar(page: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, height: int, scale: ColourScale) -> None:
