@@ -244,7 +244,7 @@ def show_crossvalidation(folds: Sequence[dict[str, Any]]) -> Iterator[str]:
         if len(own) < 2:
             continue
         leak = "" if kind == "patient" else ", of patients that were also trained on"
-        yield f"mean over {len(own)} held-out parts by {kind}{leak}, depth-controlled correlation:"
+        yield f"mean over {len(own)} held-out parts by {kind}{leak}, depth-controlled correlation (lowest to highest):"
         for row in (name for name in ROWS if all(name in rows for rows in own)):
             values = np.array([rows[row]["depth_controlled"] for rows in own], dtype=float)
             if not np.isfinite(values).any():
@@ -270,6 +270,8 @@ def card_without_genes(card: dict[str, Any]) -> dict[str, Any]:
     left_out = {"genes", "parameters", *(() if normalisation and normalisation.of_panel else ("panel",))}
     kept = {key: value for key, value in card.items() if key not in left_out}
     folds = [{key: value for key, value in fold.items() if key != "per_gene"} for fold in card.get("held_out", [])]
+    if isinstance(card.get("reliability"), dict):
+        kept["reliability"] = {"how": card["reliability"].get("how")}
     return {**kept, "held_out": folds}
 
 
@@ -329,6 +331,8 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
         yield "best predicted when held out: " + _named(model.panel, correlation, known[:n_genes])
         yield "worst: " + _named(model.panel, correlation, known[::-1][:n_genes])
         yield f"{int((correlation[known] >= PREDICTED_FROM).sum())} of {len(known)} genes reach {PREDICTED_FROM:g}"
+        if untested := len(model.panel) - len(known):
+            yield f"{untested} genes were not tested: in no held-out part's panel, or never counted there"
         reliability = read_reliability(card)
         if reliability:
             yield (
@@ -361,7 +365,8 @@ def _for_panel(scores: dict[str, Any], panel: Sequence[str]) -> dict[str, Any]:
         key: [values[column[gene]] if gene in column else None for gene in panel]
         for key, values in scores["per_gene"].items()
     }
-    kept = {key: value for key, value in scores.items() if key != "panel"}
+    left_out = ("panel", "log_cpm_by_section", "spots_by_section")
+    kept = {key: value for key, value in scores.items() if key not in left_out}
     return {**kept, "per_gene": per_gene}
 
 

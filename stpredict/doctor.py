@@ -34,7 +34,7 @@ LIBRARIES = (
 )
 #: The default model needs fp32, which TensorRT is not run in.
 TENSORRT_MODEL = "m2ort-small-her2st"
-TRAINING = ("pandas", "scikit-learn", "matplotlib")
+TRAINING = ("anndata", "pandas", "scikit-learn", "matplotlib")
 
 
 def examine() -> Iterator[str]:

@@ -52,8 +52,8 @@ class Canvas:
 class Gene:
     """What a result says of a gene; NaN if not known.
 
-    Its correlation when held out, mean expression in training, the lower bound of the correlation's 95 % interval, and
-    the correlation of ridge regression in the model's place.
+    Its correlation when held out, mean expression in training, the lower bound of the correlation's 95 % interval, the
+    correlation of ridge regression in the model's place, and the interval's upper bound.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Gene:
     training_mean: float
     held_out_low: float = math.nan
     held_out_ridge: float = math.nan
+    held_out_high: float = math.nan
 
 
 GENE_COLUMNS = [field.name for field in fields(Gene)[1:]]

@@ -76,6 +76,7 @@ def annotated_section(
         counts=spots.counts,
         spot_diameter_um=diameter_um,
         pitch_um=pitch_um,
+        names_all_genes=True,
         notes=notes + spots.notes,
     )
 

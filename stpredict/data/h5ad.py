@@ -47,6 +47,10 @@ def read_h5ad(path: Path) -> Spots:
     except Exception as error:  # anndata's own kinds among them
         raise DatasetError(f"{path.name}: cannot be read as AnnData ({first_line(error)}).") from error
     try:
+        outside = np.zeros(data.n_obs, bool)
+        if "in_tissue" in data.obs:
+            outside = pd.to_numeric(data.obs["in_tissue"], errors="coerce").to_numpy() == 0
+            data = data[~outside]
         matrix = data.layers.get("counts", data.X)
         if matrix is None or "spatial" not in data.obsm:
             raise DatasetError(f"{path.name}: needs counts in X or layers['counts'], and pixels in obsm['spatial'].")
@@ -60,6 +64,8 @@ def read_h5ad(path: Path) -> Spots:
             units = data.obs[["array_col", "array_row"]].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
     except HDF5_ERRORS as error:
         raise DatasetError(f"{path.name}: cannot be read as AnnData ({first_line(error)}).") from error
+    if outside.any():
+        notes += (f"{outside.sum()} spots are not in tissue (in_tissue is 0) and are left out",)
     return Spots([str(name) for name in data.obs_names], centres[:, :2].copy(), units, genes, counts, notes)
 
 

@@ -26,4 +26,6 @@ class Section:
     lost_spots: int = 0  # in the selection or the counts, but not in both
     spot_diameter_um: float = 100.0
     pitch_um: float = 200.0
+    #: Whether its genes are all that were measured, so that another one has no count, rather than a count of zero.
+    names_all_genes: bool = False
     notes: tuple[str, ...] = ()  # what whoever uses the section should know, each a clause without a full stop

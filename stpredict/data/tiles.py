@@ -15,6 +15,7 @@ from scipy.sparse import csr_array, vstack
 from stpredict.arrays import Float, Int, Labels, UInt8
 from stpredict.data.hdf5 import opened_hdf5
 from stpredict.data.section import Section
+from stpredict.data.tables import some
 from stpredict.errors import DatasetError
 from stpredict.new_hdf5 import new_hdf5
 from stpredict.slides.lattice import lattice
@@ -106,18 +107,31 @@ class Tiles:
             return patch
 
 
+def measured_genes(sections: Sequence[Section]) -> tuple[list[str], list[str]]:
+    """The genes of some sections taken together, and those left out, as a section that names all its genes lacks them.
+
+    Raises DatasetError if nothing is left.
+    """
+    everything: set[str] = set().union(*(section.genes for section in sections))
+    everywhere = everything.intersection(*(section.genes for section in sections if section.names_all_genes))
+    if not everywhere:
+        raise DatasetError("no gene was measured in all sections; do some name symbols, and others Ensembl ids?")
+    return sorted(everywhere), sorted(everything - everywhere)
+
+
 def measured_in(sections: Sequence[Section], counts_only: Sequence[Section]) -> Measured:
     """What `Tiles` of these sections will say of spots and genes."""
     n_spots = [len(section.spot_names) for section in sections]
-    genes: set[str] = set()
+    counted: set[str] = set()
     for section in sections:
-        counted = np.asarray(section.counts.sum(axis=0)).ravel() > 0
-        genes.update(gene for gene, there in zip(section.genes, counted, strict=True) if there or not counts_only)
+        positive = np.asarray(section.counts.sum(axis=0)).ravel() > 0
+        counted.update(gene for gene, there in zip(section.genes, positive, strict=True) if there or not counts_only)
+    genes, _ = measured_genes([*sections, *counts_only])
     return Measured(
         np.repeat(np.array([section.name for section in sections], dtype=object), n_spots),
         np.repeat(np.array([section.patient for section in sections], dtype=object), n_spots),
-        np.concatenate([np.asarray(section.counts.sum(axis=1), dtype=float).ravel() for section in sections]),
-        sorted(genes),
+        np.concatenate([np.asarray(_aligned(section, genes).sum(axis=1), dtype=float).ravel() for section in sections]),
+        [gene for gene in genes if gene in counted],
     )
 
 
@@ -149,7 +163,9 @@ def write_tiles(
         raise DatasetError(
             f"{coarsest.image.name}: {max(coarsest.mpp):.3g} um per pixel is too coarse for patches of {mpp:.3g}."
         )
-    genes = sorted(set().union(*(section.genes for section in (*sections, *counts_only))))
+    genes, unmeasured = measured_genes([*sections, *counts_only])
+    if unmeasured:
+        report(f"{len(unmeasured)} genes were not measured in every section and are left out: {some(unmeasured)}")
     n_spots = sum(len(section.spot_names) for section in sections)
     share = [unlabelled * len(section.spot_names) // max(n_spots, 1) for section in sections]
     rng = np.random.default_rng(seed)
@@ -268,8 +284,9 @@ def columns(counts: csr_array, genes: Sequence[str], panel: Sequence[str]) -> Fl
 
 
 def _aligned(section: Section, genes: Sequence[str]) -> csr_array:
-    """The section's counts over all `genes`; those it did not measure are zero."""
+    """The section's counts over `genes`; those that its table does not name are zero, others of its are left out."""
     column = {gene: i for i, gene in enumerate(genes)}
-    own = section.counts.tocoo()
-    target = np.array([column[gene] for gene in section.genes])
+    kept = [i for i, gene in enumerate(section.genes) if gene in column]
+    own = section.counts[:, kept].tocoo()
+    target = np.array([column[section.genes[i]] for i in kept], dtype=int)
     return csr_array((own.data, (own.row, target[own.col])), (own.shape[0], len(genes)))

@@ -91,6 +91,7 @@ def _read_section(name: str, matrix: Path, row: SectionRow, folder: Path) -> Sec
         lost_spots=len(barcodes) - len(left) + in_tissue,
         spot_diameter_um=row.spot_diameter_um or bin_um or SPOT_DIAMETER_UM,
         pitch_um=row.pitch_um or bin_um or PITCH_UM,
+        names_all_genes=True,
         notes=mpp_notes + gene_notes,
     )
 

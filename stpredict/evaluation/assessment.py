@@ -15,6 +15,7 @@ from stpredict.arrays import Int, Labels
 from stpredict.cards import held_out_correlation
 from stpredict.data.dataset import read_dataset
 from stpredict.data.normalisation import Normalisation, find_normalisation
+from stpredict.data.tables import some
 from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles, write_tiles
 from stpredict.engines import EngineRequest, open_engine
 from stpredict.errors import DatasetError, UsageError
@@ -24,12 +25,15 @@ from stpredict.evaluation.scores import Assessment, Predicted, Shares, score_all
 from stpredict.prediction.pipeline import fixed_batches
 from stpredict.prediction.surroundings import look_around_sections, predict_in_sections
 from stpredict.result import Result
+from stpredict.slides.slide import open_slide
 from stpredict.slides.views import ONE_VIEW, Views
 from stpredict.weights import Model
 
 Report = Callable[[str], None]
 #: Patches that the engine is checked on.
 N_SAMPLE = 64
+#: A correlation over fewer spots says nothing.
+MIN_SECTION_SPOTS = 10
 #: Of a spot's diameter, how far the predicted spot may lie from the measured one.
 MATCHED_WITHIN = 0.5
 
@@ -40,9 +44,10 @@ def assess(
 ) -> Assessment:  # fmt: skip
     """Score what a model predicts for the spots of a data set, or a result for those of its own slide.
 
-    Spots of fewer than `min_depth` counts are left out; baselines may train on all others of the data set. All of it
-    is in the model's unit. Raises UsageError for a unit that no measurement has, and for patients that the model was
-    trained on unless `allow_patient_leak`; DatasetError for data that do not fit.
+    Spots of fewer than `min_depth` counts are left out, and sections that have hardly any others; baselines may train
+    on all others of the data set. Patients that the model was trained on are not scored unless `allow_patient_leak`.
+    All of it is in the model's unit. Raises UsageError for a unit that no measurement has, and where nobody is left to
+    be scored; DatasetError for data that do not fit.
     """
     card = what.card if isinstance(what, Model) else what.provenance.get("card", {})
     name = what.name
@@ -51,9 +56,12 @@ def assess(
     if normalisation is None:
         raise UsageError(f"{name}: predicts {unit!r}, and no measurement is known in that unit to compare it with.")
 
+    if isinstance(what, Result):
+        demand_own_slide(what, dataset)
+
     def scored_and_leak(found: Tiles | Measured) -> tuple[Int, list[str]]:
         scored = np.arange(len(found.section)) if isinstance(what, Model) else own_section(what, found)
-        return scored, check_training_patients(name, card, found.patient[scored], allow_patient_leak)
+        return unseen(name, card, found, scored, allow_patient_leak)
 
     views = what.views if isinstance(what, Model) else None
     with tempfile.TemporaryDirectory() as folder:
@@ -63,6 +71,9 @@ def assess(
         deep = tiles.depth >= min_depth
         known: Int = np.flatnonzero(deep & (shares.depth > 0))
         own = np.intersect1d(scored, known)
+        sections, n_own = np.unique(tiles.section[own], return_counts=True)
+        small = sections[n_own < MIN_SECTION_SPOTS].tolist()
+        own = own[~np.isin(tiles.section[own], small)]
         if isinstance(what, Model):
             check_slides_at_hand(what, dataset)
             predicted = predict_spots(what, tiles, own, shares, engine, report, dataset, Path(folder))
@@ -70,20 +81,27 @@ def assess(
             predicted = match_spots(what, tiles, own, shares)
         report(f"colour and texture of {len(known)} patches, for the baselines")
         features = colour_texture_features((tiles.read_patch(i) for i in known), engine.threads)
-        shallow, uncounted = int((~deep[scored]).sum()), int(deep[scored].sum()) - len(own)
+        shallow = int((~deep[scored]).sum())
+        uncounted = int(deep[scored].sum()) - len(np.intersect1d(scored, known))
         notes = [*leak, f"{shallow} of {len(scored)} spots have fewer than {min_depth} counts and are left out"]
         if uncounted:
             notes.append(f"{uncounted} further spots have no counts in the panel and are left out")
+        if small:
+            notes.append(f"sections with fewer than {MIN_SECTION_SPOTS} other spots are left out: {some(small)}")
+        unmeasured = set(panel_of(what)) - set(tiles.genes)
+        if unmeasured:
+            notes.append(f"{len(unmeasured)} of the {len(panel_of(what))} predicted genes were not measured there")
         if normalisation.of_panel:
-            unmeasured = len(set(card["panel"]) - set(tiles.genes))
-            notes.append(f"depth is the sum over the panel, of whose genes {unmeasured} were not measured")
+            lacking = len(set(card["panel"]) - set(tiles.genes))
+            notes.append(f"depth is the sum over the panel, of whose genes {lacking} were not measured")
         unmatched = len(own) - len(predicted.index)
         if unmatched:
             notes.append(f"{unmatched} further spots have no predicted one within half a spot's width and are left out")
         um, trained_um = tiles.spot_diameter_um, card.get("spot_diameter_um", tiles.spot_diameter_um)
         if abs(um / trained_um - 1) > 0.05:
             notes.append(f"spots are {um:g} um wide; the model learnt from spots of {trained_um:g} um")
-        found = score_all(f"{name} on {dataset.name}", notes, tiles, predicted, known, features, bool(leak))
+        leaks = any(note.startswith("LEAK") for note in leak)
+        found = score_all(f"{name} on {dataset.name}", notes, tiles, predicted, known, features, leaks)
         pictures = {}
         for section in sorted({one.section for one in found.maps}):
             own = predicted.index[tiles.section[predicted.index] == section]
@@ -93,15 +111,58 @@ def assess(
 
 def check_training_patients(name: str, card: dict[str, Any], patient: Labels, allow: bool) -> list[str]:
     """A note if the model was trained on patients of these names. Raises UsageError for it unless `allow`."""
-    training = card.get("training", {})
-    known = {*training.get("patients", []), *training.get("counts_only_patients", [])}
-    leak = sorted(known & set(patient.tolist()))
+    leak = sorted(training_patients(card) & set(patient.tolist()))
     if leak and not allow:
         raise UsageError(
             f"{name}: the model was trained on patients of these names ({', '.join(leak)}); if they are the same "
             "people, this says nothing of new patients. --allow-patient-leak scores them all the same."
         )
     return [f"LEAK: the model was trained on patients of these names: {', '.join(leak)}"] if leak else []
+
+
+def unseen(
+    name: str, card: dict[str, Any], found: Tiles | Measured, scored: Int, allow_patient_leak: bool
+) -> tuple[Int, list[str]]:
+    """The spots to be scored, those of patients that the model was not trained on if there are any, and a note.
+
+    Raises UsageError where there are none, unless `allow_patient_leak`.
+    """
+    seen = np.isin(found.patient, sorted(training_patients(card)))
+    if allow_patient_leak or seen[scored].all():
+        leak = check_training_patients(name, card, found.patient[scored], allow_patient_leak)
+        known = sorted(set(card.get("training", {}).get("sections", [])) & set(found.section[scored].tolist()))
+        return scored, [f"{note}; and on sections of these: {', '.join(known)}" if known else note for note in leak]
+    left_out = sorted(set(found.patient[scored][seen[scored]].tolist()))
+    note = f"not scored, as the model was trained on patients of these names: {', '.join(left_out)}"
+    return scored[~seen[scored]], [note] if left_out else []
+
+
+def training_patients(card: dict[str, Any]) -> set[str]:
+    """Whom the model learnt from, by image or by counts alone."""
+    training = card.get("training", {})
+    return {*training.get("patients", []), *training.get("counts_only_patients", [])}
+
+
+def panel_of(what: Model | Result) -> list[str]:
+    return what.panel if isinstance(what, Model) else [gene.name for gene in what.genes]
+
+
+def demand_own_slide(result: Result, dataset: Path) -> None:
+    """Raises DatasetError where the only section of a folder is called otherwise than the result, and is another slide.
+
+    Where a section has the result's name that is enough: its image may be another file of the same tissue.
+    """
+    if dataset.suffix == ".h5":
+        return
+    sections = read_dataset(dataset)
+    if len(sections) > 1 or sections[0].name == result.name:
+        return
+    with open_slide(sections[0].image) as slide:
+        if slide.fingerprint() != result.provenance["slide"]["fingerprint"]:
+            raise DatasetError(
+                f"{result.path.name}: of the slide {result.name}, and {dataset} holds only section "
+                f"{sections[0].name}, which is another one."
+            )
 
 
 def open_tiles(

@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -137,8 +138,14 @@ def _sections(assessment: Assessment) -> str:
 
 
 def _scores(assessment: Assessment, columns: dict[str, str]) -> str:
-    body = [[_row(name), *(shown(key, row[key]) for key in columns)] for name, row in assessment.rows.items()]
+    body = [[_row(name), *(_with_interval(key, row) for key in columns)] for name, row in assessment.rows.items()]
     return _table(["", *columns.values()], body)
+
+
+def _with_interval(key: str, row: dict[str, Any]) -> str:
+    """A score as text, the first one with its interval if there is one."""
+    interval = row["interval"] if key == "depth_controlled" else None
+    return shown(key, row[key]) + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
 
 def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

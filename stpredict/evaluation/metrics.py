@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stpredict.arrays import Bool, Float, Labels
+from stpredict.arrays import Bool, Float, Int, Labels
 
 #: Overdispersion of the negative binomial that residuals are scaled by.
 THETA = 100.0
@@ -124,11 +124,23 @@ def triplex_correlation(
     very scores that are then averaged, so it is high for any predictor. A constant gene has no score and
     the last rank.
     """
+    return pcc_over_sections(*correlations_of_sections(predicted, counts, depth, section, per))
+
+
+def correlations_of_sections(
+    predicted: Float, counts: Float, depth: Float, section: Labels, per: float = PER_MILLION
+) -> tuple[Float, Int]:
+    """Correlation of ln(1 + CPM) over spots, sections (sorted) x genes, and the sections' numbers of spots."""
     names, spots = np.unique(section, return_counts=True)
     r = np.array([
         correlation_per_gene(predicted[rows], log_cpm(counts[rows], depth[rows], per))
         for rows in (section == name for name in names)
     ])  # fmt: skip
+    return r, spots
+
+
+def pcc_over_sections(r: Float, spots: Int) -> tuple[float, float]:
+    """PCC(M) and PCC(H) of correlations, sections x genes, of sections with so many `spots`."""
     rank = np.argsort(np.argsort(-np.nan_to_num(r, nan=-2), axis=1, kind="stable"), axis=1)
     highly_predictive = np.argsort(rank.mean(axis=0), kind="stable")[:HIGHLY_PREDICTIVE]
 
@@ -203,7 +215,7 @@ class Constant:
     """What has no correlation because it does not vary."""
 
     genes_never_counted: int
-    genes_constant_in_a_section: int  # pairs of section and gene
+    genes_not_counted_in_a_section: int  # pairs of section and gene
     predictions_constant_in_a_section: int  # pairs of section and gene; they score 0
     spots_without_panel_counts: int
 
@@ -213,7 +225,7 @@ def count_constant(predicted: Float, counts: Float, section: Labels) -> Constant
     rows = [section == name for name in np.unique(section)]
     return Constant(
         genes_never_counted=int((~counts.any(axis=0)).sum()),
-        genes_constant_in_a_section=sum(int((np.ptp(counts[own], axis=0) == 0).sum()) for own in rows),
+        genes_not_counted_in_a_section=sum(int((~counts[own].any(axis=0)).sum()) for own in rows),
         predictions_constant_in_a_section=sum(int(_flat(predicted[own]).sum()) for own in rows),
         spots_without_panel_counts=int((~counts.any(axis=1)).sum()),
     )

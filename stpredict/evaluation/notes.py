@@ -17,10 +17,10 @@ from stpredict.evaluation.tables import shown
 def about_constants(constant: dict[str, int], pairs: int) -> Iterator[str]:
     """A sentence for each kind of thing that cannot be correlated, where there is any."""
     said = {
-        "genes_never_counted": "genes were never counted and have no score",
-        "genes_constant_in_a_section": f"of {pairs} pairs of gene and section are constant and left out of the means",
-        "predictions_constant_in_a_section": f"of {pairs} pairs of gene and section are predicted constant and score 0",
-        "spots_without_panel_counts": "spots have no counts in the panel, so no correlation across genes",
+        "genes_never_counted": "of the genes never counted, which have no score",
+        "genes_not_counted_in_a_section": f"of {pairs} pairs of gene and section not counted, left out of the means",
+        "predictions_constant_in_a_section": f"of {pairs} pairs of gene and section predicted constant, which scores 0",
+        "spots_without_panel_counts": "of the spots without counts in the panel, so no correlation across genes",
     }
     yield from (f"{constant[key]} {sentence}" for key, sentence in said.items() if constant[key])
 
@@ -64,15 +64,16 @@ def about_prediction_intervals(
         yield f"prediction intervals of {LEVELS[0]:.0%} need {needed} patients; there are {n_patients}"
 
 
-def about_intervals(n_patients: int) -> str:
-    """On the intervals of the mean scores."""
-    if n_patients >= PATIENTS_FOR_INTERVALS:
+def about_intervals(n_patients: int, known: bool) -> str:
+    """On the intervals of the mean scores, if they are `known`."""
+    if known:
         return (
             "depth-controlled means are over patients, each counting once, the other scores over sections; "
             f"intervals are 95 % Student intervals over {n_patients} patients"
         )
     people = "one patient" if n_patients == 1 else f"{n_patients} patients"
-    return f"{people}: too few for an interval, so these are single points"
+    scored = f" ({PATIENTS_FOR_INTERVALS} with a score are needed)"
+    return f"{people}: too few for an interval{scored}, so these are single points"
 
 
 def about_baselines(model: str, rows: dict[str, dict[str, Any]], by_row: dict[str, Float]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -100,10 +100,11 @@ def score_all(
     index = predicted.index
     measured = measure(tiles, predicted, index)
     counts, depth, section = measured.counts, measured.depth, measured.section
-    baselines, how = predict_rows(measure(tiles, predicted, known), np.isin(known, index), features)
+    baselines, how = predict_rows(measure(tiles, predicted, known), np.isin(known, index), features, leak)
     predictions = {**baselines, MODEL: predicted.expression}
     ceiling = metrics.noise_ceiling(counts, depth, section)
-    rows = {name: score_row(values, measured, ceiling, name) for name, values in predictions.items()}
+    mean_ceiling = _mean_ceiling(ceiling, measured)
+    rows = {name: score_row(values, measured, mean_ceiling, name) for name, values in predictions.items()}
     by_row = {name: depth_controlled(values, measured) for name, values in predictions.items()} | {CEILING: ceiling}
     noise = metrics.counts_without_biology(counts, depth, section)
     by_chance = metrics.depth_controlled_correlation(predicted.expression, noise, depth, section)
@@ -116,10 +117,11 @@ def score_all(
         *notes,
         *about_constants(whole["constant"], n_sections * len(predicted.panel)),
         how,
-        f"noise ceiling {rounded_mean(ceiling)}; on counts without biology the model scores {rounded_mean(by_chance)}",
+        f"noise ceiling {rounded_mean(ceiling)}; on counts without biology the model scores {rounded_mean(by_chance)}, "
+        f"and the ceiling would be {rounded_mean(metrics.noise_ceiling(noise, depth, section))}",
         *about_model(whole, n_sections),
         *about_prediction_intervals(whole["intervals"], n_patients, leak, unit),
-        about_intervals(n_patients),
+        about_intervals(n_patients, rows[MODEL]["interval"] is not None),
         *about_baselines(MODEL, rows, by_row),
     ]
     return Assessment(
@@ -137,13 +139,14 @@ def measure(tiles: Tiles, predicted: Predicted, index: Int) -> Measured:
     )  # fmt: skip
 
 
-def predict_rows(known: Measured, scored: Bool, features: Float) -> tuple[dict[str, Float], str]:
+def predict_rows(known: Measured, scored: Bool, features: Float, leak: bool) -> tuple[dict[str, Float], str]:
     """The `scored` spots as the baselines predict each patient's (sections', where there is one patient) from the rest.
 
-    Rows that not every one of them has are left out. Comes with a sentence on how they were trained.
+    Where the model had a `leak` they have it, too, as far as other sections go. Rows that not every one of them has are
+    left out. Comes with a sentence on how they were trained.
     """
     counts, depth, section, patient = known.counts, known.depth, known.section, known.patient
-    by, groups = ("patients", patient) if len(set(patient)) > 1 else ("sections", section)
+    by, groups = ("patients", patient) if len(set(patient)) > 1 and not leak else ("sections", section)
     if len(set(groups)) == 1:
         rows = {TRUE_DEPTH: np.tile(np.log1p(depth[scored])[:, None], counts.shape[1])}
         return rows, "baselines that need training are missing: there is one section"
@@ -166,8 +169,8 @@ def depth_controlled(predicted: Float, measured: Measured) -> Float:
     return metrics.depth_controlled_correlation(predicted, measured.counts, measured.depth, measured.section)
 
 
-def score_row(predicted: Float, measured: Measured, ceiling: Float, name: str) -> dict[str, Any]:
-    """One row of the tables: means over genes, and the quartiles of the first score."""
+def score_row(predicted: Float, measured: Measured, ceiling: float, name: str) -> dict[str, Any]:
+    """One row of the tables: means over genes, and the quartiles of the first score; `ceiling` is the mean one."""
     counts, depth, section, per = measured.counts, measured.depth, measured.section, measured.per
     correlation = depth_controlled(predicted, measured)
     known = correlation[np.isfinite(correlation)]
@@ -177,7 +180,7 @@ def score_row(predicted: Float, measured: Measured, ceiling: Float, name: str) -
         "depth_controlled": mean,
         "interval": interval,
         "quartiles": [round(float(q), 4) for q in np.percentile(known, (25, 50, 75))] if len(known) else None,
-        "of_the_ceiling": float(np.nanmean(correlation) / np.nanmean(ceiling)) if np.nansum(ceiling) > 0 else None,
+        "of_the_ceiling": mean / ceiling if mean is not None and ceiling > 0 else None,
         "log_cpm_pearson": rounded_mean(metrics.log_cpm_correlation(predicted, counts, depth, section, per)),
         "log_cpm_spearman": rounded_mean(metrics.log_cpm_rank_correlation(predicted, counts, depth, section, per)),
         "pcc_m": _number(pcc_m),
@@ -205,6 +208,9 @@ def score_model(
     per_gene = {
         "depth_controlled": by_row[MODEL],
         "noise_ceiling": by_row[CEILING],
+        "of_the_ceiling": np.divide(
+            by_row[MODEL], by_row[CEILING], out=np.full_like(by_row[MODEL], np.nan), where=by_row[CEILING] > 0
+        ),
         "p_value": p,
         "false_discovery_rate": fdr,
         "log_cpm_pearson": metrics.log_cpm_correlation(expression, counts, depth, section, per),
@@ -272,18 +278,30 @@ def score_sections(predictions: dict[str, Float], measured: Measured) -> list[di
 
 def _over_patients(predicted: Float, measured: Measured) -> tuple[float, list[float]] | None:
     """Mean over patients of the mean depth-controlled correlation and its 95 % Student interval; None for few."""
-    patients = [measured.patient == name for name in np.unique(measured.patient)]
-    per_patient = (
-        metrics.depth_controlled_correlation(
+    means = _per_patient(
+        measured,
+        lambda own: metrics.depth_controlled_correlation(
             predicted[own], measured.counts[own], measured.depth[own], measured.section[own]
-        )
-        for own in patients
+        ),
     )
-    means = np.array([r[np.isfinite(r)].mean() for r in per_patient if np.isfinite(r).any()])
     if len(means) < PATIENTS_FOR_INTERVALS:
         return None
     mean, half = means.mean(), stdtrit(len(means) - 1, 0.975) * means.std(ddof=1) / np.sqrt(len(means))
     return round(float(mean), 4), [round(float(mean - half), 4), round(float(mean + half), 4)]
+
+
+def _mean_ceiling(ceiling: Float, measured: Measured) -> float:
+    """The mean noise ceiling over genes; over patients first, each counting once, where scores are taken so."""
+    means = _per_patient(
+        measured, lambda own: metrics.noise_ceiling(measured.counts[own], measured.depth[own], measured.section[own])
+    )
+    return float(means.mean()) if len(means) >= PATIENTS_FOR_INTERVALS else rounded_mean(ceiling) or 0.0
+
+
+def _per_patient(measured: Measured, score: Callable[[Bool], Float]) -> Float:
+    """A mean over genes of each patient that has one."""
+    found = (score(measured.patient == name) for name in np.unique(measured.patient))
+    return np.array([values[np.isfinite(values)].mean() for values in found if np.isfinite(values).any()])
 
 
 def _number(value: float) -> float | None:

@@ -18,6 +18,8 @@ from stpredict.training.objectives import Objective
 #: Score names as they stand in cards and tables.
 DEPTH_CONTROLLED = "depth_controlled"
 LOG_CPM = "log_cpm_per_gene"
+#: Of each test section; cards do not keep so much.
+LOG_CPM_BY_SECTION, SPOTS_BY_SECTION = "log_cpm_by_section", "spots_by_section"
 PER_SPOT = "log_cpm_per_spot"
 RMSE = "log_cpm_rmse"
 TRUE_DEPTH = "depth (true)"
@@ -108,6 +110,10 @@ def evaluate_split(predicted: Float, split: Split, features: Float, objective: O
     baselines = predict_baselines(split, features, objective)
     ridge = metrics.depth_controlled_correlation(baselines[RIDGE], counts, depth, section)
     rows = {name: score(values, split, name != TRUE_DEPTH) for name, values in baselines.items()}
+    by_section = {
+        name: [_listed(r) for r in metrics.correlations_of_sections(values, counts, depth, section, split.per)[0]]
+        for name, values in (*baselines.items(), ("model", predicted))
+    }
     return {
         "rows": {**rows, "model": score(predicted, split)},
         "noise_ceiling": rounded_mean(ceiling),
@@ -115,6 +121,8 @@ def evaluate_split(predicted: Float, split: Split, features: Float, objective: O
         "spots": int(split.test.sum()),
         "genes": len(per_gene),
         "genes_without_counts": int(np.isnan(per_gene).sum()),
+        LOG_CPM_BY_SECTION: by_section,
+        SPOTS_BY_SECTION: np.unique(section, return_counts=True)[1].tolist(),
         "per_gene": {
             "correlation": _listed(per_gene),
             "standard_error": _listed(error),

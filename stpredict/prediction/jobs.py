@@ -190,7 +190,8 @@ def _in_list(path: Path, out: Path) -> Iterator[Job]:
         raise UsageError(f"@{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     columns = set(rows[0]) if rows else set()
     if "slide" not in columns or not columns <= LIST_COLUMNS:
-        raise UsageError(f"@{path}: needs a line of column names: slide and, if wanted, mpp, mask, out; then slides.")
+        needed = "a line of column names, separated by commas: slide and, if wanted, mpp, mask, out; then slides"
+        raise UsageError(f"@{path}: needs {needed}.")
     for number, row in enumerate(rows, start=2):
         slide, given, mask, folder = ((row.get(column) or "").strip() for column in ("slide", "mpp", "mask", "out"))
         if not slide:

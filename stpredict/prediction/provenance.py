@@ -71,9 +71,9 @@ def describe_genes(model: Model, columns: Int) -> list[Gene]:
     unknown = np.full(len(model.panel), np.nan)
     mean = model.card["genes"]["training_mean"] or unknown
     found = read_reliability(model.card)
-    low, ridge = (found.low, found.ridge) if found else (unknown, unknown)
+    low, ridge, high = (found.low, found.ridge, found.high) if found else (unknown, unknown, unknown)
     correlation = held_out_correlation(model.card)
-    return [Gene(model.panel[i], correlation[i], mean[i], low[i], ridge[i]) for i in columns]
+    return [Gene(model.panel[i], correlation[i], mean[i], low[i], ridge[i], high[i]) for i in columns]
 
 
 def display_range(model: Model, columns: Int) -> list[list[float]] | None:

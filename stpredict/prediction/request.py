@@ -126,7 +126,7 @@ def warn_of_unpredicted_genes(model: Model, genes: Sequence[str], report: Report
                 "each one's stands in the result"
             )
         elif genes:
-            report("held-out correlation of each gene (95 % interval), and that of ridge regression:")
+            report(f"held-out correlation of each gene ({found.how}), and that of ridge regression:")
             width = max(map(len, genes))
             for i in asked:
                 report(

@@ -147,6 +147,7 @@ def tested(gene: Gene) -> dict[str, Any]:
     return {
         "held_out_correlation": round(gene.held_out_correlation, 4) if known else None,
         "held_out_low": round(gene.held_out_low, 4) if isfinite(gene.held_out_low) else None,
+        "held_out_high": round(gene.held_out_high, 4) if isfinite(gene.held_out_high) else None,
         "held_out_ridge": round(gene.held_out_ridge, 4) if isfinite(gene.held_out_ridge) else None,
         "predicted_when_tested": gene.held_out_correlation >= PREDICTED_FROM if known else None,
     }
