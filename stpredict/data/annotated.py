@@ -77,6 +77,7 @@ def annotated_section(
         spot_diameter_um=diameter_um,
         pitch_um=pitch_um,
         names_all_genes=True,
+        symbols=spots.symbols,
         notes=notes + spots.notes,
     )
 

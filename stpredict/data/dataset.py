@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from stpredict.data.annotated import has_annotated, read_annotated
 from stpredict.data.cscc import is_cscc, read_cscc
+from stpredict.data.genes import are_ensembl, in_symbols, symbols_by_id
 from stpredict.data.hbc import is_hbc, read_hbc
 from stpredict.data.her2st import is_her2st, read_her2st
 from stpredict.data.hest import is_hest, read_hest
@@ -43,13 +44,29 @@ def read_dataset(path: Path) -> list[Section]:
 
     Raises DatasetError if its layout is not known or its files do not fit together, SlideError for a damaged image.
     """
-    return [check_image(section) for section in _find_reader(path)(path)]
+    return [check_image(section) for section in in_one_naming(_find_reader(path)(path))]
 
 
 def read_counts(path: Path) -> list[Section]:
     """As `read_dataset`, of sections whose images are not used; in the HER2ST layout there need be none."""
     read = _find_reader(path)
-    return read_her2st(path, require_images=False) if read is read_her2st else read(path)
+    return in_one_naming(read_her2st(path, require_images=False) if read is read_her2st else read(path))
+
+
+def in_one_naming(sections: Sequence[Section]) -> list[Section]:
+    """The sections, those that call genes by Ensembl ids in the symbols that others' tables have for these.
+
+    An id of several symbols, or a symbol of several ids, stays as it is: which is meant would be a guess.
+    """
+    by_id = [are_ensembl(section.genes) for section in sections]
+    if all(by_id) or not any(by_id):
+        return list(sections)
+    pairs = sorted({pair for section in sections for pair in section.symbols.items()})
+    symbols = symbols_by_id([name for _, name in pairs], [gene for gene, _ in pairs])
+    return [
+        replace(section, genes=in_symbols(section.genes, symbols)) if ids else section
+        for section, ids in zip(sections, by_id, strict=True)
+    ]
 
 
 def _find_reader(path: Path) -> Callable[[Path], list[Section]]:

@@ -54,6 +54,20 @@ def are_ensembl(names: Sequence[str]) -> bool:
     return sum(ENSEMBL.fullmatch(name) is not None for name in names) > len(names) / 2
 
 
+def symbols_by_id(names: Sequence[str], ids: Sequence[str] | None) -> dict[str, str]:
+    """The symbol of each Ensembl id of a table, without versions, where each has but the other."""
+    pairs = {(unversioned(gene), name) for gene, name in zip(ids or (), names, strict=False) if gene and name}
+    pairs = {(gene, name) for gene, name in pairs if gene != unversioned(name)}
+    times_id, times_name = Counter(gene for gene, _ in pairs), Counter(name for _, name in pairs)
+    return {gene: name for gene, name in sorted(pairs) if times_id[gene] == times_name[name] == 1}
+
+
+def in_symbols(genes: Sequence[str], symbols: dict[str, str]) -> list[str]:
+    """Genes that are called by Ensembl ids, by their symbols where these are known and no other gene's there."""
+    taken = set(genes)
+    return [name if (name := symbols.get(gene, gene)) == gene or name not in taken else gene for gene in genes]
+
+
 def name_genes(
     names: Sequence[str], ids: Sequence[str] | None, counts: csr_array
 ) -> tuple[list[str], csr_array, tuple[str, ...]]:

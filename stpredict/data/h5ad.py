@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from stpredict.arrays import Float
-from stpredict.data.genes import are_ensembl, name_genes, whole_counts
+from stpredict.data.genes import are_ensembl, name_genes, symbols_by_id, whole_counts
 from stpredict.data.hdf5 import HDF5_ERRORS, opened_hdf5
 from stpredict.errors import DatasetError, first_line
 
@@ -29,6 +29,7 @@ class Spots:
     units: Float | None
     genes: list[str]
     counts: csr_array
+    symbols: dict[str, str]  # by Ensembl id
     notes: tuple[str, ...]
 
 
@@ -66,7 +67,15 @@ def read_h5ad(path: Path) -> Spots:
         raise DatasetError(f"{path.name}: cannot be read as AnnData ({first_line(error)}).") from error
     if outside.any():
         notes += (f"{outside.sum()} spots are not in tissue (in_tissue is 0) and are left out",)
-    return Spots([str(name) for name in data.obs_names], centres[:, :2].copy(), units, genes, counts, notes)
+    return Spots(
+        [str(name) for name in data.obs_names],
+        centres[:, :2].copy(),
+        units,
+        genes,
+        counts,
+        symbols_by_id(symbols, ids),
+        notes,
+    )
 
 
 def _gene_names(var: Any) -> tuple[list[str], list[str] | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scipy.sparse import csr_array
@@ -28,4 +28,6 @@ class Section:
     pitch_um: float = 200.0
     #: Whether its genes are all that were measured, so that another one has no count, rather than a count of zero.
     names_all_genes: bool = False
+    #: The symbols of genes by Ensembl id, where its table has both.
+    symbols: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what whoever uses the section should know, each a clause without a full stop

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from stpredict.data.genes import name_genes
+from stpredict.data.genes import name_genes, symbols_by_id
 from stpredict.data.rows import SectionRow, chosen, read_rows, the_image, unstated
 from stpredict.data.scale import lattice_mpp, settle_mpp
 from stpredict.data.section import Section
@@ -92,6 +92,7 @@ def _read_section(name: str, matrix: Path, row: SectionRow, folder: Path) -> Sec
         spot_diameter_um=row.spot_diameter_um or bin_um or SPOT_DIAMETER_UM,
         pitch_um=row.pitch_um or bin_um or PITCH_UM,
         names_all_genes=True,
+        symbols=symbols_by_id(symbols, ids),
         notes=mpp_notes + gene_notes,
     )
 

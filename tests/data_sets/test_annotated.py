@@ -77,6 +77,52 @@ def test_tile_writes_what_training_reads(tmp_path: Path, tiny_model_path: Path):
     np.testing.assert_array_equal(tiles.panel_counts(["DDX5"])[:, 0], np.tile(COUNTS[:, 1], 2))
 
 
+@pytest.fixture
+def two(tmp_path: Path):
+    """Makes a folder of two sections of two patients, with these tables."""
+
+    def make(first: anndata.AnnData, second: anndata.AnnData) -> Path:
+        line = f"{SLIDE},{{}}.h5ad,100,200"
+        lines = f"s,first,{line.format('s')}\nt,second,{line.format('t')}\n"
+        folder = write_folder(tmp_path / "two", first, lines, "section,patient,image,counts,spot_diameter_um,pitch_um")
+        second.write_h5ad(folder / "t.h5ad")
+        return folder
+
+    return make
+
+
+def test_a_gene_that_a_section_did_not_measure_is_left_out_and_not_zero(two, tiny_model_path, tmp_path):
+    lacking = make_data(pd.DataFrame(index=["GNAS", "KRT19", "CD74", "ERBB2"]))
+    folder = two(make_data(pd.DataFrame(index=["GNAS", "DDX5", "CD74", "ERBB2"])), lacking)
+    done = run("tile", folder, "-m", tiny_model_path, "-o", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "2 genes were not measured in every section and are left out: DDX5, KRT19" in done.stderr
+    tiles = read_tiles(tmp_path / "two.tiles.h5")
+    assert tiles.genes == ["CD74", "ERBB2", "GNAS"]
+    np.testing.assert_array_equal(tiles.panel_counts(["CD74"])[:, 0], np.tile(COUNTS[:, 2], 2))
+
+
+def test_ids_and_symbols_of_two_sections_are_one_naming(two):
+    by_symbol, by_id = read_dataset(two(make_data(), make_data(pd.DataFrame(index=IDS))))
+    assert by_symbol.genes == ["GNAS", "DDX5", "MATR3 (ENSG00000015479)", "MATR3 (ENSG00000280987)"]
+    assert by_id.genes == ["GNAS", "DDX5", "ENSG00000015479", "ENSG00000280987"]  # whose symbol is not theirs alone
+
+
+def test_sections_without_a_gene_in_common_are_refused(two, tiny_model_path, tmp_path):
+    names = pd.DataFrame(index=["GNAS", "DDX5", "CD74", "ERBB2"]), pd.DataFrame(index=IDS)
+    done = run("tile", two(*map(make_data, names)), "-m", tiny_model_path, "-o", tmp_path)
+    assert done.exit_code == 2
+    assert "no gene was measured in all sections" in done.stderr
+
+
+def test_spots_outside_the_tissue_are_left_out(tmp_path):
+    data = make_data()
+    data.obs["in_tissue"] = [i % 2 for i in range(len(CENTRES))]
+    (section,) = read_dataset(write_folder(tmp_path / "d", data))
+    assert len(section.spot_names) == len(CENTRES) // 2
+    assert f"{len(CENTRES) - len(CENTRES) // 2} spots are not in tissue" in section.notes[-1]
+
+
 def test_sources_of_the_mpp(tmp_path: Path, plain_image: Path):
     folder = tmp_path / "d"
     line, header = f"s,first,{plain_image},s.h5ad", "section,patient,image,counts"

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from calls import run
-from conftest import GENES, make_model
+from conftest import GENES, SLIDE, make_model
+from results_to_draw import predict
 from scipy import stats
 from scipy.sparse import csr_array
 
@@ -187,9 +189,9 @@ def test_what_cannot_be_scored_is_counted():
     counts[:, 0] = 0
     counts[0, :12] = 0
     found = score_all("t", [], replace(tiles, counts=csr_array(counts)), knows, knows.index, features)
-    assert "1 genes were never counted and have no score" in found.notes
-    assert "2 of 24 pairs of gene and section are constant and left out of the means" in found.notes
-    assert "1 spots have no counts in the panel, so no correlation across genes" in found.notes
+    assert "1 of the genes never counted, which have no score" in found.notes
+    assert "2 of 24 pairs of gene and section not counted, left out of the means" in found.notes
+    assert "1 of the spots without counts in the panel, so no correlation across genes" in found.notes
     assert np.isnan(found.per_gene["depth_controlled"][0])
     assert all(one.gene != "G0" for one in found.maps)
 
@@ -207,11 +209,57 @@ def test_maps_are_of_the_best_the_middling_and_the_worst_genes():
 
 
 def test_patients_that_the_model_was_trained_on_are_refused(dataset, tmp_path):
-    model = load_model(make_model(tmp_path / "m.safetensors", training={"patients": ["A", "Z"]}))
-    with pytest.raises(UsageError, match=r"patients of these names \(A\).*--allow-patient-leak"):
+    training = {"patients": ["A", "B"], "sections": ["A1", "B1"]}
+    model = load_model(make_model(tmp_path / "m.safetensors", training=training))
+    with pytest.raises(UsageError, match=r"patients of these names \(A, B\).*--allow-patient-leak"):
         assess_quietly(model, dataset)
     found = assess_quietly(model, dataset, allow_patient_leak=True)
-    assert any(note.startswith("LEAK") for note in found.notes)
+    assert any(note.startswith("LEAK") and note.endswith("on sections of these: A1, B1") for note in found.notes)
+    assert "baselines were trained on the data set's other sections" in found.notes  # they know the patients, too
+    assert "same-patient mean" not in found.rows  # B has one section
+
+
+def test_patients_that_the_model_has_not_seen_are_scored_and_baselines_learn_from_the_others(dataset, tmp_path):
+    model = load_model(make_model(tmp_path / "m.safetensors", training={"patients": ["A"]}))
+    found = assess_quietly(model, dataset)
+    assert [section["section"] for section in found.sections] == ["B1"]
+    assert "not scored, as the model was trained on patients of these names: A" in found.notes
+    assert "baselines were trained on the data set's other patients" in found.notes
+    assert "ridge on colour and texture" in found.rows
+
+
+def test_sections_of_few_spots_are_left_out(dataset, tiny_model):
+    whole = assess_quietly(tiny_model, dataset)
+    depths = sorted(read_dataset(dataset)[0].counts.sum(axis=1).ravel())
+    found = assess_quietly(tiny_model, dataset, min_depth=int(depths[-5]))
+    assert len(found.sections) < len(whole.sections)
+    assert any("sections with fewer than 10 other spots are left out: A1" in note for note in found.notes)
+
+
+def test_a_result_is_not_scored_on_another_slide(tiny_model, dataset, tmp_path):
+    result = predict(tiny_model, tmp_path, SLIDE, pitch_um=200.0)
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in dataset.glob("B1*"):
+        shutil.copy(path, other)
+    with pytest.raises(DatasetError, match="holds only section B1, which is another one"):
+        assess_quietly(result, other)
+
+
+def test_of_the_ceiling_is_the_ratio_of_what_is_shown():
+    tiles, knows, features = made_up(6, truth=True)
+    found = score_all("t", [], tiles, knows, knows.index, features)
+    assert found.rows["model"]["interval"]
+    one = np.nanmean([metrics.noise_ceiling(*of) for of in patients_of(tiles, knows)])
+    assert found.rows["model"]["of_the_ceiling"] == pytest.approx(
+        found.rows["model"]["depth_controlled"] / one, rel=0.01
+    )
+
+
+def patients_of(tiles, predicted):
+    for name in np.unique(tiles.patient):
+        own = tiles.patient == name
+        yield tiles.panel_counts(predicted.panel)[own], tiles.depth[own], tiles.section[own]
 
 
 def test_data_that_do_not_fit_are_named(tiny_model, tmp_path, dataset):

@@ -258,7 +258,7 @@ def test_the_card_says_how_reliable_each_gene_is(trained):
     reliable = reliable_genes(model.card)
     assert reliable == [g for g, low, r, q in zip(model.panel, found.low, found.correlation, found.ridge, strict=True)
                         if low > 0 and r > q]  # fmt: skip
-    assert "mean over 2 held-out parts by patient, depth-controlled correlation:" in done.stderr
+    assert "mean over 2 held-out parts by patient, depth-controlled correlation (lowest to highest):" in done.stderr
     assert any(f"{len(reliable)} of {len(model.panel)} genes are reliable" in line for line in show_card(model))
 
 
