@@ -276,10 +276,10 @@ def card_without_genes(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def better_baselines(fold: dict[str, Any]) -> list[str]:
-    """The baselines whose depth-controlled correlation the model did not beat on a held-out part."""
+    """The baselines whose depth-controlled correlation, 0 for a mean, the model did not beat on a held-out part."""
     ours = fold["rows"]["model"]["depth_controlled"]
     theirs = {row: scores["depth_controlled"] for row, scores in fold["rows"].items() if row != "model"}
-    return [row for row in ROWS if theirs.get(row) is not None and (ours is None or theirs[row] >= ours)]
+    return [row for row in ROWS if row in theirs and (ours is None or (theirs[row] or 0.0) >= ours)]
 
 
 def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:

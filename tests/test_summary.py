@@ -133,6 +133,10 @@ def test_regions_with_holes_and_several_parts():
         assert float(found[name]["G1.mean"]) == pytest.approx(values[spots, 1].mean(), rel=1e-5)
         assert float(found[name]["tissue_mm2"]) == pytest.approx(spots.sum() * 0.02**2, rel=1e-5)
     assert found[""]["unusual_patches"] == "0.0"
+    write_regions("s.geojson", feature("Polygon", [square(5000, 5000, 40)], name="elsewhere"))
+    off = run("summary", "s.h5ad", "--regions", "s.geojson")
+    assert off.exit_code == 0
+    assert "s.h5ad: none of its spots lies in the region 'elsewhere'" in off.stderr
     assert found["Tumor"]["unusual_patches"] == ""  # known of the whole slide
 
 

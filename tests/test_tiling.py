@@ -31,6 +31,18 @@ def test_tile_writes_a_grid_that_predict_takes(tiny_model_path):
     np.testing.assert_allclose(*expressions, atol=1e-6)
 
 
+def test_tile_replaces_nothing_unless_it_is_told_to(tiny_model_path, dataset):
+    Path("CMU-1-Small-Region.spots.csv").write_text("mine")
+    refused = run("tile", SLIDE, "-m", tiny_model_path)
+    assert refused.exit_code == 2
+    assert "CMU-1-Small-Region.spots.csv: exists; --overwrite replaces it." in refused.stderr
+    assert [path.read_text() for path in Path().iterdir()] == ["mine"]
+    assert run("tile", SLIDE, "-m", tiny_model_path, "--overwrite").exit_code == 0
+    assert Path("CMU-1-Small-Region.spots.csv").read_text().startswith("x,y,row,col")
+    Path(f"{dataset.name}.tiles.h5").write_text("mine")
+    assert "tiles.h5: exists" in run("tile", dataset, "-m", tiny_model_path).stderr
+
+
 def test_tile_writes_every_view_that_the_model_looks_at(tiny_m2ost_path):
     tiled = run("tile", SLIDE, "-m", tiny_m2ost_path, "--patches", "--pitch", 300)
     assert tiled.exit_code == 0, tiled.output

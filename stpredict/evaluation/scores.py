@@ -30,7 +30,14 @@ from stpredict.evaluation.spatial_statistics import (
     modified_t_test,
     moran_per_gene,
 )
-from stpredict.evaluation.splits import RIDGE, TRUE_DEPTH, Split, predict_baselines
+from stpredict.evaluation.splits import (
+    RIDGE,
+    SAME_PATIENT_MEAN,
+    TRAINING_MEAN,
+    TRUE_DEPTH,
+    Split,
+    predict_baselines,
+)
 from stpredict.training.objectives import make_objective
 
 MODEL = "model"
@@ -186,6 +193,8 @@ def score_row(predicted: Float, measured: Measured, ceiling: float, name: str) -
         "pcc_m": _number(pcc_m),
         "pcc_h": _number(pcc_h),
     }
+    if name in (TRAINING_MEAN, SAME_PATIENT_MEAN):
+        row = dict.fromkeys(row)
     if name == TRUE_DEPTH:  # has no unit of expression
         return row | dict.fromkeys(("log_cpm_per_spot", "log_cpm_rmse", "mse", "mae"))
     per_spot, rmse = metrics.spot_correlation(predicted, counts, depth, per)

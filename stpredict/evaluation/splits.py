@@ -22,6 +22,8 @@ LOG_CPM = "log_cpm_per_gene"
 LOG_CPM_BY_SECTION, SPOTS_BY_SECTION = "log_cpm_by_section", "spots_by_section"
 PER_SPOT = "log_cpm_per_spot"
 RMSE = "log_cpm_rmse"
+#: Predict the same for all spots of a section, so that no correlation over spots is theirs.
+TRAINING_MEAN, SAME_PATIENT_MEAN = "training mean", "same-patient mean"
 TRUE_DEPTH = "depth (true)"
 RIDGE = "ridge on colour and texture"
 NEIGHBOURS = "k nearest neighbours"
@@ -74,7 +76,7 @@ def predict_baselines(split: Split, features: Float, objective: Objective) -> di
     train, test = split.train, split.test
     observed = metrics.log_cpm(split.counts, split.depth, split.per)
     n_test, n_genes = int(test.sum()), observed.shape[1]
-    rows = {"training mean": np.tile(observed[train].mean(axis=0), (n_test, 1))}
+    rows = {TRAINING_MEAN: np.tile(observed[train].mean(axis=0), (n_test, 1))}
     same_patient = np.zeros((n_test, n_genes))
     for patient in np.unique(split.patient[test]):
         own = train & (split.patient == patient)
@@ -82,7 +84,7 @@ def predict_baselines(split: Split, features: Float, objective: Objective) -> di
             break
         same_patient[split.patient[test] == patient] = observed[own].mean(axis=0)
     else:
-        rows["same-patient mean"] = same_patient
+        rows[SAME_PATIENT_MEAN] = same_patient
     log_depth = np.log1p(split.depth)
     rows[TRUE_DEPTH] = np.tile(log_depth[test, None], n_genes)
     ridge_depth = fit_ridge(features[train], log_depth[train]).predict(features[test])
@@ -110,6 +112,8 @@ def evaluate_split(predicted: Float, split: Split, features: Float, objective: O
     baselines = predict_baselines(split, features, objective)
     ridge = metrics.depth_controlled_correlation(baselines[RIDGE], counts, depth, section)
     rows = {name: score(values, split, name != TRUE_DEPTH) for name, values in baselines.items()}
+    for name in rows.keys() & {TRAINING_MEAN, SAME_PATIENT_MEAN}:
+        rows[name] |= dict.fromkeys((DEPTH_CONTROLLED, LOG_CPM, "pcc_m", "pcc_h"))
     by_section = {
         name: [_listed(r) for r in metrics.correlations_of_sections(values, counts, depth, section, split.per)[0]]
         for name, values in (*baselines.items(), ("model", predicted))

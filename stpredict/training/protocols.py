@@ -86,9 +86,10 @@ def show_protocol(name: str, held_out: Sequence[dict[str, Any]], unit: str) -> I
     yield f"{'':30}" + "".join(f"{title:>12}" for title in PAPERS_COLUMNS.values())
     for row in held_out[0]["rows"]:
         if all(row in fold["rows"] for fold in held_out):
-            over_parts = dict(zip(("pcc_m", "pcc_h"), _pcc(held_out, row), strict=True))
-            shown = (over_parts.get(key) or _mean(held_out, row, key) for key in PAPERS_COLUMNS)
-            yield f"{row:30}" + "".join(f"{value:>12}" for value in shown)
+            shown = {key: _mean(held_out, row, key) for key in PAPERS_COLUMNS}
+            if shown["pcc_m"] != "-":
+                shown["pcc_m"], shown["pcc_h"] = _pcc(held_out, row)
+            yield f"{row:30}" + "".join(f"{value:>12}" for value in shown.values())
     yield "PCC(H) is of the genes that rank best over all held-out sections, chosen by the very scores it averages"
 
 

@@ -199,6 +199,8 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(slides, tiny_model
     assert one.startswith(f"{slides}/one/a.tif -> out/one/a.h5ad: {count} spots, about ")
     assert "two/a.tif" in two
     assert total.startswith(f"2 slides: {2 * count} spots, about ")
+    up_to = int(one.split("up to ")[1].removesuffix(" MB"))
+    assert up_to * 1e6 > Path("out/a.h5ad").stat().st_size
 
 
 def test_a_slide_that_another_process_is_at_is_left_to_it(slides, tiny_model_path):

@@ -44,6 +44,19 @@ def test_a_folder_is_searched_and_its_structure_kept(folder):
     ]
 
 
+def test_what_the_program_wrote_is_not_taken_for_slides(tmp_path):
+    for name in ("a.svs", "a.h5ad", "a.GNAS.overlay.tif", "a.GNAS.overlay.png", "a.GNAS.overlay.json"):
+        (tmp_path / name).touch()
+    lines: list[str] = []
+    assert [job.slide.name for job in find_jobs([str(tmp_path)], tmp_path, lines.append)] == ["a.svs"]
+    assert [line.split(": ", 1)[1] for line in lines] == [
+        "passed over 3 files: pictures that stpredict drew",
+        "passed over 1 file: results",
+    ]
+    with pytest.raises(UsageError, match="a result, not a slide; `stpredict render` draws it"):
+        find_jobs([str(tmp_path / "a.h5ad")], tmp_path, quiet)
+
+
 def test_patterns_and_names_go_straight_into_the_output_folder(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert [job.slide for job in find_jobs(["*.svs"], Path("o"), quiet)] == [Path("b.svs")]

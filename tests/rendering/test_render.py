@@ -100,6 +100,9 @@ def test_the_record_and_the_preview(pictures):
         with Image.open(path.with_suffix(".png")) as preview:
             assert preview.format == "PNG"
             assert min(preview.size) > 500
+            bar = np.flatnonzero((np.asarray(preview.convert("RGB"))[-30:, :250] == 0).all(axis=2).any(axis=0))
+        um_per_px = 0.499 * 2967 / 900
+        assert len(bar) == pytest.approx(200 / um_per_px, abs=1.5)  # a line of 200 um, in the corner
 
 
 def test_a_downsampled_picture_keeps_its_place_by_its_mpp(result, pictures, tmp_path):

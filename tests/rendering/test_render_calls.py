@@ -54,9 +54,31 @@ def test_two_results_of_one_slide_do_not_overwrite_one_another(tiny_model_path):
     assert done.exit_code == 1
     assert "of the same slide as one/CMU-1-Small-Region.h5ad" in done.stderr
     assert len(done.stdout.splitlines()) == 1
-    folder = run("render", "one")
-    assert folder.exit_code == 2
-    assert "is a folder; name the results in it" in folder.stderr
+
+
+def test_a_folder_of_results_is_drawn_into_folders_of_the_same_names():
+    spots = lattice(Bounds(0, 0, 600, 400), Mpp(0.5, 0.5), 50.0)
+    for place in ("results/a.h5ad", "results/deep/a.h5ad"):
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        made_up(Path(place), spots, np.ones((len(spots), 1)))
+    Path("results/.b.h5ad").touch()
+    done = run("render", "results", "--style", "csv", "-o", "out")
+    assert done.exit_code == 0, done.output
+    assert sorted(done.stdout.split()) == ["out/a.expression.csv", "out/deep/a.expression.csv"]
+    Path("empty").mkdir()
+    empty = run("render", "empty")
+    assert empty.exit_code == 2
+    assert "empty: holds no results" in empty.stderr
+
+
+def test_a_result_that_is_drawn_comes_before_another_of_its_slide_in_the_colour_scale():
+    spots = lattice(Bounds(0, 0, 600, 400), Mpp(0.5, 0.5), 50.0)
+    for place, value in (("a/s.h5ad", 1.0), ("z/s.h5ad", 5.0)):
+        Path(place).parent.mkdir()
+        made_up(Path(place), spots, value + np.linspace(0, 1, len(spots))[:, None])
+    done = run("render", "z/s.h5ad", "--style", "heatmap", "--scale-from", ".", "-o", "out")
+    assert "leaves out a/s.h5ad: of the same slide as z/s.h5ad" in done.stderr
+    assert json.loads(Path("out/s.G0.heatmap.json").read_text())["low"] > 4.9
 
 
 @pytest.mark.parametrize(
