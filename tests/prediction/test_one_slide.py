@@ -135,7 +135,7 @@ def test_what_the_card_says_of_each_gene_reaches_the_result_and_the_user(judged_
     assert read_result(outcome.job.result).genes[1].held_out_low == pytest.approx(-0.1)
     assert "1 of these 2 genes are not reliable" in lines[0]
     assert "95 % made up" in lines[0]
-    assert lines[1] == "held-out correlation of each gene (95 % interval), and that of ridge regression:"
+    assert lines[1] == "held-out correlation of each gene (95 % made up), and that of ridge regression:"
     assert lines[2] == "  CD74    0.20 (0.15 to 0.40), ridge 0.10"
     assert lines[3] == "  DDX5    0.01 (-0.10 to 0.40), ridge 0.00  not reliable"
 
