@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import pytest
+from calls import PROGRAM
+from conftest import SLIDE
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -132,6 +134,29 @@ def files_in(folder: str) -> set[str]:
 def assert_sizes(sizes: dict[str, int]) -> None:
     models = {name for name in sizes if PurePosixPath(name).suffix == ".safetensors"}
     assert {name for name, size in sizes.items() if size > MAX_BYTES} <= models
+
+
+def test_slides_are_predicted_drawn_and_tiled_without_what_only_training_needs(tmp_path: Path):
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    missing = ("anndata", "matplotlib", "pandas", "pyarrow", "sklearn")
+    (hidden / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n")
+    environment = os.environ | {"PYTHONPATH": f"{hidden}{os.pathsep}{Path(__file__).parents[1]}"}
+    slide = ("-m", DEFAULT_MODEL, "--pitch", "300")
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*PROGRAM, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    for arguments in (
+        ("predict", SLIDE, *slide, "--genes", "GNAS"),
+        ("render", "."),
+        ("summary", "."),
+        ("tile", SLIDE),
+    ):
+        done = call(*arguments)
+        assert done.returncode == 0, done.stderr
+    trained = call("train", ".", "-o", "m.safetensors")
+    assert "install stpredict with its extra [train]" in trained.stderr
 
 
 def test_wheel_and_sdist_hold_the_program_and_its_models_and_nothing_else(tmp_path: Path):

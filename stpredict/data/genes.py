@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
-from stpredict.data.tables import some
-from stpredict.errors import DatasetError
+from stpredict.errors import DatasetError, some
 
 ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?(_PAR_Y)?")
 #: Up to here float32 holds whole numbers exactly.

@@ -8,8 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stpredict.data.tables import some
-from stpredict.errors import DatasetError
+from stpredict.errors import DatasetError, some
 from stpredict.slides.slide import Mpp
 
 SECTIONS_CSV = "sections.csv"

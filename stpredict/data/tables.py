@@ -6,7 +6,7 @@ import csv
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,6 @@ IMAGES = PLAIN_IMAGES | {".bif", ".btf", ".mrxs", ".ndpi", ".scn", ".svs", ".svs
 
 #: No table of spots holds more; what is packed so that it does is a trap.
 MAX_TABLE_BYTES = 4 << 30
-
-
-def some(names: Iterable[str], limit: int = 5) -> str:
-    """The first few of `names`, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def files_of(folder: Path) -> list[Path]:

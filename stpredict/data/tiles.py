@@ -15,8 +15,7 @@ from scipy.sparse import csr_array, vstack
 from stpredict.arrays import Float, Int, Labels, UInt8
 from stpredict.data.hdf5 import opened_hdf5
 from stpredict.data.section import Section
-from stpredict.data.tables import some
-from stpredict.errors import DatasetError
+from stpredict.errors import DatasetError, some
 from stpredict.new_hdf5 import new_hdf5
 from stpredict.slides.lattice import lattice
 from stpredict.slides.raster import MAX_UPSAMPLING, make_raster, read_patches

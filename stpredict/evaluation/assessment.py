@@ -15,10 +15,9 @@ from stpredict.arrays import Int, Labels
 from stpredict.cards import held_out_correlation
 from stpredict.data.dataset import read_dataset
 from stpredict.data.normalisation import Normalisation, find_normalisation
-from stpredict.data.tables import some
 from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles, write_tiles
 from stpredict.engines import EngineRequest, open_engine
-from stpredict.errors import DatasetError, UsageError
+from stpredict.errors import DatasetError, UsageError, some
 from stpredict.evaluation.features import colour_texture_features
 from stpredict.evaluation.maps import picture_of_patches
 from stpredict.evaluation.scores import Assessment, Predicted, Shares, score_all
