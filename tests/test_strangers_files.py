@@ -326,7 +326,7 @@ def test_a_link_at_an_outputs_name_is_replaced_and_not_followed(tiny_model_path,
     assert run("predict", "s.tif", *asked, "--genes", "GNAS", "--engine", "eager", "--overwrite").exit_code == 0
     assert run("render", "s.h5ad", "--style", "heatmap", "--overwrite").exit_code == 0
     assert run("summary", "s.h5ad", "-o", "cohort.csv", "--overwrite").exit_code == 0
-    assert run("tile", "s.tif", *asked).exit_code == 0
+    assert run("tile", "s.tif", *asked, "--overwrite").exit_code == 0
     assert treasure.read_text() == "gold"
     assert not any(Path(name).is_symlink() for name in outputs)
 
