@@ -14,7 +14,13 @@ import stpredict
 from stpredict.arrays import Bool, Float
 from stpredict.data.normalisation import EXPECTED, NORMALISATIONS, find_normalisation
 from stpredict.errors import ModelFileError
-from stpredict.evaluation.metrics import FALSE_DISCOVERIES, PATIENTS_FOR_INTERVALS, mean_of_known
+from stpredict.evaluation.metrics import (
+    FALSE_DISCOVERIES,
+    LOG_CPM_BY_SECTION,
+    PATIENTS_FOR_INTERVALS,
+    SPOTS_BY_SECTION,
+    mean_of_known,
+)
 from stpredict.slides.views import views_in_words
 from stpredict.weights import (
     REFERENCE_FEATURES,
@@ -365,7 +371,7 @@ def _for_panel(scores: dict[str, Any], panel: Sequence[str]) -> dict[str, Any]:
         key: [values[column[gene]] if gene in column else None for gene in panel]
         for key, values in scores["per_gene"].items()
     }
-    left_out = ("panel", "log_cpm_by_section", "spots_by_section")
+    left_out = ("panel", LOG_CPM_BY_SECTION, SPOTS_BY_SECTION)
     kept = {key: value for key, value in scores.items() if key not in left_out}
     return {**kept, "per_gene": per_gene}
 

@@ -58,14 +58,14 @@ def assess(
     if isinstance(what, Result):
         demand_own_slide(what, dataset)
 
-    def scored_and_leak(found: Tiles | Measured) -> tuple[Int, list[str]]:
+    def scored_and_notes(found: Tiles | Measured) -> tuple[Int, list[str]]:
         scored = np.arange(len(found.section)) if isinstance(what, Model) else own_section(what, found)
         return unseen(name, card, found, scored, allow_patient_leak)
 
     views = what.views if isinstance(what, Model) else None
     with tempfile.TemporaryDirectory() as folder:
-        tiles = open_tiles(dataset, card, views, Path(folder), report, scored_and_leak)
-        scored, leak = scored_and_leak(tiles)
+        tiles = open_tiles(dataset, card, views, Path(folder), report, scored_and_notes)
+        scored, about_patients = scored_and_notes(tiles)
         shares = shares_of(tiles, card, normalisation)
         deep = tiles.depth >= min_depth
         known: Int = np.flatnonzero(deep & (shares.depth > 0))
@@ -82,7 +82,10 @@ def assess(
         features = colour_texture_features((tiles.read_patch(i) for i in known), engine.threads)
         shallow = int((~deep[scored]).sum())
         uncounted = int(deep[scored].sum()) - len(np.intersect1d(scored, known))
-        notes = [*leak, f"{shallow} of {len(scored)} spots have fewer than {min_depth} counts and are left out"]
+        notes = [
+            *about_patients,
+            f"{shallow} of {len(scored)} spots have fewer than {min_depth} counts and are left out",
+        ]
         if uncounted:
             notes.append(f"{uncounted} further spots have no counts in the panel and are left out")
         if small:
@@ -99,8 +102,8 @@ def assess(
         um, trained_um = tiles.spot_diameter_um, card.get("spot_diameter_um", tiles.spot_diameter_um)
         if abs(um / trained_um - 1) > 0.05:
             notes.append(f"spots are {um:g} um wide; the model learnt from spots of {trained_um:g} um")
-        leaks = any(note.startswith("LEAK") for note in leak)
-        found = score_all(f"{name} on {dataset.name}", notes, tiles, predicted, known, features, leaks)
+        leak = allow_patient_leak and bool(about_patients)
+        found = score_all(f"{name} on {dataset.name}", notes, tiles, predicted, known, features, leak)
         pictures = {}
         for section in sorted({one.section for one in found.maps}):
             own = predicted.index[tiles.section[predicted.index] == section]

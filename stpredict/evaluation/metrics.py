@@ -19,6 +19,8 @@ THETA = 100.0
 PER_MILLION = 1e6
 #: Genes that PCC(H) averages.
 HIGHLY_PREDICTIVE = 50
+#: Scores of each test section, which runs keep and cards do not.
+LOG_CPM_BY_SECTION, SPOTS_BY_SECTION = "log_cpm_by_section", "spots_by_section"
 #: From so many patients on, intervals are of the spread between them.
 PATIENTS_FOR_INTERVALS = 6
 #: Of the genes called significant, the share that may be so by chance.

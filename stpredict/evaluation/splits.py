@@ -11,15 +11,13 @@ from sklearn.linear_model import LinearRegression
 from stpredict.arrays import Bool, Float, Labels
 from stpredict.evaluation import metrics
 from stpredict.evaluation.baselines import fit_nearest_neighbours, fit_ridge
-from stpredict.evaluation.metrics import rounded_mean
+from stpredict.evaluation.metrics import LOG_CPM_BY_SECTION, SPOTS_BY_SECTION, rounded_mean
 from stpredict.evaluation.spatial_statistics import correlation_error
 from stpredict.training.objectives import Objective
 
 #: Score names as they stand in cards and tables.
 DEPTH_CONTROLLED = "depth_controlled"
 LOG_CPM = "log_cpm_per_gene"
-#: Of each test section; cards do not keep so much.
-LOG_CPM_BY_SECTION, SPOTS_BY_SECTION = "log_cpm_by_section", "spots_by_section"
 PER_SPOT = "log_cpm_per_spot"
 RMSE = "log_cpm_rmse"
 #: Predict the same for all spots of a section, so that no correlation over spots is theirs.

@@ -39,9 +39,14 @@ def make_overview(slide: Slide, width: int, height: int, threads: int = 2) -> UI
     return overview
 
 
+def thumbnail_downsample(slide: Slide) -> float:
+    """Level-0 pixels per pixel of the thumbnail."""
+    return max(1.0, max(slide.dimensions) / THUMBNAIL_PX)
+
+
 def thumbnail_size(slide: Slide) -> tuple[int, int]:
     """Width and height of the slide at no more than 1500 pixels."""
-    downsample = max(1.0, max(slide.dimensions) / THUMBNAIL_PX)
+    downsample = thumbnail_downsample(slide)
     width, height = slide.dimensions
     return max(1, round(width / downsample)), max(1, round(height / downsample))
 
@@ -51,7 +56,7 @@ def make_thumbnail(slide: Slide, overview: UInt8, threads: int) -> tuple[UInt8, 
 
     `overview` is the slide at another size, which is used if it is the larger one.
     """
-    downsample = max(1.0, max(slide.dimensions) / THUMBNAIL_PX)
+    downsample = thumbnail_downsample(slide)
     width, height = thumbnail_size(slide)
     if width <= overview.shape[1] and height <= overview.shape[0]:
         return np.asarray(Image.fromarray(overview).resize((width, height), Image.Resampling.BOX)), downsample
