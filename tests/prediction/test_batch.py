@@ -115,7 +115,6 @@ def test_one_picture_that_cannot_be_drawn_does_not_end_the_run(slides, tiny_mode
     def refuse(*_args):
         raise UsageError("no picture today.")
 
-    monkeypatch.setattr("stpredict.commands.render.render_one", refuse)
     monkeypatch.setattr("stpredict.commands.predict.render_one", refuse)
     (slides / "damaged.svs").unlink()
     some = ("-m", tiny_model_path, "--genes", "GNAS", "--pitch", "100", "-o", "out", "--render")
