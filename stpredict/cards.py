@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import stpredict
-from stpredict.arrays import Bool, Float
+from stpredict.arrays import Bool, Float, Int
 from stpredict.data.normalisation import EXPECTED, NORMALISATIONS, find_normalisation
 from stpredict.errors import ModelFileError
 from stpredict.evaluation.metrics import (
@@ -23,9 +23,10 @@ from stpredict.evaluation.metrics import (
 )
 from stpredict.slides.views import views_in_words
 from stpredict.weights import (
+    REFERENCE_BIAS,
     REFERENCE_FEATURES,
-    REFERENCE_OUTPUT_MEAN,
-    REFERENCE_OUTPUT_WHITENING,
+    REFERENCE_PART,
+    REFERENCE_WEIGHT,
     Model,
     load_model,
     save_model,
@@ -109,11 +110,13 @@ def make_card(
 
 
 def write_model(
-    path: Path, card: dict[str, Any], network: Network, objective: Objective, features: Float, outputs: Reference | None
-) -> None:
+    path: Path, card: dict[str, Any], network: Network, objective: Objective, features: Float, part: Int,
+    reference: Reference | None,
+) -> None:  # fmt: skip
     """Write the network in fp16 with what tells unusual patches; its head is made to predict expression.
 
-    That is colour and texture `features` of some training patches, and the reference of what is predicted of them.
+    That is colour and texture `features` of some training patches, with the part that each is left out in, and the
+    `reference` of what the head reads of them.
     """
     from stpredict.networks import build_network, own_state
 
@@ -131,10 +134,10 @@ def write_model(
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise ModelFileError(f"{path.name}: its weights are not finite, and are not written.")
     chosen = np.random.default_rng(0).permutation(len(features))[:N_REFERENCE]
-    references = {REFERENCE_FEATURES: features[chosen].astype(np.float32)}
-    if outputs:
-        references[REFERENCE_OUTPUT_MEAN] = outputs.mean.astype(np.float32)
-        references[REFERENCE_OUTPUT_WHITENING] = outputs.whitening.astype(np.float32)
+    references = {REFERENCE_FEATURES: features[chosen].astype(np.float32), REFERENCE_PART: part[chosen]}
+    if reference:
+        references[REFERENCE_WEIGHT] = reference.whitening.T.astype(np.float32)
+        references[REFERENCE_BIAS] = -(reference.mean @ reference.whitening).astype(np.float32)
     save_model(path, tensors | references, card)
     load_model(path)
 

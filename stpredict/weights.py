@@ -24,11 +24,12 @@ FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 64 << 20
 #: No network of this kind is wider, deeper or predicts more genes.
 MAX_SIZE = 100_000
-#: Tensors that are not the network's: colour and texture features of training patches, n x 52;
-REFERENCE_FEATURES = "reference_features"
-#: the mean of what is predicted of them, and what turns a difference from it into a distance, genes x directions.
-REFERENCE_OUTPUT_MEAN, REFERENCE_OUTPUT_WHITENING = "reference_output_mean", "reference_output_whitening"
-REFERENCES = {REFERENCE_FEATURES, REFERENCE_OUTPUT_MEAN, REFERENCE_OUTPUT_WHITENING}
+#: Tensors that are not the network's: colour and texture features of training patches, n x 52, and in which part of
+#: them each is left out;
+REFERENCE = "reference_"
+REFERENCE_FEATURES, REFERENCE_PART = "reference_features", "reference_part"
+#: a linear map of what the head reads, directions x features, to coordinates that are 1 long at the bound of the usual.
+REFERENCE_WEIGHT, REFERENCE_BIAS = "reference_weight", "reference_bias"
 
 Array = np.ndarray[Any, Any]
 
@@ -70,7 +71,7 @@ class Model:
         return bool(self.card["parameters"].get("network") == "triplex")
 
     def network_tensors(self) -> dict[str, Array]:
-        return {name: tensor for name, tensor in self.tensors.items() if name not in REFERENCES}
+        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(REFERENCE)}
 
 
 def save_model(path: Path, tensors: Mapping[str, Array], card: Mapping[str, Any]) -> None:
@@ -152,10 +153,13 @@ def check_card(card: Mapping[str, Any], tensors: Mapping[str, Array]) -> None:
         demand("held-out genes", np.asarray(fold["per_gene"]["correlation"], dtype=float).shape == (count,))
     reference = tensors.get(REFERENCE_FEATURES)
     demand("reference features", reference is None or (reference.ndim == 2 and reference.shape[1] == N_FEATURES))
-    mean, whitening = tensors.get(REFERENCE_OUTPUT_MEAN), tensors.get(REFERENCE_OUTPUT_WHITENING)
-    if mean is not None and whitening is not None:
-        demand("reference of outputs", mean.shape == (count,) and whitening.shape[:-1] == (count,))
-        demand("reference of outputs", bool(np.isfinite(mean).all() and np.isfinite(whitening).all()))
+    part = tensors.get(REFERENCE_PART)
+    demand("parts of the reference", part is None or (reference is not None and part.shape == reference.shape[:1]))
+    weight, bias = tensors.get(REFERENCE_WEIGHT), tensors.get(REFERENCE_BIAS)
+    if weight is not None and bias is not None:
+        head = tensors["head.weight"]
+        demand("reference of what the head reads", weight.shape == (*bias.shape, *head.shape[1:]) and bias.ndim == 1)
+        demand("reference of what the head reads", bool(np.isfinite(weight).all() and np.isfinite(bias).all()))
 
 
 def can_name_files(name: str) -> bool:

@@ -69,6 +69,7 @@ class TwoPasses:
 class Engine:
     """A network ready to run. `infer` takes full batches and yields expression (B x genes) in order.
 
+    Behind the genes stand the patches' coordinates among the training patches, where the model file tells of them.
     Batches are B x P x P x 3, or B x V x P x P x 3 for a network that looks at several views.
 
     `calibration` tells apart networks that were quantised on other patches; None if nothing was.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from stpredict.arrays import Float32, UInt8
 from stpredict.engines import Engine, EngineRequest, TwoPasses
@@ -25,12 +26,13 @@ from stpredict.networks import Network, build_network
 from stpredict.networks.encoder import Encoded
 from stpredict.networks.encoder_files import find_encoder, open_encoder
 from stpredict.networks.triplex import SIDE, Triplex
-from stpredict.weights import Model, models_folders
+from stpredict.weights import REFERENCE_BIAS, REFERENCE_WEIGHT, Model, models_folders
 
 
 def load_network(model: Model) -> Network:
     """The model's network in fp32, ready to predict. Raises ModelFileError if its tensors do not fit its card.
 
+    Behind the genes it gives a patch's coordinates among the training patches, if the model file tells of them.
     An encoder is looked for beside the model and among the installed models.
     """
     network = build_network(model.card["parameters"])
@@ -43,6 +45,10 @@ def load_network(model: Model) -> Network:
         raise ModelFileError(
             f"{model.path.name}: predicts {network.config.n_genes} genes but names {len(model.panel)}."
         )
+    weight, bias = model.tensors.get(REFERENCE_WEIGHT), model.tensors.get(REFERENCE_BIAS)
+    if weight is not None and bias is not None:
+        network.head.beside = beside = nn.Linear(weight.shape[1], len(weight))
+        beside.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
     network.eval()
     if isinstance(network, Encoded):
         folders = [model.path.parent, *models_folders()]
@@ -63,15 +69,16 @@ def judge(
     batch_size: int,
     device: str = "cpu",
 ) -> Verdict:
-    """Compare an engine on patches of the `sample`, the last batch padded, with fp32 and equally precise eager."""
+    """Compare an engine's genes on patches of the `sample`, the last batch padded, with fp32 and as precise eager."""
     patches = check_patches(sample)
     n_batches = -(-len(patches) // batch_size)
     padded = np.resize(patches, (n_batches * batch_size, *patches.shape[1:]))
-    output = np.concatenate(list(infer(np.split(padded, n_batches))))[: len(patches)]
+    genes = slice(len(model.panel))
+    output = np.concatenate(list(infer(np.split(padded, n_batches))))[: len(patches), genes]
     eager = None
     if precision in DTYPES and precision != "fp32":
-        eager = _run(load_network(model).cast(DTYPES[precision]).to(device), patches, device)
-    return compare(output, run_reference(model, patches), precision, eager)
+        eager = _run(load_network(model).cast(DTYPES[precision]).to(device), patches, device)[:, genes]
+    return compare(output, run_reference(model, patches)[:, genes], precision, eager)
 
 
 def _run(network: Network, patches: UInt8, device: str) -> Float32:

@@ -9,13 +9,12 @@ within the spot. Sums of differences that lower precisions cannot tell apart: ev
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stpredict.networks.autocast import no_autocast
+from stpredict.networks.head import Head, Link
 
 POOLINGS = 3
 
@@ -31,7 +30,7 @@ class DictionaryConfig:
     window_px: int = 8
     stride_px: int = 3
     patch_px: int = 224
-    link: Literal["identity", "softplus"] = "identity"  # "softplus": the head predicts ln(CPM), not ln(1 + CPM)
+    link: Link = "identity"
 
 
 def optical_density(patches: Tensor) -> Tensor:
@@ -55,7 +54,7 @@ class Dictionary(nn.Module):
         self.register_buffer("centres", torch.randn(k, c))
         self.register_buffer("feature_mean", torch.zeros(n_features))
         self.register_buffer("feature_scale", torch.ones(n_features))
-        self.head = nn.Linear(n_features, config.n_genes)
+        self.head = Head(n_features, config.n_genes, config.link)
         side = (config.patch_px - window) // config.stride_px + 1
         from_centre = (torch.arange(side) + 0.5) / side - 0.5
         radius = config.spot_px / config.patch_px / 2
@@ -65,8 +64,7 @@ class Dictionary(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Patches, uint8 N x P x P x 3, to float32 N x genes."""
         with no_autocast(patches):
-            output = self.read(self.features(patches))
-        return F.softplus(output) if self.config.link == "softplus" else output
+            return self.read(self.features(patches))
 
     def read(self, features: Tensor) -> Tensor:
         """What the head makes of features, N x genes."""

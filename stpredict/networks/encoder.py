@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stpredict.networks.autocast import no_autocast
+from stpredict.networks.head import Head, Link
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class EncoderConfig:
     mean: Sequence[float]
     std: Sequence[float]
     patch_px: int = 224
-    link: Literal["identity", "softplus"] = "identity"  # "softplus": the head predicts ln(CPM), not ln(1 + CPM)
+    link: Link = "identity"
 
 
 class Encoded(nn.Module):
@@ -44,13 +43,12 @@ class Encoded(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.register_buffer("feature_mean", torch.zeros(config.n_features))
         self.register_buffer("feature_scale", torch.ones(config.n_features))
-        self.head = nn.Linear(config.n_features, config.n_genes)
+        self.head = Head(config.n_features, config.n_genes, config.link)
         self.encoder_dtype = torch.float32
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches, uint8 N x P x P x 3, to float32 N x genes."""
-        output = self.read(self.features(patches))
-        return F.softplus(output) if self.config.link == "softplus" else output
+        return self.read(self.features(patches))
 
     def features(self, patches: Tensor) -> Tensor:
         """What the head reads, before it is standardised: N x features."""

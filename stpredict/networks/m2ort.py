@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from stpredict.networks.attention import join_heads, random_mask_attention, split_heads
 from stpredict.networks.autocast import no_autocast
+from stpredict.networks.head import Head, Link
 
 N_LEVELS = 3
 #: Antialiased bilinear reduction as image libraries do it: one filter per level, not two halvings.
 DOWNSAMPLE_KERNELS = {2: (1, 3, 3, 1), 4: (1, 3, 5, 7, 7, 5, 3, 1)}
 
 Mixing = Literal["per_level", "cross_level"]
-Link = Literal["identity", "softplus"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class M2ORTConfig:
     v_from: Literal["qkv3", "qkv2"] = "qkv3"  # "qkv2": the oldest released code
     mask_probability: float = 0.1  # random-mask self-attention, training only
     dropout: float = 0.0
-    link: Link = "identity"  # "softplus": the head predicts ln(CPM), the output is ln(1 + CPM)
+    link: Link = "identity"
 
 
 VARIANTS = {
@@ -179,7 +179,7 @@ class M2ORT(nn.Module):
         self.position_embedding = nn.Parameter(0.02 * torch.randn(1, tokens + 1, width))
         self.encoders = nn.ModuleList(Encoder(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, config.n_genes)
+        self.head = Head(width, config.n_genes, config.link)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches, uint8 N x P x P x 3, to float32 N x genes."""
@@ -190,8 +190,7 @@ class M2ORT(nn.Module):
         joined = self.encode(level_0, level_1, level_2)
         with no_autocast(joined):
             # Spots differ by less than a bf16 step of their mean.
-            output = self.head(joined.float())
-        return F.softplus(output) if self.config.link == "softplus" else output
+            return self.head(joined.float())  # type: ignore[no-any-return]
 
     def features(self, patches: Tensor) -> Tensor:
         """What the head reads, N x 3C."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 from stpredict.networks.attention import join_heads, random_mask_attention, split_heads
 from stpredict.networks.autocast import no_autocast
+from stpredict.networks.head import Head, Link
 
 VIEWS = (1, 2, 4)
 N_LEVELS = len(VIEWS)
@@ -37,7 +37,7 @@ class M2OSTConfig:
     patch_px: int = 224
     token_px: int = 16
     mask_probability: float = 0.1  # random-mask self-attention, training only
-    link: Literal["identity", "softplus"] = "identity"  # "softplus": the head predicts ln(CPM), not ln(1 + CPM)
+    link: Link = "identity"
 
 
 class PatchEmbedding(nn.Module):
@@ -182,15 +182,14 @@ class M2OST(nn.Module):
         )
         self.encoders = nn.ModuleList(Encoder(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(c)
-        self.head = nn.Linear(N_LEVELS * c, config.n_genes)
+        self.head = Head(N_LEVELS * c, config.n_genes, config.link)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Views, uint8 N x 3 x P x P x 3, to float32 N x genes."""
         joined = self.features(patches)
         with no_autocast(joined):
             # Spots differ by less than a bf16 step of their mean.
-            output = self.head(joined.float())
-        return F.softplus(output) if self.config.link == "softplus" else output
+            return self.head(joined.float())  # type: ignore[no-any-return]
 
     def features(self, patches: Tensor) -> Tensor:
         """What the head reads, N x 3C."""

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from stpredict.networks.head import Head, Link
 
 #: Patches along the side of the neighbourhood; the target is the middle one.
 SIDE = 5
@@ -53,7 +55,7 @@ class TriplexConfig:
     neighbour_dropout: float = 0.3
     patch_px: int = 224
     trunk_width: int = 64  # of a ResNet18's first layer; its features are eight times as wide
-    link: Literal["identity", "softplus"] = "identity"  # "softplus": the heads predict ln(CPM), not ln(1 + CPM)
+    link: Link = "identity"
 
 
 #: The paper's settings for HER2+ (Andersson et al.), for breast cancer (He et al.), and for squamous cell carcinoma.
@@ -221,7 +223,7 @@ class Triplex(nn.Module):
         self.position_encoding = PositionEncoding(c)
         self.global_norm, self.fusion_norm = nn.LayerNorm(c), nn.LayerNorm(c)
         self.head, self.target_head, self.neighbour_head, self.global_head = (
-            nn.Linear(c, config.n_genes) for _ in range(4)
+            Head(c, config.n_genes, config.link) for _ in range(4)
         )
         places = torch.stack(torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")).flatten(1)
         apart = (places[:, :, None] - places[:, None]).abs()
@@ -258,7 +260,7 @@ class Triplex(nn.Module):
 
         Engines are checked by it: it runs all of the network. Slides are read by `read_spots`.
         """
-        return self.expression(self.features(patches))
+        return self.head(self.features(patches))  # type: ignore[no-any-return]
 
     def features(self, patches: Tensor) -> Tensor:
         """What the head reads, N x C, as if each spot were all that there is of its slide."""
@@ -274,11 +276,7 @@ class Triplex(nn.Module):
         """Expression, N x genes, of N spots: their patches (uint8 N x P x P x 3), the frozen features of their
         neighbours (N x 25 x 8 widths), which of them lie off the slide, and their global tokens (N x C)."""
         target, neighbour = self.embed_target(self.trunk(patches)), self.neighbour_tokens(neighbours, absent)
-        return self.expression(self.fuse(target, neighbour, absent, global_tokens))
-
-    def expression(self, fused: Tensor) -> Tensor:
-        output: Tensor = self.head(fused)
-        return F.softplus(output) if self.config.link == "softplus" else output
+        return self.head(self.fuse(target, neighbour, absent, global_tokens))  # type: ignore[no-any-return]
 
     def four_outputs(self, patches: Tensor, neighbours: Tensor, absent: Tensor, global_tokens: Tensor) -> list[Tensor]:
         """What the four heads say, N x genes each: of the fused token, the target, the neighbours, the global token."""

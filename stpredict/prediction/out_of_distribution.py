@@ -1,35 +1,39 @@
-"""Are patches like those that the model was trained on? Their colours, and what the network makes of them."""
+"""Are patches like those that the model was trained on? Their colours, and what the network's head reads of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from stpredict.arrays import Float, Float32, Int, Labels, UInt8
 from stpredict.evaluation.features import PERCENTILES
-from stpredict.weights import REFERENCE_FEATURES, REFERENCE_OUTPUT_MEAN, REFERENCE_OUTPUT_WHITENING, Model
+from stpredict.weights import REFERENCE_FEATURES, REFERENCE_PART, Model
 
-#: A patch is unusual if it lies further from the training patches than this fraction of them does from the others.
+#: A patch is unusual if it lies further from the training patches than this fraction of them does from the others,
 UNUSUAL_QUANTILE = 0.99
+#: those of other patients where there are so many, else of other sections, or of the other parts of one alone. What is
+#: left out must leave a reference: no more than this share of the patches.
+MIN_PATIENTS, PARTS, MOST_LEFT_OUT = 3, 5, 2 / 3
 #: From this share of unusual patches on, `predict` and the pictures say so.
 UNUSUAL_FROM = 0.5
 #: Added to the variances, so that combinations of features which hardly vary in training do not decide alone.
 SHRINKAGE = 0.1
 #: No feature counts as more constant than this, a few grey levels.
 LEAST_SPREAD = 1e-3
-#: No direction of the output counts as narrower than this part of the widest one.
+#: No direction of what the head reads counts as narrower than this part of the widest one.
 NARROWEST = 0.01
 #: Of the reference's features, those of colour come first; texture costs fifty times as much and is left out.
 N_COLOURS = 6 * (2 + len(PERCENTILES))
 #: Optical density of the darkest that scikit-image's colour deconvolution knows.
 BLACK = 6
 #: Below this many patches there is no spread to speak of.
-MIN_REFERENCE = 3
-#: Directions in which a network's output is compared with that for training patches: the widest, and
-N_DIRECTIONS = 20
-#: one for so many patches at most. A section alone is left out in so many parts.
-PATCHES_PER_DIRECTION, PARTS = 10, 5
+MIN_REFERENCE = 10
+#: Directions in which what the head reads is compared with that of training patches: the widest, and
+N_DIRECTIONS = 80
+#: one for so many patches at most.
+PATCHES_PER_DIRECTION = 5
 
 
 @dataclass(frozen=True)
@@ -40,62 +44,60 @@ class Reference:
     whitening: Float
 
 
+def parts_left_out(patient: Labels, section: Labels) -> Int:
+    """Which patches are left out together when the bound is found: the number of each one's part."""
+    for labels, least in ((patient, MIN_PATIENTS), (section, 2)):
+        _, part, n_patches = np.unique(labels, return_inverse=True, return_counts=True)
+        if len(n_patches) >= least and n_patches.max() <= MOST_LEFT_OUT * len(labels):
+            return part.astype(np.int64)
+    return np.arange(len(section)) * PARTS // max(len(section), 1)
+
+
 def reference_of(model: Model) -> Reference | None:
-    """The reference of colours that a model file holds, if it does."""
-    features = model.tensors.get(REFERENCE_FEATURES)
+    """The reference of colours that a model file holds, if it does; older files do not say what to leave out."""
+    features, part = model.tensors.get(REFERENCE_FEATURES), model.tensors.get(REFERENCE_PART)
     if features is None or len(features) < MIN_REFERENCE or not np.isfinite(features).all():
         return None
-    return make_reference(features[:, :N_COLOURS].astype(np.float64))
+    if part is None or len(part) - np.unique(part, return_counts=True)[1].max() < MIN_REFERENCE:
+        part = np.arange(len(features)) * PARTS // len(features)
+    return make_reference(features[:, :N_COLOURS].astype(np.float64), part)
 
 
-def make_reference(features: Float) -> Reference:
+def make_reference(features: Float, part: Int) -> Reference:
     """The Mahalanobis distance to the colours of training patches (n x 36), in units of the bound.
 
-    The bound is the 99th percentile of their own distances, each from mean and covariance of the others, which follow
-    from those of all in closed form (Sherman and Morrison 1950).
+    The bound is the 99th percentile of the distances of each part's patches from all others.
     """
-    n, n_features = features.shape
-    mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), LEAST_SPREAD)
-    known = (features - mean) / spread
-    covariance, shrinkage = np.cov(known, rowvar=False), SHRINKAGE * np.eye(n_features)
-    others = np.linalg.inv((n - 1) / (n - 2) * covariance + shrinkage)
-    squared = np.einsum("ij,jk,ik->i", known, others, known)
-    left_out = (n / (n - 1)) ** 2 * squared / (1 - n / ((n - 1) * (n - 2)) * squared)
-    bound = max(float(np.quantile(np.sqrt(left_out), UNUSUAL_QUANTILE)), LEAST_SPREAD)
-    whitening = np.linalg.cholesky(np.linalg.inv(covariance + shrinkage))
-    return Reference(mean, whitening / spread[:, None] / bound)
+    return _in_units_of_the_bound(features, part, _whitened_colours)
 
 
-def output_reference_of(model: Model) -> Reference | None:
-    """The reference of the network's output that a model file holds, if it does."""
-    mean, whitening = (model.tensors.get(name) for name in (REFERENCE_OUTPUT_MEAN, REFERENCE_OUTPUT_WHITENING))
-    if mean is None or whitening is None:
-        return None
-    return Reference(mean.astype(np.float64), whitening.astype(np.float64))
+def make_feature_reference(read: Float, part: Int) -> Reference | None:
+    """The Mahalanobis distance to what a network's head reads of training patches (n x features), likewise.
 
-
-def make_output_reference(expression: Float, section: Labels) -> Reference | None:
-    """The Mahalanobis distance to what a network predicts of training patches (n x genes), in units of the bound.
-
-    It is taken in the directions of the widest spread; a linear head's output holds nothing but what the network's
-    last features hold. The bound is the 99th percentile of the distances of each section from the others, or of each
-    fifth of one alone. None where patches are too few.
+    It is taken in the directions of their widest spread. None where patches are too few.
     """
-    parts: Labels | Int = section if len(np.unique(section)) > 1 else np.arange(len(section)) * PARTS // len(section)
-    largest = int(np.unique(parts, return_counts=True)[1].max())
-    n_directions = min(N_DIRECTIONS, (len(expression) - largest) // PATCHES_PER_DIRECTION)
+    n_left = len(read) - int(np.bincount(part).max(initial=0))
+    n_directions = min(N_DIRECTIONS, read.shape[1], n_left // PATCHES_PER_DIRECTION)
     if n_directions < 1:
         return None
-    left_out = [
-        unusual(expression[parts == part], _whitened(expression[parts != part], n_directions))
-        for part in np.unique(parts)
-    ]
+    return _in_units_of_the_bound(read, part, lambda some: _whitened_directions(some, n_directions))
+
+
+def _in_units_of_the_bound(values: Float, part: Int, whiten: Callable[[Float], Reference]) -> Reference:
+    left_out = [unusual(values[part == one], whiten(values[part != one])) for one in np.unique(part)]
     bound = max(float(np.quantile(np.concatenate(left_out), UNUSUAL_QUANTILE)), LEAST_SPREAD)
-    reference = _whitened(expression, n_directions)
+    reference = whiten(values)
     return Reference(reference.mean, reference.whitening / bound)
 
 
-def _whitened(values: Float, n_directions: int) -> Reference:
+def _whitened_colours(features: Float) -> Reference:
+    mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), LEAST_SPREAD)
+    covariance = np.cov((features - mean) / spread, rowvar=False)
+    whitening = np.linalg.cholesky(np.linalg.inv(covariance + SHRINKAGE * np.eye(len(mean))))
+    return Reference(mean, whitening / spread[:, None])
+
+
+def _whitened_directions(values: Float, n_directions: int) -> Reference:
     mean = values.mean(axis=0)
     _, spread, directions = np.linalg.svd(values - mean, full_matrices=False)
     deviation = spread[:n_directions] / np.sqrt(len(values) - 1)
@@ -138,9 +140,13 @@ def colour_features(planes: Float32) -> Float:
 
 
 def unusual(features: Float | Float32, reference: Reference) -> Float:
-    """Distance of each patch's colours (n x 36) or output (n x genes) to the training patches': 99 % lie within 1."""
+    """Distance of each patch's features (n x features) to the training patches': 99 % lie within 1."""
     # No matrix product of many patches, which rounds differently for a patch alone and among others.
     away = (features - reference.mean)[:, :, None]
-    whitened = np.concatenate([(patch * reference.whitening).sum(axis=1) for patch in away[:, None]])
+    return length(np.concatenate([(patch * reference.whitening).sum(axis=1) for patch in away[:, None]]))
+
+
+def length(whitened: Float | Float32) -> Float:
+    """How long each row is, of n x directions."""
     distance: Float = np.sqrt(np.square(whitened).sum(axis=1))
     return distance

@@ -15,7 +15,7 @@ import numpy as np
 
 from stpredict.arrays import Float32, Int, UInt8
 from stpredict.engines import Engine
-from stpredict.prediction.out_of_distribution import Reference, output_reference_of, reference_of, unusual
+from stpredict.prediction.out_of_distribution import Reference, length, reference_of
 from stpredict.prediction.quality import measure_patches
 from stpredict.prediction.shards import Shards
 from stpredict.slides.lattice import Spots
@@ -77,7 +77,7 @@ def predict_shards(
     Where shards are to hold a spread, each batch is predicted in its eight flips and rotations.
     Raises SlideError where the slide cannot be decoded.
     """
-    reference, output_reference = reference_of(model), output_reference_of(model)
+    reference, n_genes = reference_of(model), len(model.panel)
     waits, begun = Waits(), set[int]()
     upcoming, n_patches, n_batches = deque[int](), deque[int](), deque[int]()  # of what is read, but not yet predicted
 
@@ -110,8 +110,8 @@ def predict_shards(
             size, done = len(shards.spots(shard)), shards.done(begun)
             for expression, *spread in part:
                 measures = measuring.popleft().result()
-                if output_reference:
-                    measures[:, 0] = np.fmax(measures[:, 0], unusual(expression, output_reference))
+                if expression.shape[1] > n_genes:  # coordinates among the training patches, behind the genes
+                    measures[:, 0] = np.fmax(measures[:, 0], length(expression[:, n_genes:]))
                 batch = np.concatenate([*(values[:, columns] for values in (expression, *spread)), measures], axis=1)
                 buffer.append(batch)
                 held = min(held + len(batch), size)

@@ -25,7 +25,7 @@ from stpredict.networks import FITTED, architecture_views, check_architecture, r
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.networks.encoder_files import count_features, open_encoder
 from stpredict.networks.trunk_files import read_trunk
-from stpredict.prediction.out_of_distribution import make_output_reference
+from stpredict.prediction.out_of_distribution import make_feature_reference, parts_left_out
 from stpredict.training.fit import (
     Report,
     is_main_process,
@@ -36,7 +36,7 @@ from stpredict.training.fit import (
 from stpredict.training.folds import Fold, check_split, choose_validation, plan_folds
 from stpredict.training.heads import describe_patches
 from stpredict.training.objectives import check_objective
-from stpredict.training.one_network import Panel, Run, Trained, predict_rows, train_network
+from stpredict.training.one_network import Panel, Run, Trained, predict_and_read, predict_rows, train_network
 from stpredict.training.preparation import (
     ENCODED,
     FEATURES,
@@ -200,7 +200,8 @@ def write_trained(
 ) -> dict[str, Any]:
     """Write the model with its card, which is returned."""
     rows = np.flatnonzero(np.isin(run.tiles.section, trained.sections) & (trained.objective.depth > 0))
-    expression = trained.objective.expression(predict_rows(run, trained, rows))
+    z, read = predict_and_read(run, trained, rows)
+    expression = trained.objective.expression(z)
     training = {
         **trained_how(run.settings, trained),
         "licence": run.licence,
@@ -212,8 +213,9 @@ def write_trained(
     }
     card = make_card(name, run.tiles, trained.panel, trained.network, trained.objective, expression, training, held_out)
     if is_main_process():
-        outputs = make_output_reference(expression, run.tiles.section[rows])
-        write_model(path, card, trained.network, trained.objective, run.features[rows], outputs)
+        part = parts_left_out(run.tiles.patient[rows], run.tiles.section[rows])
+        reference = make_feature_reference(read, part)
+        write_model(path, card, trained.network, trained.objective, run.features[rows], part, reference)
     return card
 
 

@@ -26,6 +26,7 @@ from stpredict.evaluation import metrics
 from stpredict.evaluation.baselines import fit_ridge
 from stpredict.files import atomic_path
 from stpredict.networks import Network, architecture_config, make_network
+from stpredict.networks.head import Head
 from stpredict.slides.symmetry import SYMMETRIES, turn
 from stpredict.training.objectives import Objective
 from stpredict.training.settings import Settings
@@ -281,7 +282,7 @@ def teach(
     mean, spread = taught[places].mean(axis=0), taught[places].std(axis=0) + 1e-9
     wanted = torch.as_tensor(np.clip((taught - mean) / spread, -TAUGHT_LIMIT, TAUGHT_LIMIT), dtype=torch.float32)
     head, n_genes = network.head, network.config.n_genes
-    network.head = nn.Linear(head.in_features, taught.shape[1])
+    network.head = Head(head.in_features, taught.shape[1], "identity")
     teach_values(network, tiles, wanted, places, settings, log, state, device)
     scale, shift = (torch.as_tensor(x[:n_genes], dtype=torch.float32, device=device) for x in (spread, mean))
     with torch.no_grad():

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from stpredict.arrays import Bool, Float, Labels
 from stpredict.errors import UsageError
 from stpredict.evaluation.metrics import PER_MILLION, THETA, log_cpm, pearson_residuals
+from stpredict.networks.head import Link
 
-Link = Literal["identity", "softplus"]
 ObjectiveName = Literal["residuals", "nb", "poisson", "mse"]
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from stpredict.arrays import Float, Int
 from stpredict.data.normalisation import NORMALISATIONS
@@ -131,6 +132,15 @@ def predict_rows(run: Run, trained: Trained, rows: Int) -> Float:
     with torch.inference_mode():
         features = torch.as_tensor(run.encoded[rows], dtype=torch.float32, device=run.device)
         return network.read(features).double().cpu().numpy()
+
+
+def predict_and_read(run: Run, trained: Trained, rows: Int) -> tuple[Float, Float]:
+    """As `predict_rows`, and what the network's head reads, spots x features."""
+    head = trained.network.head
+    head.beside = nn.Identity()
+    both = predict_rows(run, trained, rows)
+    head.beside = None
+    return both[:, : head.out_features], both[:, head.out_features :]
 
 
 def train_epochs(

@@ -25,7 +25,7 @@ from scipy import ndimage
 from stpredict import DEFAULT_MODEL
 from stpredict.data.her2st import read_her2st
 from stpredict.engines.eager import load_network
-from stpredict.prediction.out_of_distribution import Reference, output_reference_of, reference_of, unusual
+from stpredict.prediction.out_of_distribution import Reference, length, reference_of
 from stpredict.prediction.quality import flag_spots, measure_patches, typical_density, unusual_share
 from stpredict.result import FLAGS, UNUSUAL
 from stpredict.slides.grid import GridRequest, choose_spots
@@ -142,16 +142,17 @@ def patches_of(path: Path, mpp: float | None) -> np.ndarray:
 
 def measured(patches: np.ndarray, model: Model) -> np.ndarray:
     """The measures of patches as a prediction has them."""
-    measures, reference = measure_patches(patches, reference_of(model)), output_reference_of(model)
-    assert reference
-    measures[:, 0] = np.fmax(measures[:, 0], unusual(outputs_of(patches, model), reference))
+    measures = measure_patches(patches, reference_of(model))
+    measures[:, 0] = np.fmax(measures[:, 0], distance_read(patches, model))
     return measures
 
 
-def outputs_of(patches: np.ndarray, model: Model) -> np.ndarray:
+def distance_read(patches: np.ndarray, model: Model) -> np.ndarray:
+    """How far what the network's head reads of patches lies from what it read of the training patches."""
     network = load_network(model)
     with torch.inference_mode():
-        return np.concatenate([network(part).numpy() for part in torch.from_numpy(patches).split(32)])
+        outputs = [network(part).numpy() for part in torch.from_numpy(patches).split(32)]
+    return length(np.concatenate(outputs)[:, len(model.panel) :])
 
 
 def false_alarms(slides: dict[str, np.ndarray], model: Model) -> Iterator[str]:
@@ -187,17 +188,15 @@ def recall(slides: dict[str, np.ndarray], model: Model) -> Iterator[str]:
 
 def left_out(slides: dict[str, np.ndarray], run: Path) -> Iterator[str]:
     """Unusual spots of sections that a model had not seen, by what is compared."""
-    yield "| section | model trained on | unusual by colours | by output | by either |"
+    yield "| section | model trained on | unusual by colours | by what the head reads | by either |"
     yield "|---|---|---|---|---|"
     for folder in sorted(run.glob("fold-*")):
         model, fold = load_model(folder / "model.safetensors"), json.loads((folder / "scores.json").read_text())
         for name in fold["test"]:
             colours = measure_patches(slides[name], reference_of(model))
             either = measured(slides[name], model)
-            reference = output_reference_of(model)
-            assert reference
-            output = (unusual(outputs_of(slides[name], model), reference) > 1).mean()
-            cells = f"{unusual_share(colours):.1%} | {output:.1%} | {unusual_share(either):.1%}"
+            read = (distance_read(slides[name], model) > 1).mean()
+            cells = f"{unusual_share(colours):.1%} | {read:.1%} | {unusual_share(either):.1%}"
             yield f"| {name} | {', '.join(fold['train'])} | {cells} |"
 
 
@@ -210,7 +209,7 @@ def cost(patches: np.ndarray, reference: Reference | None) -> Iterator[str]:
         measure_patches(batch, reference)
         seconds.append((time.thread_time() - start) / len(batch))
     yield (
-        f"All measures of a patch but the output's together take {statistics.median(seconds) * 1e3:.2f} ms of one "
+        f"All measures of a patch but the network's together take {statistics.median(seconds) * 1e3:.2f} ms of one "
         f"core's time (median of {ROUNDS} batches of {len(batch)}; {max(seconds) * 1e3:.2f} ms at most)."
     )
 

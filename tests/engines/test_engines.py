@@ -14,8 +14,9 @@ import torch
 from stpredict.engines import PRECISIONS, EngineRequest, open_engine
 from stpredict.engines.cache import engine_folder
 from stpredict.engines.check import check_patches, compare
-from stpredict.engines.eager import run_reference
+from stpredict.engines.eager import load_network, run_reference
 from stpredict.errors import EngineError, UsageError
+from stpredict.weights import REFERENCE_BIAS, REFERENCE_WEIGHT, load_model, save_model
 
 
 def infer(engine, patches):
@@ -310,3 +311,17 @@ def test_a_gpu_without_memory_gets_smaller_batches(monkeypatch, tiny_model, patc
     room_for = 0
     with pytest.raises(EngineError, match="no memory for even one patch"):
         open_engine(tiny_model, EngineRequest("eager", batch_size=2), patches, said.append)
+
+
+@pytest.mark.parametrize("name", ["eager", "compile", "openvino"])
+def test_coordinates_among_the_training_patches_stand_behind_the_genes(name, tiny_model, patches, tmp_path):
+    rng, width, n_genes = np.random.default_rng(0), tiny_model.tensors["head.weight"].shape[1], len(tiny_model.panel)
+    weight, bias = rng.normal(size=(7, width)).astype(np.float32), rng.normal(size=7).astype(np.float32)
+    tensors = {**tiny_model.tensors, REFERENCE_WEIGHT: weight, REFERENCE_BIAS: bias}
+    save_model(tmp_path / "model.safetensors", tensors, tiny_model.card)
+    request = EngineRequest(name, "fp32", batch_size=8)
+    with_coordinates = open_engine(load_model(tmp_path / "model.safetensors"), request, patches, print)
+    found = infer(with_coordinates, patches[:8])
+    read = load_network(tiny_model).features(torch.from_numpy(patches[:8])).detach().numpy()
+    np.testing.assert_allclose(found[:, n_genes:], read @ weight.T + bias, atol=1e-3)
+    np.testing.assert_allclose(found[:, :n_genes], run_reference(tiny_model, patches[:8]), atol=1e-3)

@@ -61,18 +61,18 @@ def test_colours_are_those_of_the_reference_features(patches):
     np.testing.assert_allclose(found, [patch_features(patch)[:36] for patch in patches[:5]], rtol=1e-3, atol=1e-5)
 
 
-def test_the_bound_leaves_each_training_patch_out_of_its_own_estimate():
-    known = np.random.default_rng(0).normal(5, 2, (40, 6))
+def test_the_bound_leaves_each_part_of_the_training_patches_out_of_its_own_estimate():
+    known, part = np.random.default_rng(0).normal(5, 2, (40, 6)), np.arange(40) % 3
     new = np.random.default_rng(1).normal(6, 3, (9, 6))
-    scaled = (known - known.mean(axis=0)) / known.std(axis=0)
 
     def distance(x, others):
-        away = x - others.mean(axis=0)
-        return np.sqrt(away @ np.linalg.inv(np.cov(others, rowvar=False) + SHRINKAGE * np.eye(6)) @ away)
+        away = (x - others.mean(axis=0)) / others.std(axis=0)
+        scaled = (others - others.mean(axis=0)) / others.std(axis=0)
+        return np.sqrt(away @ np.linalg.inv(np.cov(scaled, rowvar=False) + SHRINKAGE * np.eye(6)) @ away)
 
-    bound = np.quantile([distance(x, np.delete(scaled, i, axis=0)) for i, x in enumerate(scaled)], UNUSUAL_QUANTILE)
-    expected = [distance((x - known.mean(axis=0)) / known.std(axis=0), scaled) / bound for x in new]
-    np.testing.assert_allclose(unusual(new, make_reference(known)), expected)
+    bound = np.quantile([distance(x, known[part != own]) for x, own in zip(known, part, strict=True)], UNUSUAL_QUANTILE)
+    expected = [distance(x, known) / bound for x in new]
+    np.testing.assert_allclose(unusual(new, make_reference(known, part)), expected)
 
 
 def test_a_reference_that_says_nothing_is_none(tiny_model, model_with_reference_path):
@@ -83,6 +83,8 @@ def test_a_reference_that_says_nothing_is_none(tiny_model, model_with_reference_
         model.tensors["reference_features"] = useless
         assert reference_of(model) is None
     model.tensors["reference_features"] = np.ones_like(features)  # without any spread
+    assert np.isfinite(measure_patches(np.full((1, 224, 224, 3), 7, np.uint8), reference_of(model))).all()
+    model.tensors["reference_part"] = np.zeros(len(features), np.int64)  # which would leave nothing
     assert np.isfinite(measure_patches(np.full((1, 224, 224, 3), 7, np.uint8), reference_of(model))).all()
 
 

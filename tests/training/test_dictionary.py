@@ -17,6 +17,7 @@ from stpredict.data.tiles import read_tiles, write_tiles
 from stpredict.engines.eager import load_network
 from stpredict.errors import UsageError
 from stpredict.evaluation.assessment import check_training_patients
+from stpredict.prediction.out_of_distribution import length
 from stpredict.result import read_result
 from stpredict.training.dictionary import learn_windows
 from stpredict.training.preparation import fingerprint
@@ -65,6 +66,17 @@ def test_the_card_says_how_it_was_fitted_and_how_good_it_is(trained):
     assert "counts of 1 more sections, without images" in done.stderr
 
 
+def test_what_the_head_reads_of_the_training_patches_is_usual(trained):
+    out, _ = trained
+    model, tiles = load_model(out), read_tiles(out.with_suffix(".run") / "dataset.tiles.h5")
+    patches = tiles.read_patches(range(len(tiles.spot)))
+    noise = np.random.default_rng(0).integers(0, 256, (8, *patches.shape[1:]), np.uint8)
+    with torch.inference_mode():
+        own, others = (load_network(model)(torch.from_numpy(some)).numpy() for some in (patches, noise))
+    assert (length(own[:, len(model.panel) :]) <= 1).mean() > 0.95
+    assert (length(others[:, len(model.panel) :]) > 1).all()
+
+
 def test_patients_whose_counts_were_used_are_no_test(trained):
     card = load_model(trained[0]).card
     with pytest.raises(UsageError, match="C"):
@@ -78,7 +90,7 @@ def test_it_predicts_what_follows_the_image(trained, dataset: Path, tmp_path: Pa
     tiles = read_tiles(tmp_path / "t.h5")
     patches = tiles.read_patches(range(len(tiles.spot)))
     with torch.inference_mode():
-        predicted = load_network(model)(torch.from_numpy(patches)).numpy()
+        predicted = load_network(model)(torch.from_numpy(patches)).numpy()[:, : len(model.panel)]
     np.testing.assert_allclose(predicted.mean(axis=0), model.card["genes"]["training_mean"], atol=0.5)
     # In the data made for these tests the last gene's share rises with darkness and the first one's falls.
     dark = -patches.mean(axis=(1, 2, 3))
