@@ -36,11 +36,13 @@ def read_annotated(folder: Path) -> list[Section]:
 
 
 def annotated_section(
-    row: SectionRow, stated: tuple[tuple[str, Mpp | None], ...], stated_diameter_um: float | None = None
-) -> Section:
+    row: SectionRow, stated: tuple[tuple[str, Mpp | None], ...], stated_diameter_um: float | None = None,
+    *, has_slide: bool = True,
+) -> Section:  # fmt: skip
     """The section of `row`, which names its image and counts. `stated` are further sources of the mpp, named.
 
-    The mpp is the row's, else of the first of `stated`, of the Visium lattice, of the row's pitch, of the slide.
+    The mpp is the row's, else of the first of `stated`, of the Visium lattice, of the row's pitch, of the slide if the
+    image is one.
     Raises DatasetError if none of them knows, or the file cannot be read.
     """
     assert row.image is not None
@@ -51,7 +53,7 @@ def annotated_section(
     sources = [("sections.csv", row.mpp), *stated, ("the Visium array's spots", visium)]
     if row.pitch_um and not visium:
         sources.append(("the pitch of sections.csv", Mpp(row.pitch_um / distance, row.pitch_um / distance)))
-    if not any(mpp for _, mpp in sources):
+    if has_slide and not any(mpp for _, mpp in sources):
         sources.append(("the slide", slide_mpp(row.image)))
     mpp, notes = settle_mpp(sources)
     if mpp is None:

@@ -34,7 +34,7 @@ LAYOUTS = (
     "HBC: NAME.jpg, NAME.tsv.gz, NAME.spots.txt",
     "cSCC: *NAME.jpg, *NAME_stdata.tsv, *spot_data-selection-NAME.tsv",
     "Visium: filtered_feature_bc_matrix.h5, spatial/, an image, sections.csv",
-    "HEST-1k: st/NAME.h5ad, wsis/NAME.tif, metadata/NAME.json",
+    "HEST-1k: st/NAME.h5ad, wsis/NAME.tif or patches/NAME.h5, metadata/NAME.json",
     "AnnData: .h5ad files and images that sections.csv names (section,patient,image,counts)",
 )
 
@@ -85,10 +85,12 @@ def _find_reader(path: Path) -> Callable[[Path], list[Section]]:
 
 
 def check_image(section: Section) -> Section:
-    """The section, with notes on how its image and spots fit together.
+    """The section, with notes on how its image and spots fit together; as it is, where there is no slide.
 
     Raises DatasetError if most spots lie outside the image, SlideError if that cannot be opened.
     """
+    if section.patches:
+        return section
     with open_slide(section.image) as slide:
         width, height = slide.dimensions
         _, notes = settle_mpp([("the data set", section.mpp), ("the image file", native_mpp(slide))])

@@ -1,8 +1,9 @@
-"""Reader of HEST-1k (Jaume et al. 2024): `st/ID.h5ad` with `wsis/ID.tif`, and what is known of them.
+"""Reader of HEST-1k (Jaume et al. 2024): `st/ID.h5ad` with `wsis/ID.tif` or `patches/ID.h5`, and what is known of them.
 
 Patient, mpp and spot diameter are read from `metadata/ID.json` and the table `HEST_v*.csv` (columns id, patient,
 dataset_title, ...), where the folder holds them; `sections.csv` comes before both, and says which sections to read.
-The patches that HEST-1k ships are not used: they are cut anew, from the slide.
+Where the slide is there, patches are cut anew from it. Where it is not, those that HEST-1k ships are used: 224 px at
+0.5 um per pixel, for the spots on tissue, in an order of their own.
 """
 
 from __future__ import annotations
@@ -10,19 +11,29 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
+
 from stpredict.data.annotated import annotated_section
+from stpredict.data.hdf5 import opened_hdf5
 from stpredict.data.rows import SectionRow, chosen, read_rows, the_image, unstated
-from stpredict.data.section import Section
-from stpredict.data.tables import IMAGES, read_table
+from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section
+from stpredict.data.stored_patches import StoredPatches
+from stpredict.data.tables import IMAGES, joined, read_table
 from stpredict.errors import DatasetError
-from stpredict.slides.slide import Mpp
+from stpredict.slides.slide import PLAUSIBLE_MPP, Mpp
+
+#: What patches are scaled to, whatever the slide, in micrometres per pixel.
+PATCH_MPP = 0.5
 
 
 def is_hest(folder: Path) -> bool:
-    return (folder / "wsis").is_dir() and any((folder / "st").glob("*.h5ad"))
+    images = any((folder / name).is_dir() for name in ("wsis", "patches"))
+    return images and any((folder / "st").glob("*.h5ad"))
 
 
 def read_hest(folder: Path) -> list[Section]:
@@ -42,14 +53,57 @@ def read_hest(folder: Path) -> list[Section]:
     for name in names:
         row = rows.get(name, SectionRow(name, patients[name]))
         images = [p for p in sorted((folder / "wsis").glob("[!.]*")) if p.stem == name and p.suffix.lower() in IMAGES]
-        image = row.image or the_image(images, name, folder)
-        stated = tuple(
+        stored = folder / "patches" / f"{name}.h5"
+        patches = stored if stored.is_file() and not (images or row.image) else None
+        image = row.image or patches or the_image(images, name, folder)
+        pixel_sizes = tuple(
             (f"the metadata's {key}", Mpp(um, um) if (um := _number(known[name].get(key))) else None)
             for key in ("pixel_size_um_estimated", "pixel_size_um_embedded")
         )
         row = SectionRow(name, row.patient, image, files[name], row.mpp, row.spot_diameter_um, row.pitch_um)
-        sections.append(annotated_section(row, stated, _number(known[name].get("spot_diameter"))))
+        section = annotated_section(row, pixel_sizes, _number(known[name].get("spot_diameter")), has_slide=not patches)
+        sections.append(with_patches(section, patches, files[name].name) if patches else section)
     return sections
+
+
+def with_patches(section: Section, path: Path, spots_file: str) -> Section:
+    """The section with the patches that a file has of its spots: those spots that have one.
+
+    The file holds `img` (uint8, n x P x P x 3), `barcode` (n or n x 1, the spots' names) and, where they are not of
+    0.5 um, the patches' `pixel_size` as an attribute. Raises DatasetError for one that does not.
+    """
+    try:
+        patch_px, mpp, barcodes = _read_barcodes(path)
+        left, rows = joined(section.spot_names, barcodes, spots_file, path.name)
+    except DatasetError as error:
+        raise DatasetError(f"{str(error).removesuffix('.')}; download it again, or {WHERE_TO_PUT_SLIDES}.") from error
+    return replace(
+        section,
+        patches=StoredPatches(path, patch_px, mpp, tuple(rows)),
+        spot_names=[section.spot_names[i] for i in left],
+        centres=section.centres[left],
+        counts=section.counts[left],
+        lost_spots=section.lost_spots + len(section.spot_names) + len(barcodes) - 2 * len(left),
+        notes=(*section.notes, f"its slide is not there, only patches of {patch_px} px at {mpp:g} um/px"),
+    )
+
+
+def _read_barcodes(path: Path) -> tuple[int, float, list[str]]:
+    """How large the patches of a file are, in pixels, and these in um; and whose they are. Raises DatasetError."""
+    with opened_hdf5(path) as file:
+        images, barcodes = file.get("img"), file.get("barcode")
+        if not isinstance(images, h5py.Dataset) or not isinstance(barcodes, h5py.Dataset):
+            raise ValueError("it needs the data sets img and barcode")
+        n, *shape = images.shape
+        if images.dtype != np.uint8 or len(shape) != 3 or shape[0] != shape[1] or shape[2] != 3:
+            raise ValueError("img must be bytes, patches x P x P x 3")
+        if barcodes.shape not in ((n,), (n, 1)):
+            raise ValueError(f"barcode must name each of its {n} patches")
+        names = [name.decode() if isinstance(name, bytes) else str(name) for name in barcodes[()].ravel().tolist()]
+        mpp = float(images.attrs.get("pixel_size", file.attrs.get("pixel_size", PATCH_MPP)))
+        if not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
+            raise ValueError(f"its pixel_size is {mpp:g} um")
+        return int(shape[0]), mpp, names
 
 
 def _read_metadata(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:

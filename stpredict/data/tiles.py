@@ -14,12 +14,12 @@ from scipy.sparse import csr_array, vstack
 
 from stpredict.arrays import Float, Int, Labels, UInt8
 from stpredict.data.hdf5 import opened_hdf5
-from stpredict.data.section import Section
+from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section, demand_slides
 from stpredict.errors import DatasetError, some
 from stpredict.new_hdf5 import new_hdf5
 from stpredict.slides.lattice import lattice
-from stpredict.slides.raster import MAX_UPSAMPLING, make_raster, read_patches
-from stpredict.slides.slide import open_slide
+from stpredict.slides.raster import MAX_UPSAMPLING, SAME_MPP, make_raster, read_patches
+from stpredict.slides.slide import Slide, open_slide
 from stpredict.slides.tissue import find_tissue
 from stpredict.slides.views import ONE_VIEW, Views, patch_shape
 
@@ -150,23 +150,22 @@ def write_tiles(
     """Cut the `views` of all spots, and of `unlabelled` more places of the tissue, drawn at random, and write them.
 
     Of the sections `counts_only`, of which there need be no image, only the counts are written.
-    The default mpp is the coarsest of the sections', rounded up to 0.01 um, so that none is upsampled.
-    Raises SlideError if an image cannot be read, DatasetError if two sections have one name, or one is too coarse.
+    Sections without slides have the patches that were cut before, and no other places.
+    Raises SlideError if an image cannot be read, and DatasetError as `settle_cut` does, and if two sections have one
+    name.
     """
     names = [section.name for section in (*sections, *counts_only)]
     if len(set(names)) < len(names):
         raise DatasetError(f"two sections have the name {max(names, key=names.count)}.")
-    mpp = mpp or round(float(np.ceil(max(max(s.mpp) for s in sections) * 100 - 0.5) / 100), 2)
-    coarsest = max(sections, key=lambda section: max(section.mpp))
-    if max(coarsest.mpp) > MAX_UPSAMPLING * mpp:
-        raise DatasetError(
-            f"{coarsest.image.name}: {max(coarsest.mpp):.3g} um per pixel is too coarse for patches of {mpp:.3g}."
-        )
+    mpp = settle_cut(sections, patch_px, views, mpp)
     genes, unmeasured = measured_genes([*sections, *counts_only])
     if unmeasured:
         report(f"{len(unmeasured)} genes were not measured in every section and are left out: {some(unmeasured)}")
     n_spots = sum(len(section.spot_names) for section in sections)
-    share = [unlabelled * len(section.spot_names) // max(n_spots, 1) for section in sections]
+    n_on_slides = sum(len(section.spot_names) for section in sections if not section.patches)
+    share = [0 if s.patches else unlabelled * len(s.spot_names) // max(n_on_slides, 1) for s in sections]
+    if unlabelled and n_on_slides < n_spots:
+        report(f"no unlabelled patches of {some(s.name for s in sections if s.patches)}, as the slides are not there")
     rng = np.random.default_rng(seed)
     sizes = {f"{s.spot_diameter_um:g}/{s.pitch_um:g}": s for s in sections}
     if len(sizes) > 1:
@@ -183,20 +182,17 @@ def write_tiles(
         extra = file.create_dataset("unlabelled/patches", (sum(share), *shape), np.uint8)
         start = extra_start = 0
         for section, n_extra in zip(sections, share, strict=True):
-            with open_slide(section.image) as slide:
-                raster = make_raster(slide, section.mpp, mpp)
-                _store(read_patches(raster, section.centres, patch_px, threads, views), patches, start)
-                if n_extra:
-                    tissue = find_tissue(slide, section.mpp)
-                    places = lattice(slide.bounds, section.mpp, section.spot_diameter_um / 8).centres
-                    places = places[
-                        tissue.fraction(places, section.spot_diameter_um, section.mpp) >= UNLABELLED_MIN_TISSUE
-                    ]
-                    if not len(places):
-                        raise DatasetError(f"{section.image.name}: no tissue found.")
-                    places = places[rng.choice(len(places), n_extra, replace=len(places) < n_extra)]
-                    _store(read_patches(raster, places, patch_px, threads, views), extra, extra_start)
-            report(f"{section.name}: {len(section.spot_names)} spots, {section.lost_spots} without counts or position, "
+            if section.patches:
+                _store(section.patches.read(), patches, start)
+            else:
+                with open_slide(section.image) as slide:
+                    raster = make_raster(slide, section.mpp, mpp)
+                    _store(read_patches(raster, section.centres, patch_px, threads, views), patches, start)
+                    if n_extra:
+                        places = _tissue_places(slide, section, n_extra, rng)
+                        _store(read_patches(raster, places, patch_px, threads, views), extra, extra_start)
+            lacked = "counts, position or patch" if section.patches else "counts or position"
+            report(f"{section.name}: {len(section.spot_names)} spots, {section.lost_spots} without {lacked}, "
                    f"mpp {section.mpp.x:.4f} x {section.mpp.y:.4f}")  # fmt: skip
             for note in section.notes:
                 report(f"{section.name}: {note}")
@@ -209,6 +205,32 @@ def write_tiles(
         if counts_only:
             _store_counts(counts_only, genes, file.create_group("counts_only"))
             report(f"counts of {len(counts_only)} more sections, without images")
+
+
+def settle_cut(sections: Sequence[Section], patch_px: int, views: Views, mpp: float | None) -> float:
+    """The mpp of the patches of some sections: the one that is asked for, if they can be had at that.
+
+    The default is that of patches that were cut before, if a section has but these; else the coarsest of the sections',
+    rounded up to 0.01 um, so that none is upsampled. Raises DatasetError for a slide that is too coarse for it, and for
+    patches that were cut otherwise.
+    """
+    cut_at = [section.patches.mpp for section in sections if section.patches]
+    coarsest = max(sections, key=lambda section: 0 if section.patches else max(section.mpp))
+    mpp = mpp or (cut_at[0] if cut_at else round(float(np.ceil(max(coarsest.mpp) * 100 - 0.5) / 100), 2))
+    if views != ONE_VIEW:
+        demand_slides(sections, f"a network that looks at {' and '.join(map(str, views))} times the field")
+    for section in sections:
+        stored = section.patches
+        if stored and (stored.patch_px != patch_px or abs(stored.mpp / mpp - 1) > SAME_MPP):
+            raise DatasetError(
+                f"{stored.path.name}: holds patches of {stored.patch_px} px at {stored.mpp:g} um/px, and those of "
+                f"{patch_px} px at {mpp:g} um/px need the slide of section {section.name}; {WHERE_TO_PUT_SLIDES}."
+            )
+    if not coarsest.patches and max(coarsest.mpp) > MAX_UPSAMPLING * mpp:
+        raise DatasetError(
+            f"{coarsest.image.name}: {max(coarsest.mpp):.3g} um per pixel is too coarse for patches of {mpp:.3g}."
+        )
+    return mpp
 
 
 def read_tiles(path: Path) -> Tiles:
@@ -252,6 +274,16 @@ def _store(blocks: Generator[tuple[Int, list[UInt8]], None, None], dataset: h5py
         for index, block in blocks:
             for i, patch in zip(index, block, strict=True):
                 dataset[start + i] = patch
+
+
+def _tissue_places(slide: Slide, section: Section, n: int, rng: np.random.Generator) -> Float:
+    """Centres of `n` places on tissue, drawn at random. Raises DatasetError where there is none."""
+    tissue = find_tissue(slide, section.mpp)
+    places = lattice(slide.bounds, section.mpp, section.spot_diameter_um / 8).centres
+    places = places[tissue.fraction(places, section.spot_diameter_um, section.mpp) >= UNLABELLED_MIN_TISSUE]
+    if not len(places):
+        raise DatasetError(f"{section.image.name}: no tissue found.")
+    return places[rng.choice(len(places), n, replace=len(places) < n)]
 
 
 def _store_counts(sections: Sequence[Section], genes: Sequence[str], group: h5py.Group) -> None:

@@ -15,6 +15,7 @@ from stpredict.arrays import Int, Labels
 from stpredict.cards import held_out_correlation
 from stpredict.data.dataset import read_dataset
 from stpredict.data.normalisation import Normalisation, find_normalisation
+from stpredict.data.section import demand_slides
 from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles, write_tiles
 from stpredict.engines import EngineRequest, open_engine
 from stpredict.errors import DatasetError, UsageError, some
@@ -159,6 +160,7 @@ def demand_own_slide(result: Result, dataset: Path) -> None:
     sections = read_dataset(dataset)
     if len(sections) > 1 or sections[0].name == result.name:
         return
+    demand_slides(sections, f"a result of another name ({result.name})")
     with open_slide(sections[0].image) as slide:
         if slide.fingerprint() != result.provenance["slide"]["fingerprint"]:
             raise DatasetError(

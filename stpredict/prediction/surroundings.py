@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from stpredict.arrays import Bool, Float, Float16, Float32, Int, UInt8
-from stpredict.data.section import Section
+from stpredict.data.section import Section, demand_slides
 from stpredict.data.tiles import Tiles
 from stpredict.engines import Engine, TwoPasses
 from stpredict.prediction.pipeline import fixed_batches
@@ -156,7 +156,11 @@ def look_around_sections(
     folder: Path,
     report: Callable[[str], None],
 ) -> dict[str, Surroundings]:
-    """The surroundings of the spots of each section of a tiles file, from the sections' images, kept in `folder`."""
+    """The surroundings of the spots of each section of a tiles file, from the sections' images, kept in `folder`.
+
+    Raises DatasetError for sections whose slides are not there.
+    """
+    demand_slides(sections, "a network that looks around the spots")
     found = {}
     for number, section in enumerate(sections):
         centres = tiles.centres[tiles.section == section.name]

@@ -16,11 +16,21 @@ from torch import nn
 from stpredict.arrays import Float
 from stpredict.data.dataset import read_counts, read_dataset
 from stpredict.data.panel import match_genes
-from stpredict.data.tiles import PATCH_PX, Measured, Tiles, check_views, measured_in, read_tiles, write_tiles
+from stpredict.data.section import demand_slides
+from stpredict.data.tiles import (
+    PATCH_PX,
+    Measured,
+    Tiles,
+    check_views,
+    measured_in,
+    read_tiles,
+    settle_cut,
+    write_tiles,
+)
 from stpredict.errors import ResultError, UsageError
 from stpredict.evaluation.features import colour_texture_features
 from stpredict.files import atomic_path, output_folders
-from stpredict.networks import FITTED
+from stpredict.networks import FITTED, reads_slides
 from stpredict.networks.encoder_files import count_features
 from stpredict.prediction.shards import describe_difference
 from stpredict.slides.views import Views
@@ -53,6 +63,9 @@ def prepare_run(
     to_cut = dataset.suffix != ".h5" and not (begun and tiles_path.exists())
     if to_cut:
         sections, more = read_dataset(dataset), read_counts(counts_only) if counts_only else ()
+        settle_cut(sections, PATCH_PX, views, mpp)
+        if reads_slides(settings.architecture):
+            demand_slides(sections, f"--arch {settings.architecture}")
         found: Tiles | Measured = measured_in(sections, more)
         patch_px = PATCH_PX
     else:
