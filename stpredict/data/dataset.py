@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stpredict.data.annotated import has_annotated, read_annotated
 from stpredict.data.cscc import is_cscc, read_cscc
-from stpredict.data.genes import are_ensembl, in_symbols, symbols_by_id
+from stpredict.data.genes import are_ensembl, in_symbols, one_table
 from stpredict.data.hbc import is_hbc, read_hbc
 from stpredict.data.her2st import is_her2st, read_her2st
 from stpredict.data.hest import is_hest, read_hest
@@ -61,8 +61,7 @@ def in_one_naming(sections: Sequence[Section]) -> list[Section]:
     by_id = [are_ensembl(section.genes) for section in sections]
     if all(by_id) or not any(by_id):
         return list(sections)
-    pairs = sorted({pair for section in sections for pair in section.symbols.items()})
-    symbols = symbols_by_id([name for _, name in pairs], [gene for gene, _ in pairs])
+    symbols = one_table(section.symbols for section in sections)
     return [
         replace(section, genes=in_symbols(section.genes, symbols)) if ids else section
         for section, ids in zip(sections, by_id, strict=True)

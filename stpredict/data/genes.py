@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from scipy.sparse import csr_array, issparse
 from stpredict.errors import DatasetError, some
 
 ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?(_PAR_Y)?")
+#: What `name_genes` makes of a symbol of several ids.
+BRACKETED = re.compile(r"(.+) \((ENS[A-Z]*G\d{11}(?:_PAR_Y)?)\)")
 #: Up to here float32 holds whole numbers exactly.
 MAX_COUNT = 2**24
 
@@ -59,6 +61,45 @@ def symbols_by_id(names: Sequence[str], ids: Sequence[str] | None) -> dict[str, 
     pairs = {(gene, name) for gene, name in pairs if gene != unversioned(name)}
     times_id, times_name = Counter(gene for gene, _ in pairs), Counter(name for _, name in pairs)
     return {gene: name for gene, name in sorted(pairs) if times_id[gene] == times_name[name] == 1}
+
+
+def one_table(tables: Iterable[dict[str, str]]) -> dict[str, str]:
+    """The symbols by Ensembl id of several tables, where these know but one of each other."""
+    pairs = sorted({pair for table in tables for pair in table.items()})
+    return symbols_by_id([name for _, name in pairs], [gene for gene, _ in pairs])
+
+
+def ids_of(genes: Sequence[str], symbols: dict[str, str]) -> list[str]:
+    """The Ensembl ids of genes, from their names, or from the `symbols` by id; "" where neither tells."""
+    known = {name: gene for gene, name in symbols.items()}
+
+    def id_of(name: str) -> str:
+        if bracketed := BRACKETED.fullmatch(name):
+            return bracketed[2]
+        return unversioned(name) if ENSEMBL.fullmatch(name) else known.get(name, "")
+
+    return [id_of(name) for name in genes]
+
+
+def pair_by_id(wanted: Sequence[str], genes: Sequence[str], ids: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Which of `genes`, whose Ensembl ids are `ids`, are `wanted` by other names; and what would be a guess.
+
+    A guess is a symbol that stands for several ids among the genes, and an id of several genes, on either side.
+    """
+    there, named = set(genes), set(wanted)
+    of_id: dict[str, list[str]] = {}
+    for gene, own in zip(genes, ids, strict=True):
+        of_id.setdefault(own, []).append(gene)
+    shared = {match[1] for gene in genes if (match := BRACKETED.fullmatch(gene))}
+    missing = [name for name in wanted if name not in there]
+    found = {name: of_id[own] for name, own in zip(missing, ids_of(missing, {}), strict=True) if own and own in of_id}
+    times = Counter(gene for group in found.values() for gene in group)
+    pairs = {
+        name: group[0]
+        for name, group in found.items()
+        if len(group) == 1 and times[group[0]] == 1 and group[0] not in named
+    }
+    return pairs, sorted((set(found) - set(pairs)) | (shared & set(missing)))
 
 
 def in_symbols(genes: Sequence[str], symbols: dict[str, str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 
 from stpredict.arrays import Float, Int, Labels, UInt8
+from stpredict.data.genes import ids_of, one_table
 from stpredict.data.hdf5 import opened_hdf5
 from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section, demand_slides
 from stpredict.errors import DatasetError, some
@@ -51,6 +52,7 @@ class Measured:
     patient: Labels
     depth: Float
     counted_genes: list[str]
+    gene_ids: list[str]  # of these genes, as in Tiles
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Tiles:
     unlabelled_section: Labels
     counts_only: Counted | None = None  # of sections without images, over the same genes
     views: Views = ONE_VIEW
+    gene_ids: list[str] = field(default_factory=list)  # the genes' Ensembl ids, "" where they are not known
 
     @cached_property
     def depth(self) -> Float:
@@ -126,11 +129,13 @@ def measured_in(sections: Sequence[Section], counts_only: Sequence[Section]) -> 
         positive = np.asarray(section.counts.sum(axis=0)).ravel() > 0
         counted.update(gene for gene, there in zip(section.genes, positive, strict=True) if there or not counts_only)
     genes, _ = measured_genes([*sections, *counts_only])
+    counted_genes = [gene for gene in genes if gene in counted]
     return Measured(
         np.repeat(np.array([section.name for section in sections], dtype=object), n_spots),
         np.repeat(np.array([section.patient for section in sections], dtype=object), n_spots),
         np.concatenate([np.asarray(_aligned(section, genes).sum(axis=1), dtype=float).ravel() for section in sections]),
-        [gene for gene in genes if gene in counted],
+        counted_genes,
+        ids_of(counted_genes, one_table(section.symbols for section in sections)),
     )
 
 
@@ -201,6 +206,8 @@ def write_tiles(
         file["unlabelled/section"] = np.repeat(np.array(names[: len(sections)], dtype=object), share).astype(text)
         file["centres"] = np.concatenate([section.centres for section in sections])
         file["genes"] = np.array(genes, dtype=object).astype(text)
+        gene_ids = ids_of(genes, one_table(section.symbols for section in sections))
+        file["gene_ids"] = np.array(gene_ids, dtype=object).astype(text)
         _store_counts(sections, genes, file)
         if counts_only:
             _store_counts(counts_only, genes, file.create_group("counts_only"))
@@ -239,6 +246,9 @@ def read_tiles(path: Path) -> Tiles:
         if file.attrs.get("format") != "stpredict-tiles" or file.attrs["format_version"] > FORMAT_VERSION:
             raise DatasetError(f"{path}: not a tiles file that this version reads.")
         genes = [str(gene) for gene in file["genes"].asstr()]
+        gene_ids = [str(gene) for gene in file["gene_ids"].asstr()] if "gene_ids" in file else ids_of(genes, {})
+        if len(gene_ids) != len(genes):
+            raise ValueError(f"{len(gene_ids)} ids of {len(genes)} genes")
         pictured = _read_counts(file, len(genes))
         return Tiles(
             path=path,
@@ -252,6 +262,7 @@ def read_tiles(path: Path) -> Tiles:
             patient=pictured.patient,
             centres=file["centres"][:],
             genes=genes,
+            gene_ids=gene_ids,
             counts=pictured.counts,
             unlabelled_section=file["unlabelled/section"].asstr()[:],
             counts_only=_read_counts(file["counts_only"], len(genes)) if "counts_only" in file else None,

@@ -21,6 +21,7 @@ from stpredict.engines import EngineRequest, open_engine
 from stpredict.errors import DatasetError, UsageError, some
 from stpredict.evaluation.features import colour_texture_features
 from stpredict.evaluation.maps import picture_of_patches
+from stpredict.evaluation.naming import demand_shared_genes, in_the_panels_names
 from stpredict.evaluation.scores import Assessment, Predicted, Shares, score_all
 from stpredict.prediction.pipeline import fixed_batches
 from stpredict.prediction.surroundings import look_around_sections, predict_in_sections
@@ -59,7 +60,10 @@ def assess(
     if isinstance(what, Result):
         demand_own_slide(what, dataset)
 
+    panel = list(dict.fromkeys([*panel_of(what), *card.get("panel", [])]))
+
     def scored_and_notes(found: Tiles | Measured) -> tuple[Int, list[str]]:
+        demand_shared_genes(name, panel_of(what), found)
         scored = np.arange(len(found.section)) if isinstance(what, Model) else own_section(what, found)
         return unseen(name, card, found, scored, allow_patient_leak)
 
@@ -67,6 +71,7 @@ def assess(
     with tempfile.TemporaryDirectory() as folder:
         tiles = open_tiles(dataset, card, views, Path(folder), report, scored_and_notes)
         scored, about_patients = scored_and_notes(tiles)
+        tiles, about_names = in_the_panels_names(panel, tiles)
         shares = shares_of(tiles, card, normalisation)
         deep = tiles.depth >= min_depth
         known: Int = np.flatnonzero(deep & (shares.depth > 0))
@@ -91,6 +96,7 @@ def assess(
             notes.append(f"{uncounted} further spots have no counts in the panel and are left out")
         if small:
             notes.append(f"sections with fewer than {MIN_SECTION_SPOTS} other spots are left out: {some(small)}")
+        notes += about_names
         unmeasured = set(panel_of(what)) - set(tiles.genes)
         if unmeasured:
             notes.append(f"{len(unmeasured)} of the {len(panel_of(what))} predicted genes were not measured there")
@@ -221,8 +227,8 @@ def predict_spots(
     """
     measured = set(tiles.genes)
     panel = [gene for gene in model.panel if gene in measured]
-    if not panel or not len(index):
-        raise DatasetError(f"{model.name}: none of its genes was measured there, or no spot has counts enough.")
+    if not len(index):
+        raise DatasetError(f"{model.name}: no spot has counts enough there.")
     sample = tiles.read_patches(index[np.unique(np.linspace(0, len(index) - 1, N_SAMPLE).astype(int))])
     engine = open_engine(model, request, sample, report)
     columns = [model.panel.index(gene) for gene in panel]
@@ -253,8 +259,6 @@ def match_spots(result: Result, tiles: Tiles, own: Int, shares: Shares) -> Predi
     matched = far <= MATCHED_WITHIN * result.canvas.spot_diameter_um
     measured = set(tiles.genes)
     genes = [gene for gene in result.genes if gene.name in measured]
-    if not genes:
-        raise DatasetError(f"{result.path.name}: none of its genes was measured there.")
     if matched.sum() < 3:
         raise DatasetError(
             f"{result.path.name}: {matched.sum()} of {len(own)} measured spots lie within "
