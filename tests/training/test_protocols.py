@@ -89,3 +89,29 @@ def test_a_paper_protocol_is_trained_and_printed_with_its_leak(dataset, tmp_path
     assert card["objective"] == "mse"
     assert card["training"]["smooth_labels"]
     assert all("test sections" in fold["leak"] for fold in card["held_out"])
+
+
+def test_the_split_of_m2ort_is_trained_and_printed_with_its_leak(dataset, tmp_path):
+    out = tmp_path / "m.safetensors"
+    call = ("--protocol", "m2ort", "--epochs", "1", "--seed", "0")
+    refused = train(dataset, out, *call)
+    assert refused.exit_code == 2
+    assert "--protocol m2ort tests and trains on the same patient" in refused.stderr
+    done = train(dataset, out, *call, "--allow-patient-leak")
+    assert done.exit_code == 0, done.output
+    lines = done.stderr.splitlines()
+    assert "hold out section m2ort: train on A1, epochs chosen on B1" in lines  # sections in random.Random(0)'s order
+    start = lines.index("paper protocol m2ort, ln(1 + CPM), mean over 1 held-out part")
+    assert lines[start + 1] == (
+        "LEAK: sections of one patient are on both sides of the split; the mean of the same patient's training "
+        "sections passes the published networks"
+    )
+    assert lines[start + 2].split() == ["per", "spot", "RMSE", "PCC(M)", "PCC(H)", "MSE", "MAE"]
+    (fold,) = load_model(out).card["held_out"]
+    assert (fold["kind"], fold["train"], fold["validation"], fold["test"]) == ("section", ["A1"], ["B1"], ["A2"])
+    printed = {line[:30].strip(): line[30:].split() for line in lines[start + 3 : start + 3 + len(fold["rows"])]}
+    for name in ("model", "training mean"):
+        row = fold["rows"][name]
+        per_spot, rmse = (f"{row[key]:.3f}" for key in ("log_cpm_per_spot", "log_cpm_rmse"))
+        assert printed[name][:2] == [per_spot, rmse]
+    assert all(float(value) > 0 for value in printed["model"][4:])
