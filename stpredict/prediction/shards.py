@@ -9,6 +9,7 @@ import re
 import secrets
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -30,6 +31,8 @@ OWN = re.compile(rf"{re.escape(MANIFEST)}|[0-9].*\.(npy|claim)|features-.*\.npy|
 RUN = re.compile(r"[0-9a-f]{8}")
 #: What the columns of a shard hold.
 COLUMNS = ["genes", *MEASURES]
+#: Characters of a setting that are shown where it differs, and how many of them before the difference.
+SHOWN, SHOWN_BEFORE = 40, 12
 
 
 @dataclass(frozen=True)
@@ -248,22 +251,33 @@ def _digest(order: Int, centres: Float) -> str:
 
 
 def describe_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What differs between two settings, in words: "pitch_um 100 instead of 50, without mask instead of with"."""
+    """What differs between two settings, in words: "pitch_um 100 instead of 50, without mask instead of with".
+
+    Of settings of settings, those that differ; of long values, what surrounds the first difference.
+    """
     different = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
     return ", ".join(_difference(key, found.get(key), wanted.get(key)) for key in different)
 
 
 def _difference(key: str, found: Any, wanted: Any) -> str:
-    if found is None:
+    if found is None or found == []:
         return f"without {key} instead of with"
-    if wanted is None:
+    if wanted is None or wanted == []:
         return f"with {key} instead of without"
-    return f"{key} {_short(found)} instead of {_short(wanted)}"
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        return describe_difference(*({f"{key} {part}": value for part, value in x.items()} for x in (found, wanted)))
+    texts = [",".join(map(str, value)) if isinstance(value, list) else str(value) for value in (found, wanted)]
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False)))
+    start = max(0, alike - SHOWN_BEFORE)
+    return f"{key} {_short(texts[0], start)} instead of {_short(texts[1], start)}"
 
 
-def _short(value: Any) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 40 else f"{text[:36]}..."
+def _short(text: str, start: int) -> str:
+    """The text, if it is short, or what is at `start`."""
+    if len(text) <= SHOWN:
+        return text
+    end = start + SHOWN - len("...") * 2
+    return f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}"
 
 
 def write_array(path: Path, values: Any) -> None:

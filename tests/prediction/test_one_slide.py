@@ -358,3 +358,8 @@ def test_overwrite_begins_anew_even_with_the_same_settings(tiny_model, tmp_path,
 def test_differences_are_described_in_words():
     assert describe_difference({"a": 1, "b": [1, 2]}, {"a": 2, "b": [1, 2]}) == "a 1 instead of 2"
     assert describe_difference({}, {"genes": ["A"]}) == "without genes instead of with"
+    long, longer = [f"GENE{i}" for i in range(99)], [f"GENE{i}" for i in range(90)] + ["OTHER"] * 9
+    assert describe_difference(
+        {"panel": {"genes": long, "rule": "mean"}}, {"panel": {"genes": longer, "rule": "mean"}}
+    ) == ("panel genes ...NE88,GENE89,GENE90,GENE91,GENE92,G... instead of ...NE88,GENE89,OTHER,OTHER,OTHER,OTHE...")
+    assert describe_difference({"genes": long}, {"genes": long[:50]}).endswith(" instead of ...ENE48,GENE49")

@@ -169,7 +169,13 @@ def test_other_settings_and_existing_models_are_refused(trained, dataset: Path):
     out, _ = trained
     other = train(dataset, out, "--hold-out", "A2", "--allow-patient-leak", "--genes-required", "<&>", "--seed", "3")
     assert other.exit_code == 1
-    assert "seed 0 instead of 3" in other.stderr
+    assert "holds a run with other settings (seed 0 instead of 3); --overwrite" in other.stderr
+    other = train(dataset, out, "--hold-out", "A2", "--allow-patient-leak", "--panel", "mean", "--panel-size", "3")
+    told = (
+        "other settings (with panel required instead of without, panel rule variance instead of mean, "
+        "without panel size instead of with);"
+    )
+    assert told in other.stderr
     assert "--overwrite" in other.stderr
 
 
