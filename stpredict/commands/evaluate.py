@@ -28,11 +28,12 @@ def evaluate_command(
         from stpredict.evaluation.assessment import assess
         from stpredict.evaluation.report import JSON_SUFFIX, show, write
         from stpredict.result import read_result
+        from stpredict.training.preparation import run_name
     except ModuleNotFoundError as error:
         raise needs_training_extra(error) from error
 
     source = read_result(Path(what)) if what.endswith(".h5ad") else load_model(find_model(what))
-    stem = out / f"{source.name}-{dataset.name.split('.')[0]}"
+    stem = out / f"{source.name}-{run_name(dataset) or dataset.absolute().name.split('.')[0]}"
     if protocol:
         if protocol != "hest" or not isinstance(source, Model):
             raise UsageError("--protocol: evaluate has hest, for models; m2ort and triplex are those of train.")

@@ -101,6 +101,12 @@ def run_folder(out: Path) -> Path:
     return out.with_suffix(".run")
 
 
+def run_name(tiles: Path) -> str | None:
+    """What the tiles that a run cut are called after, as all have one file name: their folder. None for other files."""
+    path = tiles.absolute()
+    return path.parent.name.removesuffix(".run") if path.name == TILES else None
+
+
 def tiles_of(dataset: Path, out: Path) -> Path:
     """The tiles that a model is trained on: the data set itself, or those cut from it."""
     return dataset if dataset.suffix == ".h5" else run_folder(out) / TILES

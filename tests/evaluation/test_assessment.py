@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -270,6 +271,28 @@ def test_data_that_do_not_fit_are_named(tiny_model, tmp_path, dataset):
         assess_quietly(other, dataset)
     with pytest.raises(DatasetError, match="no such file"):
         assess_quietly(tiny_model, tmp_path / "gone")
+
+
+def test_tiles_of_two_runs_are_evaluated_into_one_folder(tiny_model_path, dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = tmp_path / "small"
+    small.mkdir()
+    for path in dataset.glob("B1*"):
+        shutil.copy(path, small)
+    done = run("tile", small, "-m", tiny_model_path, "--mpp", "0.69", "-o", ".")
+    assert done.exit_code == 0, done.output
+    how = ("--min-depth", "1", "--engine", "eager", "-o", "out")
+    for name in ("first", "second"):
+        folder = Path(f"{name}.run")
+        folder.mkdir()
+        shutil.copy("small.tiles.h5", folder / "dataset.tiles.h5")  # as train calls them
+        done = run("evaluate", tiny_model_path, folder / "dataset.tiles.h5", *how)
+        assert done.exit_code == 0, done.output
+    monkeypatch.chdir(small)
+    done = run("evaluate", tiny_model_path, ".", *how[:-1], tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    names = {path.name for path in (tmp_path / "out").glob("*.json")}
+    assert names == {f"tiny-{name}.evaluation.json" for name in ("first", "second", "small")}
 
 
 def test_the_command_prints_the_tables_and_writes_the_files(tiny_model_path, dataset, tmp_path, monkeypatch):
