@@ -135,7 +135,7 @@ def measured_in(sections: Sequence[Section], counts_only: Sequence[Section]) -> 
         np.repeat(np.array([section.patient for section in sections], dtype=object), n_spots),
         np.concatenate([np.asarray(_aligned(section, genes).sum(axis=1), dtype=float).ravel() for section in sections]),
         counted_genes,
-        ids_of(counted_genes, one_table(section.symbols for section in sections)),
+        ids_of(counted_genes, one_table(section.symbols for section in (*sections, *counts_only))),
     )
 
 
@@ -206,7 +206,7 @@ def write_tiles(
         file["unlabelled/section"] = np.repeat(np.array(names[: len(sections)], dtype=object), share).astype(text)
         file["centres"] = np.concatenate([section.centres for section in sections])
         file["genes"] = np.array(genes, dtype=object).astype(text)
-        gene_ids = ids_of(genes, one_table(section.symbols for section in sections))
+        gene_ids = ids_of(genes, one_table(section.symbols for section in (*sections, *counts_only)))
         file["gene_ids"] = np.array(gene_ids, dtype=object).astype(text)
         _store_counts(sections, genes, file)
         if counts_only:

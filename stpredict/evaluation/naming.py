@@ -10,10 +10,10 @@ from stpredict.data.tiles import Measured, Tiles
 from stpredict.errors import DatasetError, some
 
 
-def demand_shared_genes(name: str, panel: Sequence[str], found: Tiles | Measured) -> None:
-    """Raises DatasetError where no gene of the panel of `name` was measured, by whatever name."""
+def demand_shared_genes(name: str, predicted: Sequence[str], panel: Sequence[str], found: Tiles | Measured) -> None:
+    """Raises DatasetError where none of the genes of a panel that `name` predicts was measured, by whatever name."""
     genes = found.counted_genes if isinstance(found, Measured) else found.genes
-    if set(panel) & set(genes) or pair_by_id(panel, genes, found.gene_ids)[0]:
+    if set(predicted) & {*genes, *pair_by_id(panel, genes, found.gene_ids)[0]}:
         return
     ours, theirs = (kind_of_names(names) for names in (panel, genes))
     why = ""

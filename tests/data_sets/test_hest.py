@@ -9,15 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from calls import run
-from conftest import make_model
+from conftest import SLIDE, make_model
+from encoders_to_try import Tiny, export
 from PIL import Image
+from results_to_draw import predict
 
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles, write_tiles
 from stpredict.errors import DatasetError
 from stpredict.networks import ARCHITECTURES
 from stpredict.training import dictionary
-from stpredict.weights import load_model
+from stpredict.weights import Model, load_model
 
 CENTRES = np.array([(x, y) for y in range(300, 2700, 400) for x in range(300, 2000, 400)], dtype=float)
 COUNTS = np.random.default_rng(0).poisson(3, (len(CENTRES), 2)).astype("float32")
@@ -276,3 +278,22 @@ def test_a_network_that_nothing_taught_is_trained_on_patches_alone(without_slide
     done = run("train", without_slides, *call.split())
     assert done.exit_code == 0, done.output
     assert load_model(Path("m.safetensors")).card["mpp"] == 0.5
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_an_encoder_reads_patches_alone(without_slides: Path, tmp_path: Path):
+    encoder = export(tmp_path / "tiny.pt2", Tiny(), px=224)
+    call = ("--encoder", encoder, "--encoder-licence", "MIT", "--mpp", "0.5", "--min-depth", "1", "--threads", "1")
+    done = run("train", without_slides, *call, "-o", "m.safetensors")
+    assert done.exit_code == 0, done.output
+    assert load_model(Path("m.safetensors")).card["training"]["spots"] == 2 * (len(CENTRES) - 1)
+
+
+def test_a_result_of_another_name_is_not_scored_where_no_slide_can_tell_which_it_is(
+    without_slides: Path, tmp_path: Path, tiny_model: Model
+):
+    (without_slides / "st" / "SPA12.h5ad").unlink()
+    result = predict(tiny_model, tmp_path, SLIDE, pitch_um=200.0)
+    refused = run("evaluate", result.path, without_slides)
+    assert refused.exit_code == 2
+    assert "NCBI700.h5: holds patches alone, and a result of another name (" in refused.stderr
