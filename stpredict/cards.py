@@ -14,6 +14,7 @@ import stpredict
 from stpredict.arrays import Bool, Float, Int
 from stpredict.data.normalisation import EXPECTED, NORMALISATIONS, find_normalisation
 from stpredict.errors import ModelFileError
+from stpredict.evaluation.conformal import describe_intervals
 from stpredict.evaluation.metrics import (
     FALSE_DISCOVERIES,
     LOG_CPM_BY_SECTION,
@@ -72,6 +73,7 @@ SCORES = {
 def make_card(
     name: str, tiles: Tiles, panel: list[str], network: Network, objective: Objective,
     expression: Float, training: dict[str, Any], held_out: Sequence[dict[str, Any]],
+    intervals: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
     """The card of a network whose `expression` of its training spots is given."""
     import torch
@@ -105,6 +107,7 @@ def make_card(
         },
         "held_out": (folds := [_for_panel(scores, panel) for scores in held_out]),
         "reliability": describe_reliability(folds, panel),
+        "intervals": list(intervals),
         "intended_use": "Research use only. Not a medical device; no clinical decision may rest on it.",
     }
 
@@ -281,6 +284,7 @@ def card_without_genes(card: dict[str, Any]) -> dict[str, Any]:
     folds = [{key: value for key, value in fold.items() if key != "per_gene"} for fold in card.get("held_out", [])]
     if isinstance(card.get("reliability"), dict):
         kept["reliability"] = {"how": card["reliability"].get("how")}
+    kept["intervals"] = [{k: v for k, v in one.items() if k != "half_width"} for one in card.get("intervals", [])]
     return {**kept, "held_out": folds}
 
 
@@ -333,6 +337,7 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
             yield f"  here the model has learnt nothing that {' and '.join(beaten_by)} had not"
     if lines := list(show_crossvalidation(card["held_out"])):
         yield from ("", *lines)
+    yield from describe_intervals(card["intervals"], 0, card["expression_unit"]) if card.get("intervals") else ()
     correlation = held_out_correlation(card)
     known = [i for i in np.argsort(-correlation) if np.isfinite(correlation[i])]
     if known:

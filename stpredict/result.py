@@ -53,7 +53,8 @@ class Gene:
     """What a result says of a gene; NaN if not known.
 
     Its correlation when held out, mean expression in training, the lower bound of the correlation's 95 % interval, the
-    correlation of ridge regression in the model's place, and the interval's upper bound.
+    correlation of ridge regression in the model's place, and the interval's upper bound; then what to add to and take
+    from its expression for an interval that holds 80, 90 or 95 % of the measurements of a new patient.
     """
 
     name: str
@@ -62,9 +63,14 @@ class Gene:
     held_out_low: float = math.nan
     held_out_ridge: float = math.nan
     held_out_high: float = math.nan
+    half_width_80: float = math.nan
+    half_width_90: float = math.nan
+    half_width_95: float = math.nan
 
 
 GENE_COLUMNS = [field.name for field in fields(Gene)[1:]]
+#: Few models know these; where none is known, a result leaves them out.
+HALF_WIDTHS = ("half_width_80", "half_width_90", "half_width_95")
 
 
 @dataclass(frozen=True)
@@ -152,9 +158,9 @@ def write_result(
         _write_table(file, "obs", spot_names(name, spots), {
             "row": spots.row, "col": spots.column, **columns,
         })  # fmt: skip
-        _write_table(file, "var", [gene.name for gene in genes], {
-            column: np.array([getattr(gene, column) for gene in genes], np.float32) for column in GENE_COLUMNS
-        })  # fmt: skip
+        said = {column: np.array([getattr(gene, column) for gene in genes], np.float32) for column in GENE_COLUMNS}
+        known = {name: values for name, values in said.items() if name not in HALF_WIDTHS or np.isfinite(values).any()}
+        _write_table(file, "var", [gene.name for gene in genes], known)
         for group in ("obsm", "varm", "obsp", "varp", "layers", "uns", "uns/log1p", "uns/spatial"):
             _tag(file.create_group(group), "dict", "0.1.0")
         if spread is not None:
@@ -374,7 +380,7 @@ def _write_text(file: h5py.File, name: str, text: str) -> None:
     _tag(file.create_dataset(name, data=text, dtype=h5py.string_dtype()), "string", "0.2.0")
 
 
-def _write_table(file: h5py.File, name: str, index: Sequence[str], columns: dict[str, Float32 | Int | Bool]) -> None:
+def _write_table(file: h5py.File, name: str, index: Sequence[str], columns: Mapping[str, Float32 | Int | Bool]) -> None:
     group = file.create_group(name)
     _tag(group, "dataframe", "0.2.0")
     group.attrs["_index"] = "_index"

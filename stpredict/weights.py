@@ -16,6 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from stpredict.errors import ModelFileError
+from stpredict.evaluation.conformal import LEVELS
 from stpredict.evaluation.features import N_FEATURES
 from stpredict.files import atomic_path
 from stpredict.slides.views import Views, patch_shape, views_fit, views_of
@@ -151,6 +152,8 @@ def check_card(card: Mapping[str, Any], tensors: Mapping[str, Array]) -> None:
     for fold in card["held_out"]:
         demand("held-out part", fold["kind"] in ("patient", "section"))
         demand("held-out genes", np.asarray(fold["per_gene"]["correlation"], dtype=float).shape == (count,))
+    for one in card.get("intervals", []):
+        demand("intervals", one["level"] in LEVELS and np.asarray(one["half_width"], dtype=float).shape == (count,))
     reference = tensors.get(REFERENCE_FEATURES)
     demand("reference features", reference is None or (reference.ndim == 2 and reference.shape[1] == N_FEATURES))
     part = tensors.get(REFERENCE_PART)

@@ -7,6 +7,8 @@ much of their width is that noise.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -54,3 +56,16 @@ def empirical_coverage(error: Float, patient: Labels, level: float) -> float | N
         for name in names
     ]
     return float(np.mean(held))
+
+
+def describe_intervals(intervals: Sequence[dict[str, Any]], n_patients: int, unit: str) -> Iterator[str]:
+    """Lines that tell a person how wide the intervals of each level are and what they hold, or why there are none."""
+    for one in intervals:
+        coverage = "not tested, for that takes a patient more" if one["coverage"] is None else f"{one['coverage']:.0%}"
+        yield (
+            f"intervals to hold {one['level']:.0%} of the noisy measurements, {unit}: "
+            f"+- {one['median_half_width']:.2f} for the median gene; coverage of patients left out: {coverage}"
+        )
+    if not intervals:
+        needed = patients_needed(LEVELS[0])
+        yield f"prediction intervals of {LEVELS[0]:.0%} need {needed} patients; there are {n_patients}"

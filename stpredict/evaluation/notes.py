@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stpredict.arrays import Float
-from stpredict.evaluation.conformal import LEVELS, patients_needed
+from stpredict.evaluation.conformal import describe_intervals
 from stpredict.evaluation.metrics import FALSE_DISCOVERIES, PATIENTS_FOR_INTERVALS
 from stpredict.evaluation.splits import RIDGE
 from stpredict.evaluation.tables import shown
@@ -53,15 +53,7 @@ def about_prediction_intervals(
     if leak:
         yield "no prediction intervals: the model was trained on patients of these names"
         return
-    for one in intervals:
-        coverage = "not tested, for that takes a patient more" if one["coverage"] is None else f"{one['coverage']:.0%}"
-        yield (
-            f"intervals to hold {one['level']:.0%} of the noisy measurements, {unit}: "
-            f"+- {one['median_half_width']:.2f} for the median gene; coverage of patients left out: {coverage}"
-        )
-    if not intervals:
-        needed = patients_needed(LEVELS[0])
-        yield f"prediction intervals of {LEVELS[0]:.0%} need {needed} patients; there are {n_patients}"
+    yield from describe_intervals(intervals, n_patients, unit)
 
 
 def about_intervals(n_patients: int, known: bool) -> str:

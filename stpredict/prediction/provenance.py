@@ -73,7 +73,14 @@ def describe_genes(model: Model, columns: Int) -> list[Gene]:
     found = read_reliability(model.card)
     low, ridge, high = (found.low, found.ridge, found.high) if found else (unknown, unknown, unknown)
     correlation = held_out_correlation(model.card)
-    return [Gene(model.panel[i], correlation[i], mean[i], low[i], ridge[i], high[i]) for i in columns]
+    widths = {f"half_width_{one['level'] * 100:g}": one["half_width"] for one in model.card.get("intervals", [])}
+    return [
+        Gene(
+            model.panel[i], correlation[i], mean[i], low[i], ridge[i], high[i],
+            **{name: np.nan if width[i] is None else width[i] for name, width in widths.items()},
+        )
+        for i in columns
+    ]  # fmt: skip
 
 
 def display_range(model: Model, columns: Int) -> list[list[float]] | None:

@@ -19,6 +19,8 @@ from stpredict.data.dataset import read_dataset
 from stpredict.data.normalisation import NORMALISATIONS, check_normalisation
 from stpredict.data.panel import check_rule
 from stpredict.data.tiles import Measured, Tiles, read_tiles
+from stpredict.evaluation.conformal import describe_intervals
+from stpredict.evaluation.metrics import log_cpm
 from stpredict.evaluation.splits import DEPTH_CONTROLLED, Split, evaluate_split
 from stpredict.files import atomic_path
 from stpredict.networks import FITTED, architecture_views, check_architecture, reads_slides
@@ -35,6 +37,7 @@ from stpredict.training.fit import (
 )
 from stpredict.training.folds import Fold, check_split, choose_validation, plan_folds
 from stpredict.training.heads import describe_patches
+from stpredict.training.intervals import ERRORS, calibrate, save_errors
 from stpredict.training.objectives import check_objective
 from stpredict.training.one_network import Panel, Run, Trained, predict_and_read, predict_rows, train_network
 from stpredict.training.preparation import (
@@ -162,6 +165,8 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
         **evaluate_split(predicted, split, run.features, objective),
     }  # fmt: skip
     if is_main_process():
+        missed = abs(predicted - log_cpm(split.counts[test], split.depth[test], split.per))
+        save_errors(folder / ERRORS, missed, tiles.patient[test], panel)
         rows = {k: v[DEPTH_CONTROLLED] for k, v in scores["rows"].items()}
         run.report(f"held-out {fold.name}: " + ", ".join(f"{k} {v}" for k, v in rows.items()))
         beaten_by = better_baselines(scores)
@@ -189,15 +194,23 @@ def run_crossvalidation(
     validation = [] if chosen or run.settings.architecture in FITTED else choose_validation(run.tiles, sections)
     run.report(f"train on everything: {', '.join(sections)}")
     trained = train_network(run, sections, validation, median_low(chosen) if chosen else None, folder / "all")
-    card = write_trained(run, trained, out, out.stem, held_out)
+    intervals: list[dict[str, Any]] = []
+    by_patient = {number: fold for number, fold in enumerate(folds, 1) if fold.kind == "patient" and not fold.leak}
+    if not NORMALISATIONS[run.settings.normalisation].of_panel:  # else each fold's panel makes a unit of its own
+        intervals = calibrate([folder / f"fold-{number}" / ERRORS for number in by_patient], trained.panel)
+        tested = np.isin(run.tiles.section, [name for fold in by_patient.values() for name in fold.test_sections])
+        for line in describe_intervals(intervals, len(set(run.tiles.patient[tested])), unit):
+            run.report(line)
+    card = write_trained(run, trained, out, out.stem, held_out, intervals)
     for made in (folder, folder / "all"):
         shutil.rmtree(made / SURROUNDINGS, ignore_errors=True)
     return card
 
 
 def write_trained(
-    run: Run, trained: Trained, path: Path, name: str, held_out: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+    run: Run, trained: Trained, path: Path, name: str, held_out: Sequence[dict[str, Any]],
+    intervals: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Write the model with its card, which is returned."""
     rows = np.flatnonzero(np.isin(run.tiles.section, trained.sections) & (trained.objective.depth > 0))
     z, read = predict_and_read(run, trained, rows)
@@ -211,7 +224,8 @@ def write_trained(
         "unlabelled_patches": int(np.isin(run.tiles.unlabelled_section, trained.sections).sum()),
         **counted_only(run.tiles, trained.counts_from),
     }
-    card = make_card(name, run.tiles, trained.panel, trained.network, trained.objective, expression, training, held_out)
+    card = make_card(name, run.tiles, trained.panel, trained.network, trained.objective, expression, training, held_out,
+                     intervals)  # fmt: skip
     if is_main_process():
         part = parts_left_out(run.tiles.patient[rows], run.tiles.section[rows])
         reference = make_feature_reference(read, part)
