@@ -4,7 +4,8 @@
 
 The folders hold sections in the HER2ST layout; images are not needed. Sections in sorted order are shuffled by
 random.Random(seed), seeds 0 to 9; the first 60 % train, the last 30 % test, and the papers choose their epochs on the
-rest. Spots without counts in the panel are left out, since their shares of it are undefined.
+rest. Spots without counts in the panel are left out, since their shares of it are undefined. Only where patients are
+left out, those of the total are kept: they have an RMSE, if no correlation.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main(gene_list: str, *folders: str) -> None:
     sections = [s for folder in folders for s in read_her2st(Path(folder), require_images=False)]
     sections.sort(key=lambda section: section.name)
     patients = [section.patient for section in sections]
-    counts, depths, dropped = [], [], 0
+    counts, depths, every_count, every_depth = [], [], [], []
     for section in sections:
         dense = section.counts.toarray().astype(float)
         column = {gene: i for i, gene in enumerate(section.genes)}
@@ -36,14 +37,19 @@ def main(gene_list: str, *folders: str) -> None:
         counted = panel.any(axis=1)
         counts.append(panel[counted])
         depths.append(dense.sum(axis=1)[counted])
-        dropped += int((~counted).sum())
+        every_count.append(panel)
+        every_depth.append(dense.sum(axis=1))
     print(
         f"{len(sections)} sections of {len(set(patients))} patients, {sum(map(len, counts))} spots, {len(genes)} genes;"
     )
-    print(f"{dropped} spots without counts in the panel are left out")
+    dropped = sum(map(len, every_count)) - sum(map(len, counts))
+    print(f"{dropped} spots without counts in the panel are left out, but of the total where patients are left out")
     print(f"{'correlation across genes within a spot (RMSE), ln(1 + CPM)':60}{'CPM of total':>16}{'of panel':>16}")
     panel_depths = [panel.sum(axis=1) for panel in counts]
-    found = [by_splits(counts, d, patients) | leaving_one_out(counts, d, patients) for d in (depths, panel_depths)]
+    found = [
+        by_splits(counts, depths, patients) | leaving_one_out(every_count, every_depth, patients),
+        by_splits(counts, panel_depths, patients) | leaving_one_out(counts, panel_depths, patients),
+    ]
     for row in found[0]:
         print(f"{row:60}" + "".join(f"{r:>9.3f} ({rmse:.2f})" for r, rmse in (table[row] for table in found)))
 

@@ -22,7 +22,7 @@ def scores_leaving_one_out(folder: Path, of_panel: bool) -> tuple[float, float]:
         counts = np.zeros((len(every), len(PANEL)))
         for i, gene in enumerate(PANEL[:-1]):
             counts[:, i] = every[:, section.genes.index(gene)]
-        kept = counts.sum(axis=1) > 0
+        kept = counts.sum(axis=1) >= of_panel
         depth = (counts if of_panel else every).sum(axis=1, keepdims=True)
         values.setdefault(section.patient, []).append(np.log(1 + 1e6 * counts[kept] / depth[kept]))
     scores = []
@@ -30,7 +30,7 @@ def scores_leaving_one_out(folder: Path, of_panel: bool) -> tuple[float, float]:
         others = np.concatenate([part for name, parts in values.items() if name != patient for part in parts])
         mean = others.mean(axis=0)
         spots = np.concatenate(own)
-        r = [np.corrcoef(mean, spot)[0, 1] for spot in spots]
+        r = [np.corrcoef(mean, spot)[0, 1] for spot in spots if spot.any()]
         rmse = [np.sqrt(np.mean((mean - spot) ** 2)) for spot in spots]
         scores.append((np.mean(r), np.mean(rmse)))
     return tuple(np.mean(scores, axis=0))
