@@ -4,3 +4,4 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 DEFAULT_MODEL = "dictionary-her2st"
+UNKNOWN_LICENCE = "not stated"

@@ -15,9 +15,9 @@ from torch import Tensor
 from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.errors import ModelFileError, UsageError
 from stpredict.networks import ARCHITECTURES, network_parameters
-from stpredict.networks.encoder_files import refuse_bomb
 from stpredict.networks.m2ort import M2ORT, M2ORTConfig
 from stpredict.networks.m2ost import M2OST, VIEWS, M2OSTConfig
+from stpredict.networks.tensor_files import refuse_bomb
 from stpredict.weights import can_name_files, check_card, save_model
 
 VFrom = Literal["qkv3", "qkv2"]

@@ -100,9 +100,9 @@ def load_model(path: Path) -> Model:
                 raise ModelFileError(f"{path.name}: not a model file, or a damaged one (its header is too large).")
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
+            if "stpredict" not in metadata:
+                raise ModelFileError(f"{path.name}: holds no model card, so it is not a model of this program.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-        if "stpredict" not in metadata:
-            raise ModelFileError(f"{path.name}: holds no model card, so it is not a model of this program.")
         card = json.loads(metadata["stpredict"])
         sha256 = _checksum(metadata["stpredict"], tensors)
     except (OSError, safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
@@ -179,12 +179,22 @@ def models_folders() -> list[Path]:
 
 
 def list_models() -> dict[str, Path]:
-    """Names of the installed models and their files."""
+    """Names of the installed models and their files; an encoder's weights beside them are none."""
     found: dict[str, Path] = {}
     for folder in models_folders():
         for path in sorted(folder.glob("*.safetensors")):
-            found.setdefault(path.stem, path)
+            if not lacks_card(path):
+                found.setdefault(path.stem, path)
     return found
+
+
+def lacks_card(path: Path) -> bool:
+    """Is it a whole file of tensors without a card? Of a damaged one nobody knows, and loading it says what is wrong."""
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return "stpredict" not in (file.metadata() or {})
+    except (OSError, safetensors.SafetensorError):
+        return False
 
 
 def find_model(name_or_path: str) -> Path:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from stpredict.cli.options import Threads, demand_positive, refuse_epochs, refuse_with_protocol, split
+from stpredict import UNKNOWN_LICENCE
+from stpredict.cli.options import Threads, demand_positive, one_of, refuse_epochs, refuse_with_protocol, split
 from stpredict.cli.program import app, command
 from stpredict.errors import UsageError
 from stpredict.evaluation import MIN_DEPTH
@@ -17,8 +18,7 @@ from stpredict.machine import usable_cores
 FOLDS, PANEL_RULE = "patient", "variance"
 ARCHITECTURE = "m2ort-small"
 UNLABELLED = 5000
-UNKNOWN_LICENCE = "not stated"
-IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
+HEADS: tuple[Literal["ridge", "linear"], ...] = ("ridge", "linear")
 
 
 @command(app, "train")
@@ -39,6 +39,13 @@ def train(
     objective: Annotated[
         str, typer.Option(help="residuals, nb, poisson, or mse on ln(1 + CPM) as in the papers.")
     ] = "residuals",
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="What reads a dictionary or an encoder: ridge, or linear, which takes any --objective.",
+            show_default="ridge",
+        ),
+    ] = None,
     folds: Annotated[
         str,
         typer.Option(
@@ -106,13 +113,24 @@ def train(
     encoder: Annotated[
         Path | None,
         typer.Option(
-            help="A frozen encoder to read instead of --arch: .pt2 of torch.export.save, or TorchScript. Needs --mpp.",
+            help="A frozen encoder to read instead of --arch: .pt2 of torch.export.save, TorchScript, or a timm Vision "
+            "Transformer's weights. Needs --mpp.",
             show_default="none",
         ),
     ] = None,
-    encoder_mean: Annotated[str, typer.Option(help="Mean of RGB in 0 to 1 that it was trained with.")] = IMAGENET_MEAN,
-    encoder_std: Annotated[str, typer.Option(help="Their standard deviation.")] = IMAGENET_STD,
-    encoder_licence: Annotated[str, typer.Option(help="Its licence, for the model's card.")] = UNKNOWN_LICENCE,
+    encoder_mean: Annotated[
+        str | None,
+        typer.Option(
+            help="Mean of RGB in 0 to 1 that it was trained with.",
+            show_default="of config.json beside timm weights, or ImageNet's",
+        ),
+    ] = None,
+    encoder_std: Annotated[
+        str | None, typer.Option(help="Their standard deviation.", show_default="as the mean")
+    ] = None,
+    encoder_licence: Annotated[
+        str | None, typer.Option(help="Its licence, for the model's card.", show_default="as the mean, or not stated")
+    ] = None,
     encoder_weights: Annotated[
         Path | None,
         typer.Option(
@@ -154,8 +172,8 @@ def train(
     from stpredict.training.settings import Settings
 
     demand_positive({"--mpp": mpp, "--learning-rate": learning_rate, "--teach-learning-rate": teach_learning_rate})
-    described = (encoder_mean, encoder_std) != (IMAGENET_MEAN, IMAGENET_STD)
-    if not encoder and (described or arch == "encoder" or (encoder_licence != UNKNOWN_LICENCE and not encoder_weights)):
+    described = encoder_mean or encoder_std or (encoder_licence and not encoder_weights)
+    if not encoder and (described or arch == "encoder"):
         raise UsageError("--encoder FILE names the encoder that --encoder-mean, -std and -licence are of.")
     taught = (teach_patches, teach_learning_rate) != (Settings.teach_patches, Settings.teach_learning_rate)
     if encoder_weights and (taught or unlabelled != UNLABELLED):
@@ -172,18 +190,25 @@ def train(
         "--objective": objective != Settings.objective, "--panel": panel != PANEL_RULE, "--folds": folds != FOLDS,
         "--hold-out": bool(hold_out), "--smooth-labels": smooth_labels,
     })  # fmt: skip
+    chosen_head: Literal["ridge", "linear"] | None = None
     if arch in ("dictionary", "encoder"):
+        chosen_head = one_of("--head", head or "ridge", HEADS)
+        if chosen_head == "ridge" and objective in ("nb", "poisson"):
+            raise UsageError(f"--objective {objective}: not of a ridge head, whose error is squared; --head linear.")
         refuse_epochs({
             "--epochs": epochs != Settings.epochs, "--teach-patches": teach_patches != Settings.teach_patches,
             "--batch-size": batch_size != Settings.batch_size, "--stain-jitter": stain_jitter != Settings.stain_jitter,
             "--learning-rate": learning_rate != Settings.learning_rate,
             "--teach-learning-rate": teach_learning_rate != Settings.teach_learning_rate,
-            f"--objective {objective}": objective in ("nb", "poisson"),
         })  # fmt: skip
+    elif head:
+        raise UsageError(
+            f"--head {head}: {arch} is trained with its own; --arch dictionary and --encoder have a choice."
+        )
     settings = Settings(
         architecture=arch, objective=objective, epochs=epochs, teach_patches=teach_patches, batch_size=batch_size,
         learning_rate=learning_rate, teach_learning_rate=teach_learning_rate, stain_jitter=stain_jitter,
-        smooth_labels=smooth_labels, seed=seed,
+        smooth_labels=smooth_labels, seed=seed, head=chosen_head,
         encoder=describe_encoder(encoder, encoder_mean, encoder_std, encoder_licence) if encoder else None,
         encoder_weights=describe_weights(encoder_weights, encoder_licence) if encoder_weights else None,
         fusion_teacher=("attached" if attach_teacher else "detached") if arch.startswith("triplex") else None,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stpredict import UNKNOWN_LICENCE
 from stpredict.commands.inputs import needs_training_extra
 from stpredict.commands.models import check_model_path
 from stpredict.console import report
@@ -15,6 +16,7 @@ from stpredict.errors import UsageError
 from stpredict.files import output_folders
 
 if TYPE_CHECKING:
+    from stpredict.networks.timm_vit import ViTReading
     from stpredict.training.settings import EncoderSettings, Settings, WeightsSettings
 
 
@@ -35,6 +37,9 @@ def train_command(
         raise needs_training_extra(error) from error
 
     check_model_path(out)
+    for weights in (encoder, encoder_weights):
+        if weights and weights.resolve() == out.resolve():
+            raise UsageError(f"-o {out}: is the encoder's own file.")
     check_counts_only(counts_only, dataset, settings, protocol)
     if genes_file and (panel_size or panel_rule != Panel.rule):
         raise UsageError("--genes-file names the panel; --panel and --panel-size choose one.")
@@ -48,6 +53,8 @@ def train_command(
     settings = replace(
         settings, normalisation=normalisation or settings.normalisation, min_depth=min_depth or settings.min_depth
     )
+    if settings.encoder and settings.encoder.vit and is_main_process():
+        report(show_timm_encoder(settings.encoder, settings.encoder.vit))
     with output_folders(out.parent):
         train_model(
             dataset, out, settings, panel, folds=folds, hold_out=hold_out, allow_patient_leak=allow_patient_leak,
@@ -71,21 +78,28 @@ def check_counts_only(counts_only: Path | None, dataset: Path, settings: Setting
     if counts_only and (protocol or settings.objective != "residuals"):
         how = f"--protocol {protocol}" if protocol else f"--objective {settings.objective}"
         raise UsageError(f"--counts-only: {how} fits each gene by itself, and makes nothing of counts alone.")
+    if counts_only and settings.head == "linear":
+        raise UsageError("--counts-only: a linear head fits each gene by itself, and makes nothing of counts alone.")
     if counts_only and dataset.suffix == ".h5":
         raise UsageError("--counts-only: with a folder of sections, not with a .tiles.h5 file, which is already cut.")
 
 
-def describe_weights(path: Path, licence: str) -> WeightsSettings:
+def describe_weights(path: Path, licence: str | None) -> WeightsSettings:
     """What a model's card says of the weights that its network began with."""
     from stpredict.networks.encoder_files import file_sha256
     from stpredict.training.settings import WeightsSettings
 
-    return WeightsSettings(path.name, file_sha256(path), licence)
+    return WeightsSettings(path.name, file_sha256(path), licence or UNKNOWN_LICENCE)
 
 
-def describe_encoder(path: Path, mean: str, std: str, licence: str) -> EncoderSettings:
-    """What a model's card says of its encoder. Raises UsageError for means that are not three numbers."""
-    from stpredict.networks.encoder_files import file_sha256
+def describe_encoder(path: Path, mean: str | None, std: str | None, licence: str | None) -> EncoderSettings:
+    """What a model's card says of its encoder: what is given, or else what lies beside a timm checkpoint, or is usual.
+
+    Raises UsageError for means that are not three numbers, and ModelFileError for a file that is no encoder's.
+    """
+    from stpredict.networks.encoder_files import CHECKPOINTS, file_sha256
+    from stpredict.networks.timm_config import describe_checkpoint
+    from stpredict.networks.triplex import IMAGENET_MEAN, IMAGENET_STD
     from stpredict.training.settings import EncoderSettings
 
     def three(option: str, text: str, least: float) -> tuple[float, ...]:
@@ -97,6 +111,27 @@ def describe_encoder(path: Path, mean: str, std: str, licence: str) -> EncoderSe
             raise UsageError(f"{option} {text}: three numbers from {least:g} to 1, separated by commas.")
         return numbers
 
+    given_mean = three("--encoder-mean", mean, 0) if mean else None
+    given_std = three("--encoder-std", std, 0.01) if std else None
+    known = describe_checkpoint(path) if path.suffix in CHECKPOINTS else None
     return EncoderSettings(
-        path.name, file_sha256(path), three("--encoder-mean", mean, 0), three("--encoder-std", std, 0.01), licence
+        path.name,
+        file_sha256(path),
+        given_mean or (known and known.mean) or IMAGENET_MEAN,
+        given_std or (known and known.std) or IMAGENET_STD,
+        licence or (known and known.licence) or UNKNOWN_LICENCE,
+        known.reading if known else None,
+    )
+
+
+def show_timm_encoder(encoder: EncoderSettings, vit: ViTReading) -> str:
+    """One line: how a timm checkpoint is read, for a person to compare with what its authors say."""
+    mean, std = (",".join(f"{x:g}" for x in numbers) for numbers in (encoder.mean, encoder.std))
+    source = (
+        "as its config.json has it" if vit.told_by == "config.json" else "assumed, as no config.json lies beside it"
+    )
+    pooled = "the class token" if vit.pooling == "token" else "the mean of the patch's tokens"
+    return (
+        f"{encoder.file}: a Vision Transformer of {vit.heads} heads and {vit.activation}, read by {pooled}, {source}; "
+        f"mean {mean}, deviation {std}, licence {encoder.licence}"
     )

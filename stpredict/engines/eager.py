@@ -51,8 +51,8 @@ def load_network(model: Model) -> Network:
         beside.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
     network.eval()
     if isinstance(network, Encoded):
-        folders = [model.path.parent, *models_folders()]
-        network.encoder = open_encoder(find_encoder(network.config.file, network.config.sha256, folders))
+        known, folders = network.config, [model.path.parent, *models_folders()]
+        network.encoder = open_encoder(find_encoder(known.file, known.sha256, folders), known.patch_px, known.vit)
     return network
 
 

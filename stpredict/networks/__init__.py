@@ -10,6 +10,7 @@ from stpredict.networks.dictionary import Dictionary, DictionaryConfig
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.networks.m2ort import M2ORT, VARIANTS, M2ORTConfig
 from stpredict.networks.m2ost import M2OST, VIEWS, M2OSTConfig
+from stpredict.networks.timm_vit import ViTReading
 from stpredict.networks.triplex import SETTINGS, Triplex, TriplexConfig
 from stpredict.slides.views import Views, views_of
 
@@ -89,5 +90,7 @@ def own_state(network: Network) -> dict[str, Any]:
 
 def _config(parameters: dict[str, Any]) -> Config:
     sizes = {key: value for key, value in parameters.items() if key != "network"}
+    if sizes.get("vit"):
+        sizes["vit"] = ViTReading(**sizes["vit"])
     config: Config = NETWORKS[parameters.get("network", "m2ort")][0](**sizes)  # cards of the first version do not say
     return config

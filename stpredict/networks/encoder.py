@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stpredict.networks.autocast import no_autocast
 from stpredict.networks.head import Head, Link
+from stpredict.networks.timm_vit import ViTReading
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class EncoderConfig:
     std: Sequence[float]
     patch_px: int = 224
     link: Link = "identity"
+    vit: ViTReading | None = None  # of a timm checkpoint
 
 
 class Encoded(nn.Module):

@@ -1,4 +1,4 @@
-"""Files of encoders: exported programs and TorchScript. A file that would run pickled code is refused."""
+"""Files of encoders: exported programs, TorchScript and timm checkpoints. None that would run pickled code is read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from stpredict.errors import ModelFileError, first_line
+from stpredict.networks.tensor_files import refuse_bomb
+from stpredict.networks.timm_config import describe_checkpoint, open_vit
+from stpredict.networks.timm_vit import ViTReading
 
-#: Far more than there is code in a network, which alone is compressed in torch's archives.
-MAX_CODE_BYTES = 64 << 20
-EXPORTED, SCRIPTED = (".pt2",), (".pt", ".ts")
+EXPORTED, SCRIPTED, CHECKPOINTS = (".pt2",), (".pt", ".ts"), (".safetensors", ".bin", ".pth")
 
 
 def file_sha256(path: Path) -> str:
@@ -35,21 +36,26 @@ def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_encoder(path: Path) -> nn.Module:
+def open_encoder(path: Path, patch_px: int = 224, vit: ViTReading | None = None) -> nn.Module:
     """An encoder from pixels, N x 3 x P x P, to features, N x features, ready to run on the CPU.
 
-    Raises ModelFileError if it is neither an exported program (.pt2) nor TorchScript (.pt, .ts), or holds pickles.
+    A timm checkpoint (.safetensors, .bin, .pth) is read as `vit` says, for patches of `patch_px`. Raises ModelFileError
+    if it is none that can be read, nor an exported program (.pt2) nor TorchScript (.pt, .ts), or holds pickles.
     """
-    if path.suffix not in (*EXPORTED, *SCRIPTED):
+    if path.suffix not in (*EXPORTED, *SCRIPTED, *CHECKPOINTS):
         raise ModelFileError(
-            f"{path.name}: not an encoder's file; save one with torch.export.save (.pt2) or torch.jit.save (.pt)."
+            f"{path.name}: not an encoder's file; save one with torch.export.save (.pt2) or torch.jit.save (.pt), or "
+            "take a timm checkpoint (.safetensors, .bin or .pth)."
         )
     try:
-        refuse_bomb(path)
-        if path.suffix in EXPORTED:
+        if path.suffix in CHECKPOINTS:
+            encoder: nn.Module = open_vit(path, vit or describe_checkpoint(path).reading, patch_px)
+        elif path.suffix in EXPORTED:
+            refuse_bomb(path)
             refuse_pickles(path)
-            encoder: nn.Module = torch.export.load(path).module()
+            encoder = torch.export.load(path).module()
         else:
+            refuse_bomb(path)
             encoder = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except ModelFileError:
         raise
@@ -58,15 +64,6 @@ def open_encoder(path: Path) -> nn.Module:
     for parameter in encoder.parameters():
         parameter.requires_grad_(False)
     return encoder
-
-
-def refuse_bomb(path: Path) -> None:
-    """Raises ModelFileError for an archive that unpacks to far more than its size; torch compresses only code."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            n_bytes = sum(member.file_size for member in archive.infolist())
-        if n_bytes > MAX_CODE_BYTES + 2 * path.stat().st_size:
-            raise ModelFileError(f"{path.name}: unpacks to {n_bytes / 1e6:,.0f} MB, as no file of torch's does.")
 
 
 def refuse_pickles(path: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from stpredict.errors import ModelFileError, first_line
+from stpredict.networks.tensor_files import read_tensors
 from stpredict.networks.triplex import Trunk
 
 #: A tensor that every ResNet18 has; what stands before it stands before all, such as "module." or "model.resnet.".
@@ -21,21 +20,8 @@ def read_trunk(path: Path) -> dict[str, Tensor]:
 
     Nothing in the file is executed. Raises ModelFileError if it holds pickled code, or no ResNet18.
     """
-    if not path.is_file():
-        raise ModelFileError(f"{path}: no such file of weights.")
-    try:
-        if path.suffix == ".safetensors":
-            loaded: Any = safetensors.torch.load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch fails in many ways on a damaged file
-        raise ModelFileError(
-            f"{path.name}: not a file of plain tensors, or a damaged one; it was not opened. Save its state dict anew."
-        ) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    names = [str(name) for name in loaded] if isinstance(loaded, dict) else []
-    prefix = next((name.removesuffix(KNOWN) for name in names if name.endswith(KNOWN)), None)
+    loaded = read_tensors(path)
+    prefix = next((name.removesuffix(KNOWN) for name in loaded if name.endswith(KNOWN)), None)
     if prefix is None:
         raise ModelFileError(f"{path.name}: holds no ResNet18 (no tensor {KNOWN}, as torchvision calls it).")
     trunk = Trunk()

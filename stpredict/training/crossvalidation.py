@@ -46,6 +46,7 @@ from stpredict.training.preparation import (
     check_slides_at_hand,
     fingerprint,
     is_finished,
+    patch_px_of,
     prepare_run,
     read_features,
     run_folder,
@@ -75,7 +76,9 @@ def train_model(
     if in_slides:
         check_slides_at_hand(settings.architecture, dataset)
     weights = read_trunk(encoder_weights) if encoder_weights else None
-    opened = open_encoder(encoder) if encoder else None
+    opened = None
+    if encoder and settings.encoder:
+        opened = open_encoder(encoder, patch_px_of(dataset), settings.encoder.vit)
     check_objective(settings.objective, settings.smooth_labels)
     check_normalisation(settings.normalisation)
     check_rule(panel.rule)
@@ -123,7 +126,9 @@ def with_encoder(run: Run, encoder: nn.Module, known: EncoderSettings, cache: Pa
     Raises ModelFileError if it does not take patches of this size.
     """
     width = count_features(encoder, run.tiles.patch_px, known.file)
-    network = Encoded(EncoderConfig(1, width, known.file, known.sha256, known.mean, known.std, run.tiles.patch_px))
+    network = Encoded(
+        EncoderConfig(1, width, known.file, known.sha256, known.mean, known.std, run.tiles.patch_px, vit=known.vit)
+    )
     network.encoder = encoder
     network.to(run.device)
     if not cache.exists() and is_main_process():
@@ -142,11 +147,12 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
         return dict(json.loads(done.read_text()))
     tiles = run.tiles
     sections = fold.train or sorted(set(tiles.section) - set(fold.test_sections))
-    fitted = run.settings.architecture in FITTED  # which has no epochs to be chosen
+    validates = run.settings.validates
     chosen = choose_validation(tiles, sections) if fold.validation is None else fold.validation
-    validation = [] if fitted else chosen
-    how_long = f", epochs chosen on {', '.join(validation)}" if validation else ""
-    run.report(f"hold out {fold.kind} {fold.name}: train on {', '.join(sections)}{how_long}")
+    validation = chosen if validates else []
+    what = "penalty" if run.settings.head else "epochs"
+    how = f", {what} chosen on {', '.join(validation)}" if validation else ""
+    run.report(f"hold out {fold.kind} {fold.name}: train on {', '.join(sections)}{how}")
     trained = train_network(run, sections, validation, None, folder)
     panel, objective = trained.panel, trained.objective
     training = np.isin(tiles.section, sections) & (objective.depth > 0)
@@ -161,7 +167,7 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
         "name": fold.name, "kind": fold.kind, "test": fold.test_sections, "train": sections,
         "validation": validation, "epochs": trained.epochs, "panel": panel,
         "min_depth": run.settings.min_depth, "spots_left_out": int((held_out & ~test).sum()),
-        **({"leak": fold.leak} if fold.leak and not fitted else {}),
+        **({"leak": fold.leak} if fold.leak and validates else {}),
         **evaluate_split(predicted, split, run.features, objective),
     }  # fmt: skip
     if is_main_process():
@@ -189,9 +195,9 @@ def run_crossvalidation(
     unit = NORMALISATIONS[run.settings.normalisation].unit
     for line in show_protocol(protocol, held_out, unit) if protocol else show_crossvalidation(held_out):
         run.report(line)
-    chosen = [scores["epochs"] for scores in held_out if scores["validation"]]
+    chosen = [scores["epochs"] for scores in held_out if scores["validation"] and scores["epochs"]]
     sections = sorted(set(run.tiles.section))
-    validation = [] if chosen or run.settings.architecture in FITTED else choose_validation(run.tiles, sections)
+    validation = choose_validation(run.tiles, sections) if run.settings.validates and not chosen else []
     run.report(f"train on everything: {', '.join(sections)}")
     trained = train_network(run, sections, validation, median_low(chosen) if chosen else None, folder / "all")
     intervals: list[dict[str, Any]] = []
@@ -247,6 +253,6 @@ def trained_how(settings: Settings, trained: Trained) -> dict[str, Any]:
     everything = {key: value for key, value in asdict(settings).items() if value is not None and key != "min_depth"}
     if settings.architecture not in FITTED:
         return {**everything, "epochs_used": trained.epochs}
-    mattered = ("architecture", "objective", "normalisation", "smooth_labels", "seed", "encoder")
+    mattered = ("architecture", "objective", "normalisation", "smooth_labels", "seed", "encoder", "head")
     kept = {key: value for key, value in everything.items() if key in mattered}
-    return {**kept, "gene_programmes": N_PROGRAMMES}
+    return {**kept, **({"gene_programmes": N_PROGRAMMES} if trained.penalty is None else {"penalty": trained.penalty})}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def describe_patches(network: Dictionary | Encoded, tiles: Tiles, rows: Int, dev
     return np.concatenate(parts)
 
 
-def fit_head(
+def fit_ridge_head(
     network: Dictionary | Encoded, features: Float, rows: Int, tiles: Tiles, panel: Sequence[str],
     objective: Objective, normalisation: Normalisation,
 ) -> list[str]:  # fmt: skip
@@ -50,10 +51,15 @@ def fit_head(
         covariance, used = gene_covariance(tiles, panel, sorted(set(tiles.section[rows])), normalisation)
         n = N_PROGRAMMES if used else len(panel)  # where nothing tells how genes vary together, each by itself
         found = fit_programmes(features, objective.targets[rows] / scale, covariance, n)
+    write_head(network, replace(found, weight=found.weight * scale, bias=found.bias * scale))
+    return used
+
+
+def write_head(network: Dictionary | Encoded, found: LinearMap) -> None:
+    """Let the network's head, and what standardises features before it, be the `found` map to z."""
     with torch.no_grad():
         for parameter, values in (
             (network.feature_mean, found.mean), (network.feature_scale, found.scale),
-            (network.head.weight, (found.weight * scale).T), (network.head.bias, found.bias * scale),
+            (network.head.weight, found.weight.T), (network.head.bias, found.bias),
         ):  # fmt: skip
             parameter.copy_(torch.as_tensor(values))
-    return used

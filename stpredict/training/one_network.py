@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stpredict.arrays import Float, Int
+from stpredict.arrays import Bool, Float, Int
 from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.data.panel import choose_panel
 from stpredict.data.section import Section
@@ -37,7 +37,8 @@ from stpredict.training.fit import (
     teach,
     train_on_spots,
 )
-from stpredict.training.heads import describe_patches, fit_head
+from stpredict.training.heads import describe_patches, fit_ridge_head, write_head
+from stpredict.training.linear_head import choose_penalty, fit_linear
 from stpredict.training.objectives import Objective, make_objective
 from stpredict.training.settings import Settings
 from stpredict.training.triplex import predict_triplex, prepare_triplex, triplex_step
@@ -62,6 +63,7 @@ class Trained:
     panel: list[str]
     sections: Sequence[str]
     epochs: int  # 0 of a network that is fitted at once
+    penalty: float | None = None  # of a linear head
     counts_from: Sequence[str] = ()  # the sections that told how genes vary together, where one is fitted so
     surroundings: Mapping[str, Surroundings] = field(default_factory=dict)  # of a network that is told of them
 
@@ -104,13 +106,35 @@ def train_network(
         in_training &= depth > 0
     objective = make_objective(settings.objective, counts, depth, tiles.section, in_training, smooth, normalisation.per)
     if settings.architecture in FITTED:
-        rows = np.flatnonzero(in_training)
-        network = new_described_network(run, sections, len(panel))
-        features = describe_patches(network, tiles, rows, run.device) if run.encoded is None else run.encoded[rows]
-        counts_from = fit_head(network, features, rows, tiles, panel, objective, normalisation)
-        return Trained(network, objective, panel, sections, 0, counts_from)
+        return fit_at_once(run, sections, validation, objective, panel, in_training)
     student, epochs, surroundings = train_epochs(run, sections, validation, objective, counts, epochs, folder)
     return Trained(student, objective, panel, sections, epochs, surroundings=surroundings)
+
+
+def fit_at_once(
+    run: Run, sections: Sequence[str], validation: Sequence[str], objective: Objective, panel: list[str],
+    in_training: Bool,
+) -> Trained:  # fmt: skip
+    """Fit the head of a network that describes patches, a linear one's penalty chosen on `validation`."""
+    tiles, settings = run.tiles, run.settings
+    network = new_described_network(run, sections, len(panel))
+
+    def describe(rows: Int) -> Float:
+        return describe_patches(network, tiles, rows, run.device) if run.encoded is None else run.encoded[rows]
+
+    rows = np.flatnonzero(in_training)
+    features = describe(rows)
+    if settings.head != "linear":
+        normalisation = NORMALISATIONS[settings.normalisation]
+        counts_from = fit_ridge_head(network, features, rows, tiles, panel, objective, normalisation)
+        return Trained(network, objective, panel, sections, 0, counts_from=counts_from)
+    unseen = np.flatnonzero(np.isin(tiles.section, validation) & ~in_training & (objective.depth > 0))
+    every = np.concatenate([rows, unseen])  # in a paper's protocol the validation is not part of the training
+    all_features = np.concatenate([features, describe(unseen)]) if len(unseen) else features
+    tested = np.isin(tiles.section[every], validation)
+    penalty = choose_penalty(all_features, every, tested, objective, run.device)
+    write_head(network, fit_linear(features, rows, objective, penalty, run.device))
+    return Trained(network, objective, panel, sections, 0, penalty=penalty)
 
 
 def new_described_network(run: Run, sections: Sequence[str], n_genes: int) -> Dictionary | Encoded:

@@ -112,6 +112,11 @@ def tiles_of(dataset: Path, out: Path) -> Path:
     return dataset if dataset.suffix == ".h5" else run_folder(out) / TILES
 
 
+def patch_px_of(dataset: Path) -> int:
+    """How large the patches of a data set are, or will be once they are cut."""
+    return read_tiles(dataset).patch_px if dataset.suffix == ".h5" else PATCH_PX
+
+
 def check_slides_at_hand(architecture: str, dataset: Path) -> None:
     """Raises UsageError where a network that looks at slides cannot, or would be trained in several processes."""
     if dataset.suffix == ".h5":

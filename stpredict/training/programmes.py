@@ -39,6 +39,27 @@ class LinearMap:
         return predicted
 
 
+@dataclass(frozen=True)
+class Decomposition:
+    """Features, standardised, as u * s @ vt; directions in which they do not vary are left out."""
+
+    mean: Float
+    scale: Float
+    u: Float  # spots x directions
+    s: Float
+    vt: Float  # directions x features
+
+
+def decompose(features: Float) -> Decomposition:
+    """The singular value decomposition of spots x features."""
+    mean, spread = features.mean(axis=0), features.std(axis=0)
+    varies = spread > NEGLIGIBLE * np.maximum(np.abs(mean), 1)
+    scale = np.divide(1, spread, out=np.zeros_like(spread), where=varies)
+    u, s, vt = np.linalg.svd((features - mean) * scale, full_matrices=False)
+    real = s > NEGLIGIBLE * max(s.max(), 1.0)
+    return Decomposition(mean, scale, u[:, real], s[real], vt[real])
+
+
 def signal_covariance(counts: Float, depth: Float) -> Float:
     """Covariance of the genes' Pearson residuals in one section (spots x genes), without the counts' noise.
 
@@ -96,12 +117,8 @@ def fit_programmes(features: Float, residuals: Float, covariance: Float, n: int 
     first = np.argsort(-variance)[:n]
     first = first[variance[first] > NEGLIGIBLE * variance.max()]
     prior, vectors = variance[first] ** 2 / variance.max(), vectors[:, first]
-    mean, spread = features.mean(axis=0), features.std(axis=0)
-    varies = spread > NEGLIGIBLE * np.maximum(np.abs(mean), 1)
-    scale = np.divide(1, spread, out=np.zeros_like(spread), where=varies)
-    u, s, vt = np.linalg.svd((features - mean) * scale, full_matrices=False)
-    real = s > NEGLIGIBLE * max(s.max(), 1.0)
-    u, s, vt = u[:, real], s[real], vt[real]
+    known = decompose(features)
+    u, s = known.u, known.s
     centre = residuals.mean(axis=0) @ vectors
     programmes = residuals @ vectors - centre
     projected = u.T @ programmes
@@ -116,5 +133,5 @@ def fit_programmes(features: Float, residuals: Float, covariance: Float, n: int 
         return float((((programmes - u @ (kept * projected)) / np.maximum(1 - leverage, NEGLIGIBLE)) ** 2).sum())
 
     best = shrink(min(STRENGTHS, key=left_out_error))
-    weight = vt.T @ (best / s[:, None] * projected) @ vectors.T
-    return LinearMap(mean, scale, weight, centre @ vectors.T)
+    weight = known.vt.T @ (best / s[:, None] * projected) @ vectors.T
+    return LinearMap(known.mean, known.scale, weight, centre @ vectors.T)

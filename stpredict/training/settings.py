@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stpredict.evaluation import MIN_DEPTH
+from stpredict.networks import FITTED
+from stpredict.networks.timm_vit import ViTReading
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class EncoderSettings:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     licence: str
+    vit: ViTReading | None = None  # of a timm checkpoint
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class Settings:
     normalisation: str = "total"
     min_depth: int = MIN_DEPTH  # held-out spots of fewer counts are not scored; they are trained on all the same
     seed: int = 0
+    head: Literal["ridge", "linear"] | None = None  # of a dictionary or an encoder, None for ridge
     encoder: EncoderSettings | None = None
     encoder_weights: WeightsSettings | None = None
     fusion_teacher: Literal["detached", "attached"] | None = None  # of a TRIPLEX
+
+    @property
+    def validates(self) -> bool:
+        """Is something chosen on validation sections: the number of epochs, or a linear head's penalty?"""
+        return self.architecture not in FITTED or self.head == "linear"

@@ -33,7 +33,7 @@ from stpredict.training.fit import (
     teach_values,
     train_on_spots,
 )
-from stpredict.training.heads import describe_patches, fit_head
+from stpredict.training.heads import describe_patches, fit_ridge_head
 from stpredict.training.objectives import make_objective
 from stpredict.training.one_network import Panel, Run, predict_rows, train_network
 from stpredict.training.programmes import fit_programmes
@@ -132,7 +132,7 @@ def dictionary_lessons(part: Part, rows: Int, places: Int, seed: int) -> Float:
     """What the dictionary, fitted on spots `rows`, predicts at unlabelled `places`, places x genes."""
     network = learn_windows(part.tiles, part.sections, len(part.panel), seed)
     total = NORMALISATIONS["total"]
-    fit_head(network, part.described(seed)[rows], rows, part.tiles, part.panel, part.objective, total)
+    fit_ridge_head(network, part.described(seed)[rows], rows, part.tiles, part.panel, part.objective, total)
     return np.concatenate([each.double().numpy() for each in say(network, part, places)])
 
 
