@@ -18,7 +18,7 @@ from stpredict.training.programmes import Decomposition, LinearMap, decompose
 PENALTIES = np.logspace(-3, 3, 13)
 #: Where no section is left to choose one.
 USUAL_PENALTY = 10.0
-MAX_ITERATIONS = 200
+MAX_ITERATIONS = 100
 #: Less than this of the mean loss, which is about 1, is not worth another iteration.
 TOLERANCE = 1e-7
 

@@ -59,7 +59,7 @@ def triplex_folds(tiles: Tiles | Measured, seed: int) -> list[Fold]:  # noqa: AR
     folds = plan_folds(tiles, "patient" if n_patients <= TRIPLEX_PARTS else str(TRIPLEX_PARTS))
     if not folds:
         raise UsageError("--protocol triplex: needs two patients or more.")
-    leak = "epochs were chosen on the test sections"
+    leak = "epochs, or a linear head's penalty, were chosen on the test sections"
     return [Fold(f.name, f.kind, f.test_sections, None, f.test_sections, leak) for f in folds]
 
 

@@ -194,7 +194,7 @@ def test_what_would_not_be_used_is_refused(dataset: Path, counts_only: Path, tmp
     assert "was cut at 0.8 um per pixel" in refused.stderr
     refused = train(dataset, out, "--objective", "nb")
     assert refused.exit_code == 2
-    assert "--objective nb: not for a dictionary" in refused.stderr
+    assert "--objective nb: not of a ridge head, whose error is squared; --head linear" in refused.stderr
     refused = train(dataset, out, "--epochs", 3, "--learning-rate", 0.1)
     assert refused.exit_code == 2
     assert "--epochs, --learning-rate: not for a dictionary" in refused.stderr
