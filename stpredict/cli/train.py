@@ -106,7 +106,7 @@ def train(
         Path | None,
         typer.Option(
             help="More sections, which tell how genes vary together; HER2ST ones need no images. "
-            "For a dictionary or an encoder.",
+            "For a dictionary or an encoder with a ridge head.",
             show_default="none",
         ),
     ] = None,
