@@ -189,7 +189,7 @@ def list_models() -> dict[str, Path]:
 
 
 def lacks_card(path: Path) -> bool:
-    """Is it a whole file of tensors without a card? Of a damaged one nobody knows, and loading it says what is wrong."""
+    """Is it a file of tensors without a card? A damaged one may have one, and loading it says what is wrong."""
     try:
         with safetensors.safe_open(path, "numpy") as file:
             return "stpredict" not in (file.metadata() or {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,10 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
+from conftest import DATA
 from encoders_to_try import Tiny, export
 from PIL import Image
+from safetensors.torch import load_file
 from scipy.sparse import csc_array, csr_array
 
 from stpredict.data.h5ad import read_h5ad
@@ -26,6 +29,7 @@ from stpredict.data.space_ranger import read_10x, read_positions, read_scale
 from stpredict.data.spotted import read_counts, read_selection
 from stpredict.data.tiles import read_tiles, write_tiles
 from stpredict.networks.encoder_files import open_encoder
+from stpredict.networks.timm_vit import ViTReading
 from stpredict.prediction.jobs import find_jobs
 from stpredict.slides.mask import MaskRequest, inside_mask
 from stpredict.slides.slide import Bounds, Mpp
@@ -33,6 +37,7 @@ from stpredict.slides.slide import Bounds, Mpp
 N_SPOTS, N_GENES = 40, 12
 SIDE_PX = 600
 GENES = [f"GENE{i}" for i in range(N_GENES)]
+VIT = ViTReading(heads=2, pooling="token", activation="gelu", epsilon=1e-6, told_by="config.json")
 IDS = [f"ENSG{i:011d}" for i in range(N_GENES)]
 
 
@@ -69,6 +74,8 @@ def make_tables(folder: Path, image: Path) -> dict[str, Path]:
     Image.fromarray((rng.random((150, 150)) < 0.5).astype(np.uint8) * 255).save(folder / "mask.png")
     export(folder / "encoder.pt2", Tiny())
     torch.jit.script(Tiny().eval()).save(str(folder / "encoder.pt"))
+    shutil.copy(DATA / "timm_vit_plain" / "model.safetensors", folder / "encoder.safetensors")
+    torch.save(load_file(folder / "encoder.safetensors"), folder / "encoder.bin")
     return {kind: folder / name for kind, (name, _) in TABLES.items()}
 
 
@@ -107,7 +114,7 @@ def use_mask(path: Path) -> str:
 
 
 def use_encoder(path: Path) -> str:
-    encoder = open_encoder(path)
+    encoder = open_encoder(path, vit=VIT)
     return _digest([parameter.tolist() for parameter in encoder.parameters()])
 
 
@@ -127,4 +134,6 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "mask image": ("mask.png", use_mask),
     "encoder, exported": ("encoder.pt2", use_encoder),
     "encoder, TorchScript": ("encoder.pt", use_encoder),
+    "encoder, timm": ("encoder.safetensors", use_encoder),
+    "encoder, timm of torch": ("encoder.bin", use_encoder),
 }

@@ -182,7 +182,7 @@ def test_tables_that_unpack_to_more_than_a_table_are_refused(tmp_path, monkeypat
         USES["counts TSV.gz"](path)
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "encoder, exported", "encoder, TorchScript"])
+@pytest.mark.parametrize("kind", ["checkpoint", "encoder, exported", "encoder, TorchScript", "encoder, timm of torch"])
 def test_torch_files_that_unpack_to_far_more_are_refused(originals, tmp_path, kind):
     path = tmp_path / originals[kind].name
     with zipfile.ZipFile(originals[kind]) as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:

@@ -17,7 +17,7 @@ MAX_CODE_BYTES = 64 << 20
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict by name, mapped from the file where it can be.
+    """The tensors of a state dict by name.
 
     Raises ModelFileError if the file is missing or damaged, or holds pickled code.
     """
@@ -26,9 +26,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         refuse_bomb(path)
         if path.suffix == ".safetensors":
-            loaded: Any = safetensors.torch.load_file(path)
+            # Of its own memory: what is mapped from a file ends the process if another shortens that.
+            loaded: Any = {name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except ModelFileError:
         raise
     except Exception as error:  # torch fails in many ways on a damaged file

@@ -48,7 +48,7 @@ def build_vit(tensors: Tensors, reading: ViTReading, patch_px: int) -> TimmViT:
         check_blocks(kept)
         with torch.device("meta"):
             network = TimmViT(kept, reading, patch_px)
-        own = {name: tensor.to(torch.float32, copy=True) for name, tensor in kept.items()}  # not the file's memory
+        own = {name: tensor.float() for name, tensor in kept.items()}
         if "pos_embed" in own:
             own["pos_embed"] = resample_positions(own["pos_embed"], patch_px // network.token_px)
         network.load_state_dict(own, assign=True)

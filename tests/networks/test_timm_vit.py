@@ -135,7 +135,10 @@ def test_other_networks_are_refused_in_a_sentence(tmp_path: Path, tensors: dict,
         ({"model_args": {"num_heads": 2, "act_layer": "relu"}}, "asks for act_layer relu"),
         ({"model_args": {"num_heads": 2, "pool_include_prefix": True}}, "asks for pool_include_prefix"),
         ({"model_args": {"num_heads": 2, "global_pool": "map"}}, "asks for global_pool map"),
-        ({"model_args": {"num_heads": 2}, "pretrained_cfg": {"mean": [127, 127, 127]}}, "not three numbers from 0 to 1"),
+        (
+            {"model_args": {"num_heads": 2}, "pretrained_cfg": {"mean": [127, 127, 127]}},
+            "not three numbers from 0 to 1",
+        ),
         ({"architecture": None}, "names no architecture"),
     ],
 )

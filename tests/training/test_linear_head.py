@@ -121,7 +121,7 @@ def test_card_and_folds_of_a_linear_head(trained):
     assert not any("leak" in fold for fold in card["held_out"])
 
 
-def test_both_heads_learn_what_brightness_tells(trained, dataset: Path, encoder: Path, tmp_path: Path):
+def test_both_heads_learn_what_brightness_tells(trained, encoder: Path, tmp_path: Path):
     """The counts of the data set follow the brightness of the image, which the encoder's features hold."""
     tiles, out = trained[0].with_suffix(".run") / "dataset.tiles.h5", tmp_path / "ridge.safetensors"
     options = ("--mpp", "0.69", "--min-depth", "1", "--threads", "1")
