@@ -28,6 +28,9 @@ OTHERS = ("quickgelu", "siglip", "_rpn_", "_pe_", "beit3", "vit_base_patch16_gap
 UNTRACED = ("attn_layer", "block_fn", "dynamic_img_pad", "embed_layer", "norm_layer", "pool_include_prefix")
 POOLINGS: dict[str, Literal["token", "mean"]] = {"": "token", "token": "token", "avg": "mean"}
 ACTIVATIONS: dict[str, Literal["gelu", "silu"]] = {"gelu": "gelu", "silu": "silu", "swish": "silu"}
+MLPS = {name: name for name in ("mlp", "swiglupacked")}
+#: Tensors that every Vision Transformer of timm's has.
+KNOWN = ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
 LONGEST_LICENCE = 100
 
 
@@ -47,9 +50,10 @@ def describe_checkpoint(path: Path) -> TimmDescription:
     Raises ModelFileError, with what to do instead, for weights of another network, and for a `config.json` that cannot
     be read or is of another network.
     """
-    tensors, config = read_tensors(path), read_config(path.with_name(CONFIG))
+    tensors = read_tensors(path)
     try:
-        return describe_tensors(tensors, config)
+        check_names(tensors)
+        return describe_tensors(tensors, read_config(path.with_name(CONFIG)))
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise not_a_vit(path, error) from error
 
@@ -87,12 +91,17 @@ def read_config(path: Path) -> Mapping[str, Any] | None:
     return config
 
 
-def describe_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> TimmDescription:
-    """Raises ValueError, in words, for what is not read here."""
-    if "patch_embed.proj.weight" not in tensors or "blocks.0.mlp.fc1.weight" not in tensors:
-        raise ValueError("it lacks the tensors patch_embed.proj.weight and blocks.0.mlp.fc1.weight")
+def check_names(tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError, in words, for tensors that are certainly not those of a network here."""
+    for name in KNOWN:
+        if name not in tensors:
+            raise ValueError(f"it has no tensor {name}")
     if "attn_pool.latent" in tensors:
         raise ValueError("it pools by attention")
+
+
+def describe_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> TimmDescription:
+    """Raises ValueError, in words, for what `config` asks for and is not here."""
     width = tensors["patch_embed.proj.weight"].shape[0]
     said = config or {}
     args = mapping(said.get("model_args"))
@@ -104,6 +113,7 @@ def describe_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | 
     for name in UNTRACED:
         if args.get(name):
             raise ValueError(f"its {CONFIG} asks for {name} {args[name]}")
+    one_of_known(MLPS, "mlp_layer", args.get("mlp_layer"), "mlp")  # which of them, the tensors tell
     gated = tensors["blocks.0.mlp.fc1.weight"].shape[0] != tensors["blocks.0.mlp.fc2.weight"].shape[1]
     reading = ViTReading(
         find_heads(width, args),

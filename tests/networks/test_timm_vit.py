@@ -133,6 +133,7 @@ def test_other_networks_are_refused_in_a_sentence(tmp_path: Path, tensors: dict,
         ({"num_features": 384}, "is of a network that is 384 wide, and it is 16"),
         ({"model_args": {"num_heads": 3}}, "does not divide into 3 heads"),
         ({"model_args": {"num_heads": 2, "act_layer": "relu"}}, "asks for act_layer relu"),
+        ({"model_args": {"num_heads": 2, "mlp_layer": "GluMlp"}}, "asks for mlp_layer GluMlp"),
         ({"model_args": {"num_heads": 2, "pool_include_prefix": True}}, "asks for pool_include_prefix"),
         ({"model_args": {"num_heads": 2, "global_pool": "map"}}, "asks for global_pool map"),
         (
@@ -150,11 +151,12 @@ def test_what_config_json_asks_for_and_is_not_here_is_refused(tmp_path: Path, co
 def test_networks_without_a_vision_transformer_or_a_readable_config_are_refused(tmp_path: Path):
     path = tmp_path / "resnet.pth"
     torch.save({"conv1.weight": torch.zeros(1)}, path)
-    with pytest.raises(ModelFileError, match=r"resnet\.pth: .*lacks the tensors patch_embed\.proj\.weight"):
+    with pytest.raises(ModelFileError, match=r"resnet\.pth: .*no tensor patch_embed\.proj\.weight.*export it instead"):
         describe_checkpoint(path)
+    weights = changed(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelFileError, match=r"config\.json: cannot be read"):
-        describe_checkpoint(path)
+        describe_checkpoint(weights)
     pooled = changed(tmp_path / "map", attn_pool__latent=torch.zeros(1, 1, 16))
     with pytest.raises(ModelFileError, match="pools by attention"):
         describe_checkpoint(pooled)
