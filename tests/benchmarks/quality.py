@@ -50,7 +50,7 @@ NOTES = """\
 - Red and purple ink look like blood and haematoxylin: they are not flagged as pen, but are unusual and mostly dense,
   hence a fold.
 - Folds are only found where they fill more than half of a patch, and two layers of pale tissue look like one of dense.
-- By colours alone, a blurred patch and one whose pixels are mixed are as usual as a sharp one.""".splitlines()
+- By colours alone, a blurred patch is as usual as a sharp one.""".splitlines()
 Paint = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
