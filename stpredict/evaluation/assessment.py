@@ -63,8 +63,8 @@ def assess(
     panel = list(dict.fromkeys([*panel_of(what), *card.get("panel", [])]))
 
     def scored_and_notes(found: Tiles | Measured) -> tuple[Int, list[str]]:
-        demand_shared_genes(name, panel_of(what), panel, found)
         scored = np.arange(len(found.section)) if isinstance(what, Model) else own_section(what, found)
+        demand_shared_genes(name, panel_of(what), panel, found)
         return unseen(name, card, found, scored, allow_patient_leak)
 
     views = what.views if isinstance(what, Model) else None

@@ -6,9 +6,9 @@ Deflate without predictor is what OpenSlide, Bio-Formats, tifffile and the web v
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,12 @@ def write_rgb(path: Path, frame: Frame, layer: Layer) -> None:
     with open_writer(path) as writer:
         for level in range(level_count(frame)):
             width, height = level_size(frame, level)
-            tiles = _encoded_tiles(frame, level, [paint], np.uint8)
-            write_level(
-                writer, frame, level, tiles, (height, width, 3), np.uint8, photometric="rgb", metadata=None, **DEFLATE
-            )
+            # Closed at once where it fails: left to a garbage collector, one of its threads might wait for itself.
+            with closing(_encoded_tiles(frame, level, [paint], np.uint8)) as tiles:
+                write_level(
+                    writer, frame, level, tiles, (height, width, 3), np.uint8,
+                    photometric="rgb", metadata=None, **DEFLATE,
+                )  # fmt: skip
 
 
 def write_planes(path: Path, frame: Frame, planes: Sequence[Paint], metadata: dict[str, Any]) -> None:
@@ -57,8 +59,10 @@ def write_planes(path: Path, frame: Frame, planes: Sequence[Paint], metadata: di
             width, height = level_size(frame, level)
             below = {"subifds": level_count(frame) - 1, "metadata": metadata} if level == 0 else {"metadata": None}
             shape = (len(planes), height, width)
-            tiles = _encoded_tiles(frame, level, planes, np.float32)
-            write_level(writer, frame, level, tiles, shape, np.float32, photometric="minisblack", **below, **DEFLATE)
+            with closing(_encoded_tiles(frame, level, planes, np.float32)) as tiles:
+                write_level(
+                    writer, frame, level, tiles, shape, np.float32, photometric="minisblack", **below, **DEFLATE
+                )
 
 
 def level_count(frame: Frame) -> int:
@@ -96,7 +100,9 @@ def _deflate(data: np.ndarray) -> bytes:
     return bytes(imagecodecs.zlibng_encode(data.tobytes(), DEFLATE_LEVEL))
 
 
-def _encoded_tiles(frame: Frame, level: int, planes: Sequence[Paint], dtype: type[np.generic]) -> Iterator[bytes]:
+def _encoded_tiles(
+    frame: Frame, level: int, planes: Sequence[Paint], dtype: type[np.generic]
+) -> Generator[bytes, None, None]:
     """The tiles of a level, plane after plane and row by row, painted and compressed in threads."""
     width, height = level_size(frame, level)
     shrink = 2**level
