@@ -154,10 +154,14 @@ def check_card(card: Mapping[str, Any], tensors: Mapping[str, Array]) -> None:
         demand("held-out genes", np.asarray(fold["per_gene"]["correlation"], dtype=float).shape == (count,))
     for one in card.get("intervals", []):
         demand("intervals", one["level"] in LEVELS and np.asarray(one["half_width"], dtype=float).shape == (count,))
+        told = (one["median_half_width"], 0.0 if one["coverage"] is None else one["coverage"])
+        demand("intervals", all(isinstance(value, int | float) for value in told))
     reference = tensors.get(REFERENCE_FEATURES)
     demand("reference features", reference is None or (reference.ndim == 2 and reference.shape[1] == N_FEATURES))
     part = tensors.get(REFERENCE_PART)
-    demand("parts of the reference", part is None or (reference is not None and part.shape == reference.shape[:1]))
+    if part is not None:
+        fits = reference is not None and part.shape == reference.shape[:1] and part.dtype.kind in "iu"
+        demand("parts of the reference", fits)
     weight, bias = tensors.get(REFERENCE_WEIGHT), tensors.get(REFERENCE_BIAS)
     if weight is not None and bias is not None:
         head = tensors["head.weight"]

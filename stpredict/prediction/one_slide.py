@@ -22,10 +22,10 @@ from stpredict.errors import MaskError, ResultError, StpredictError, UsageError
 from stpredict.machine import give_back_memory
 from stpredict.prediction.jobs import Job
 from stpredict.prediction.leases import take_lease
-from stpredict.prediction.out_of_distribution import UNUSUAL_FROM, reference_of
+from stpredict.prediction.out_of_distribution import UNUSUAL_FROM
 from stpredict.prediction.pipeline import finish_shards, predict_shards
 from stpredict.prediction.provenance import describe_genes, describe_prediction, display_range
-from stpredict.prediction.quality import flags_in_words, judge_spots, measure_patches, unusual_share
+from stpredict.prediction.quality import flags_in_words, judge_spots
 from stpredict.prediction.request import Request
 from stpredict.prediction.shards import (
     Shards,
@@ -44,7 +44,6 @@ from stpredict.slides.raster import Raster, block_order, make_raster, read_patch
 from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
 from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.slides.tissue import Tissue
-from stpredict.slides.views import first_views
 from stpredict.weights import Model
 
 #: Patches that are compared with the training patches and used to check the engine.
@@ -148,10 +147,6 @@ def predict_slide(
     """
     slide, spots, shards, clock = prepared.slide, prepared.spots, prepared.shards, prepared.clock
     threads = request.engine.threads
-    unusual = unusual_share(measure_patches(first_views(prepared.sample), reference_of(model)))
-    if unusual > UNUSUAL_FROM:
-        warning = f"{unusual:.0%} of patches look unlike those the model was trained on; expect little."
-        log("warning", f"{job.shown.name}: {warning}", slide=str(job.shown))
     with clock.stage("engine"):
         pinned = pinned_engine(shards)
         if pinned is None:
@@ -177,6 +172,10 @@ def predict_slide(
         finish_shards(shards, mine, predict, progress)
     clock.seconds.update(waits.by_cause())
     quality = judge_spots(shards.measures())
+    unusual = quality.account["unusual_patches"]
+    if unusual > UNUSUAL_FROM:
+        warning = f"{unusual:.0%} of patches look unlike those the model was trained on; expect little."
+        log("warning", f"{job.shown.name}: {warning}", slide=str(job.shown))
     if flags := flags_in_words(quality.counts, len(spots), but=UNUSUAL if unusual > UNUSUAL_FROM else None):
         log("warning", f"{job.shown.name}: of {len(spots):,} spots {flags}", slide=str(job.shown))
     unstable = request.tta and shards.largest_spread() > INVARIANT_BELOW

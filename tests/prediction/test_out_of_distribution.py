@@ -47,7 +47,7 @@ def test_a_few_patches_are_no_reference():
     assert make_feature_reference(features(8), np.arange(8) % 2) is None
 
 
-def test_a_result_tells_of_what_lies_further_in_either(tiny_model, model_with_reference_path, tmp_path):
+def test_a_result_tells_of_what_lies_further_in_either(tiny_model, model_with_reference_path, tmp_path, capsys):
     """Colours of the example slide's patches are usual to this model, and its head reads the same of all patches."""
     model, width = load_model(model_with_reference_path), tiny_model.tensors["head.weight"].shape[1]
     distances = []
@@ -57,6 +57,7 @@ def test_a_result_tells_of_what_lies_further_in_either(tiny_model, model_with_re
         distances.append(result.quality["unusual"])
     assert ((distances[0] > 0) & (distances[0] < 5)).all()
     np.testing.assert_allclose(distances[1], 5)
+    assert "100% of patches look unlike those the model was trained on; expect little" in capsys.readouterr().err
 
 
 def test_a_model_file_is_refused_whose_reference_does_not_fit(tiny_model, tmp_path):

@@ -17,11 +17,6 @@ OPTIONS = ("--mpp", "0.69", "--encoder-licence", "MIT", "--min-depth", "1")
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(tmp_path_factory.mktemp("encoders") / "tiny.pt2", Tiny(), px=224)
-
-
-@pytest.fixture(scope="module")
 def trained(dataset: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("run") / "mine.safetensors"
     done = run("train", dataset, "-o", out, "--encoder", encoder, *OPTIONS, "--threads", "1")

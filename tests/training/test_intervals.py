@@ -82,7 +82,7 @@ def test_the_card_and_the_result_say_what_would_hold_a_new_patients_measurements
 
 def test_a_card_is_refused_whose_intervals_do_not_fit(trained, tmp_path):
     model = load_model(trained[0])
-    for wrong in ({"level": 0.7}, {"half_width": [1.0]}):
+    for wrong in ({"level": 0.7}, {"half_width": [1.0]}, {"coverage": "most"}, {"median_half_width": None}):
         card = {**model.card, "intervals": [{**model.card["intervals"][0], **wrong}]}
         save_model(tmp_path / "wrong.safetensors", model.tensors, card)
         with pytest.raises(ModelFileError, match="intervals"):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from calls import run
-from encoders_to_try import Tiny, export
 from scipy.optimize import minimize
 
 from stpredict.data.tiles import read_tiles
@@ -88,11 +87,6 @@ def test_the_penalty_is_not_told_of_spots_that_are_not_tested_or_trained_on():
     objective.targets[300:] = np.nan
     tested = np.repeat([False, True], [200, 100])
     assert choose_penalty(features[:300], rows, tested, objective, CPU) in PENALTIES
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(tmp_path_factory.mktemp("encoders") / "tiny.pt2", Tiny(), px=224)
 
 
 @pytest.fixture(scope="module")
