@@ -28,6 +28,10 @@ NARROWEST = 0.01
 N_COLOURS = 6 * (2 + len(PERCENTILES))
 #: Optical density of the darkest that scikit-image's colour deconvolution knows.
 BLACK = 6
+#: What haematoxylin, eosin and DAB absorb of red, green and blue (Ruifrok and Johnston 2001), and its inverse. They are
+#: scikit-image's, which is not imported: that inverts them by scipy's BLAS, which without memory never ends.
+RGB_FROM_HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+HED_FROM_RGB = np.linalg.inv(RGB_FROM_HED)
 #: Below this many patches there is no spread to speak of.
 MIN_REFERENCE = 10
 #: Directions in which what the head reads is compared with that of training patches: the widest, and
@@ -117,12 +121,10 @@ def colour_planes(rgb: UInt8, density: Float32) -> Float32:
 
     `rgb` is n x 3 x pixels, `density` its optical density.
     """
-    from skimage.color import hed_from_rgb
-
     planes = np.empty((len(rgb), 6, rgb.shape[2]), np.float32)
     planes[:, :3] = rgb
     # One by one: a matrix product rounds differently for a patch alone and among others.
-    for stain, (red, green, blue) in enumerate((hed_from_rgb / BLACK).astype(np.float32).T):
+    for stain, (red, green, blue) in enumerate((HED_FROM_RGB / BLACK).astype(np.float32).T):
         mixed = density[:, 0] * red + density[:, 1] * green + density[:, 2] * blue
         np.maximum(mixed, 0, out=planes[:, 3 + stain])
     return planes

@@ -138,7 +138,7 @@ PROMISES = (
         (
             f"{ENDURANCE}test_a_full_disk_costs_only_what_does_not_fit",
             f"{ENDURANCE}test_an_hdf5_file_that_does_not_fit_is_an_error_and_leaves_nothing",
-            "tests/rendering/test_render.py::test_a_full_disk_is_one_error_and_leaves_nothing",
+            "tests/rendering/test_drawn_before.py::test_a_full_disk_is_one_error_and_leaves_nothing",
         ),
         _of_trial("disk", "calls with at most 1 MB left"),
     ),

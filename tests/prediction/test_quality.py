@@ -15,11 +15,13 @@ from calls import run
 from conftest import SLIDE
 from results_to_draw import draw, made_up, predict
 from scipy import ndimage
+from skimage.color import hed_from_rgb
 from slides_to_try import tiff_pyramid
 
 from stpredict.errors import ResultError
 from stpredict.evaluation.features import patch_features
 from stpredict.prediction.out_of_distribution import (
+    HED_FROM_RGB,
     SHRINKAGE,
     UNUSUAL_QUANTILE,
     colour_features,
@@ -56,6 +58,7 @@ def reference(model_with_reference_path):
 
 
 def test_colours_are_those_of_the_reference_features(patches):
+    np.testing.assert_array_equal(HED_FROM_RGB.astype(np.float32), hed_from_rgb.astype(np.float32))
     pixels = np.moveaxis(patches[:5], 3, 1).reshape(5, 3, -1)
     found = colour_features(np.sort(colour_planes(pixels, optical_density(pixels)), axis=2))
     np.testing.assert_allclose(found, [patch_features(patch)[:36] for patch in patches[:5]], rtol=1e-3, atol=1e-5)
