@@ -73,7 +73,7 @@ def watching(n_slides: int) -> AbstractContextManager[Watch]:
     """A view of the slides' progress: a table on a terminal, a line now and then elsewhere."""
     if logs_json() or not sys.stderr.isatty():
         return nullcontext(_Lines(n_slides))
-    from stpredict.table import live_table
+    from stpredict.batch.live_table import live_table
 
     return live_table(n_slides)
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from stpredict.evaluation.features import colour_texture_features
+from stpredict.model.file import REFERENCE_FEATURES, Model, load_model, save_model
 from stpredict.networks import Config, build_network, network_parameters
 from stpredict.networks.m2ort import M2ORTConfig
 from stpredict.networks.m2ost import VIEWS, M2OSTConfig
-from stpredict.weights import REFERENCE_FEATURES, Model, load_model, save_model
+from stpredict.statistics.colour_texture import colour_texture_features
 
 DATA = Path(__file__).parent / "data"
 SLIDE = DATA / "CMU-1-Small-Region.svs"
@@ -24,6 +24,13 @@ GENES = ["GNAS", "DDX5", "ERBB2", "CD74", "COL1A1", "A/../B", "<&>", "KRT19"]
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled models of tests stay out of the user's cache, and are shared between tests."""
     monkeypatch.setenv("STPREDICT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of compiled networks that no other test has written to."""
+    monkeypatch.setenv("STPREDICT_CACHE", str(tmp_path))
+    return tmp_path / "engines"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from stpredict.result import read_provenance
+from stpredict.result.file import read_provenance
 
 
 def assert_same(first: Path, second: Path) -> None:

@@ -17,18 +17,18 @@ from PIL import Image
 from results_to_draw import made_up
 from strangers_tables import TABLES, make_tables
 
-from stpredict.checkpoints import read_checkpoint
 from stpredict.errors import MissingMppError, ResultError
+from stpredict.model.file import load_model
+from stpredict.model.published import read_checkpoint
 from stpredict.prediction.quality import MEASURES
 from stpredict.prediction.shards import Shards
 from stpredict.rendering.colour import ScaleRequest, colour_scale
-from stpredict.result import read_result
+from stpredict.result.file import read_result
 from stpredict.slides.grid import GridRequest, choose_spots
 from stpredict.slides.lattice import given_spots, lattice
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.regions import read_regions
 from stpredict.slides.slide import Bounds, Mpp, open_slide, resolve_mpp
-from stpredict.weights import load_model
 
 SIDE_PX = 768
 MPP = Mpp(0.5, 0.5)

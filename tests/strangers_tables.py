@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy.sparse import csc_array, csr_array
 
+from stpredict.batch.jobs import find_jobs
 from stpredict.data.h5ad import read_h5ad
 from stpredict.data.panel import read_gene_list
 from stpredict.data.rows import read_rows
@@ -30,7 +31,6 @@ from stpredict.data.spotted import read_counts, read_selection
 from stpredict.data.tiles import read_tiles, write_tiles
 from stpredict.networks.encoder_files import open_encoder
 from stpredict.networks.timm_vit import ViTReading
-from stpredict.prediction.jobs import find_jobs
 from stpredict.slides.mask import MaskRequest, inside_mask
 from stpredict.slides.slide import Bounds, Mpp
 

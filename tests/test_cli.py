@@ -24,7 +24,7 @@ from PIL import Image
 from slides_to_try import tiff_pyramid
 from terminal import interrupted_on_a_terminal
 
-from stpredict.result import read_result
+from stpredict.result.file import read_result
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 

@@ -11,7 +11,7 @@ from conftest import SLIDE
 from endurance import CannotTryError, cut_slides, fill_disk, kill_at_random, small_disk, starve
 from soak import early_and_late, soak
 
-from stpredict.new_hdf5 import new_hdf5
+from stpredict.storage.new_hdf5 import new_hdf5
 
 SHORT = ("--pitch", "50", "--min-tissue", "0", "--genes", "GNAS")
 EAGER = (*SHORT, "--engine", "eager", "--threads", "1")

@@ -188,7 +188,7 @@ def test_wheel_and_sdist_hold_the_program_and_its_models_and_nothing_else(tmp_pa
         assert {entry.filename: entry.CRC for entry in archive.infolist()} == checksums
 
     # What was unpacked is what pip would install; it must find the models by itself.
-    code = "from stpredict.weights import list_models; print(*list_models().values(), sep='\\n')"
+    code = "from stpredict.model.file import list_models; print(*list_models().values(), sep='\\n')"
     run = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path / "installed",

@@ -17,9 +17,9 @@ from results_to_draw import made_up
 from slides_to_try import tiff_pyramid
 
 from stpredict.commands.inputs import Failure, exit_code
-from stpredict.files import make_folder, output_folders
 from stpredict.slides.lattice import lattice
 from stpredict.slides.slide import Bounds, Mpp
+from stpredict.storage.files import make_folder, output_folders
 
 TINY_CHECKPOINT = Path(__file__).parent / "data" / "m2ort_released_tiny.pth"
 SPOTS = lattice(Bounds(0, 0, 600, 400), Mpp(0.5, 0.5), 30.0)

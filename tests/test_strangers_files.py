@@ -22,10 +22,10 @@ from slides_to_try import tiff_pyramid
 from strangers_files import MUTATIONS, USES, make_originals, mutate, use_result, use_slide
 
 from stpredict.errors import DatasetError, ModelFileError, ResultError, SlideError, StpredictError, UsageError
-from stpredict.result import read_result
+from stpredict.model.file import load_model
+from stpredict.result.file import read_result
 from stpredict.slides.lattice import lattice
 from stpredict.slides.slide import Bounds, Mpp, open_slide
-from stpredict.weights import load_model
 
 SPOTS = lattice(Bounds(0, 0, 600, 400), Mpp(0.5, 0.5), 40.0)
 

@@ -28,8 +28,8 @@ def models_show(
     model: Annotated[str, typer.Argument(help="Name of an installed model, or a model file.", show_default=False)],
 ) -> None:
     """Show a model's card: what it predicts, what it was trained on, and how well it did on held-out tissue."""
-    from stpredict.cards import show_card
-    from stpredict.weights import find_model, load_model
+    from stpredict.model.card import show_card
+    from stpredict.model.file import find_model, load_model
 
     print(printable("\n".join(show_card(load_model(find_model(model))))))
 

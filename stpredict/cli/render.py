@@ -73,9 +73,9 @@ def render(
     """
     from stpredict.commands.render import render_command
     from stpredict.rendering.colour import COLOUR_MAPS, SCALES, ScaleRequest
-    from stpredict.rendering.frame import ORIGINS
     from stpredict.rendering.pca import COMPONENTS
     from stpredict.rendering.styles import STYLES, RenderRequest
+    from stpredict.result.frame import ORIGINS
 
     if scale_from and scale != "card":
         raise UsageError("--scale-from takes one range from many slides; leave --scale out.")

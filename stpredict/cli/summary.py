@@ -40,7 +40,7 @@ def summary(
     Examples: stpredict summary results/ -o cohort.csv; stpredict summary slide.h5ad --regions slide.geojson
     """
     from stpredict.commands.summary import summary_command
-    from stpredict.rendering.frame import ORIGINS
+    from stpredict.result.frame import ORIGINS
 
     chosen = one_of("--origin", origin, ORIGINS)
     if chosen != ORIGINS[0] and regions is None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from stpredict.console import printable, report
 from stpredict.engines.cache import engine_folder, kept_files
 from stpredict.errors import UsageError
-from stpredict.files import TEMPORARY
 from stpredict.prediction.leases import is_held, is_lease, take_lease
 from stpredict.prediction.shards import is_shards, own_files
-from stpredict.result import RESULT_SUFFIX
+from stpredict.result.file import RESULT_SUFFIX
+from stpredict.storage.files import TEMPORARY
 
 PARTS, LEASE = f"{RESULT_SUFFIX}.parts", ".lease"
 #: A temporary file that was not written to for so long is nobody's: pictures are drawn without a lease.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from stpredict.commands.inputs import needs_training_extra
 from stpredict.console import report
 from stpredict.errors import ResultError, UsageError
-from stpredict.files import output_folders
-from stpredict.weights import Model, find_model, load_model
+from stpredict.model.file import Model, find_model, load_model
+from stpredict.storage.files import output_folders
 
 if TYPE_CHECKING:
     from stpredict.engines import EngineRequest
@@ -27,7 +27,7 @@ def evaluate_command(
     try:
         from stpredict.evaluation.assessment import assess
         from stpredict.evaluation.report import JSON_SUFFIX, show, write
-        from stpredict.result import read_result
+        from stpredict.result.file import read_result
         from stpredict.training.preparation import run_name
     except ModuleNotFoundError as error:
         raise needs_training_extra(error) from error

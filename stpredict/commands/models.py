@@ -8,8 +8,8 @@ from typing import Literal
 from stpredict import DEFAULT_MODEL
 from stpredict.console import printable, report
 from stpredict.errors import StpredictError, UsageError
-from stpredict.files import demand_new, output_folders
-from stpredict.weights import can_name_files, list_models, load_model
+from stpredict.model.file import can_name_files, list_models, load_model
+from stpredict.storage.files import demand_new, output_folders
 
 
 def list_command() -> None:
@@ -29,8 +29,8 @@ def import_command(
     v_from: Literal["qkv2", "qkv3"], head_dim: int, overwrite: bool,
 ) -> None:  # fmt: skip
     """Bring in a published checkpoint and print the path of the model file."""
-    from stpredict.checkpoints import import_checkpoint  # slow to import
     from stpredict.data.panel import read_gene_list
+    from stpredict.model.published import import_checkpoint  # slow to import
 
     check_model_path(out)
     if not overwrite:

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from stpredict.cards import reliable_genes
+from stpredict.batch.jobs import Anonymity, Job, Outcome, find_jobs
+from stpredict.batch.processes import Work
 from stpredict.commands.inputs import Failure, exit_code, for_each, table_of_failures
 from stpredict.commands.render import render_one
 from stpredict.console import Watch, log, report, watching
 from stpredict.errors import MaskError, RegionsError, StpredictError, UsageError
-from stpredict.files import atomic_path
-from stpredict.prediction.jobs import Anonymity, Job, Outcome, find_jobs
-from stpredict.prediction.processes import Work
+from stpredict.model.card import reliable_genes
+from stpredict.model.file import Model, find_model, load_model
 from stpredict.prediction.request import Request, check_request, folders_of_results, warn_of_unpredicted_genes
-from stpredict.weights import Model, find_model, load_model
+from stpredict.storage.files import atomic_path
 
 #: What `--genes` may say instead of names.
 RELIABLE = "reliable"
@@ -81,24 +81,24 @@ def predicted(
     with folders_of_results(jobs, request):
         if cluster:
             try:
-                from stpredict.prediction.cluster import predict_on_cluster
+                from stpredict.batch.cluster import predict_on_cluster
             except ModuleNotFoundError as error:
                 raise UsageError(f'--cluster needs {error.name}: pip install ".[cluster]".') from error
             warn_of_unpredicted_genes(model, request.genes, report)
             yield from predict_on_cluster(jobs, work, cluster, progress)
         elif len(jobs) > 1:
-            from stpredict.prediction.child import predict_in_children
+            from stpredict.batch.child import predict_in_children
 
             yield from predict_in_children(jobs, work, progress)
         else:
-            from stpredict.prediction.batch import predict_slides
+            from stpredict.batch.slides import predict_slides
 
             yield from predict_slides(jobs, model, request, report, progress)
 
 
 def plan_command(slides: Sequence[str], model_name: str, request: Request, out: Path, anonymous: Path | None) -> int:
     """Print what a prediction would do: spots, time, disk. Returns the exit code."""
-    from stpredict.prediction.batch import plan_slides
+    from stpredict.batch.slides import plan_slides
 
     start = time.monotonic()
     model = load_model(find_model(model_name))

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stpredict.batch.jobs import SLIDE_SUFFIXES
 from stpredict.commands.inputs import for_each, sum_up
 from stpredict.console import report
 from stpredict.errors import ResultError, UsageError
-from stpredict.files import output_folders
-from stpredict.prediction.jobs import SLIDE_SUFFIXES
+from stpredict.storage.files import output_folders
 
 if TYPE_CHECKING:
     from stpredict.rendering.colour import Cohort
     from stpredict.rendering.styles import RenderRequest
-    from stpredict.result import Result
+    from stpredict.result.file import Result
 
 
 def render_command(results: Sequence[Path], request: RenderRequest, scale_from: Sequence[Path], out: Path) -> int:
     """Draw results, all on the scale of those in `scale_from`; print the pictures' paths. Returns the exit code."""
-    from stpredict.result import read_provenance
+    from stpredict.result.file import read_provenance
 
     places = _places(results, out)
     if request.slide and len(places) > 1:
@@ -52,7 +52,7 @@ def _places(results: Sequence[Path], out: Path) -> dict[Path, Path]:
 
     Raises UsageError for a folder without results.
     """
-    from stpredict.result import results_in
+    from stpredict.result.file import results_in
 
     places: dict[Path, Path] = {}
     for path in results:
@@ -66,7 +66,7 @@ def _places(results: Sequence[Path], out: Path) -> dict[Path, Path]:
 
 def render_one(request: RenderRequest, out: Path, path: Path) -> Iterator[Path]:
     from stpredict.rendering.render import render
-    from stpredict.result import read_result
+    from stpredict.result.file import read_result
 
     yield from render(read_result(path), request, out)
 
@@ -78,7 +78,7 @@ def _read_cohort(paths: Sequence[Path], drawn: Collection[Path]) -> Cohort:
     cannot be read.
     """
     from stpredict.rendering.colour import Cohort
-    from stpredict.result import read_result, results_in
+    from stpredict.result.file import read_result, results_in
 
     first = {path.resolve() for path in drawn}
     results: dict[tuple[str, str], Result] = {}

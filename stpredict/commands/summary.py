@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from stpredict.commands.inputs import for_each, sum_up
 from stpredict.console import report
 from stpredict.errors import UsageError
-from stpredict.files import demand_new, output_folders
+from stpredict.storage.files import demand_new, output_folders
 
 if TYPE_CHECKING:
-    from stpredict.rendering.frame import Origin
+    from stpredict.result.frame import Origin
 
 
 def summary_command(inputs: Sequence[Path], regions: Path | None, origin: Origin, out: Path, overwrite: bool) -> int:
@@ -20,7 +20,7 @@ def summary_command(inputs: Sequence[Path], regions: Path | None, origin: Origin
 
     Raises UsageError, before anything is written, for results that do not belong in one table.
     """
-    from stpredict.summary import (
+    from stpredict.result.cohort import (  # fmt: skip
         FACTS,
         Source,
         demand_comparable,
@@ -29,7 +29,7 @@ def summary_command(inputs: Sequence[Path], regions: Path | None, origin: Origin
         open_table,
         read_source,
         rows,
-    )  # fmt: skip
+    )
 
     if out.is_dir():
         raise UsageError(f"-o {out}: is a folder; name a CSV file.")

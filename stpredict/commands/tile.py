@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from stpredict.batch.jobs import slide_name
 from stpredict.commands.inputs import for_each, needs_training_extra, sum_up
 from stpredict.console import report
 from stpredict.errors import UnknownLayoutError, UsageError
-from stpredict.files import demand_new, output_folders
-from stpredict.prediction.jobs import slide_name
+from stpredict.model.file import Model, find_model, load_model
 from stpredict.prediction.request import Request, check_request
-from stpredict.weights import Model, find_model, load_model
+from stpredict.storage.files import demand_new, output_folders
 
 
 def tile_command(
@@ -19,7 +19,7 @@ def tile_command(
     overwrite: bool,
 ) -> int:  # fmt: skip
     """Write grids of slides and tiles of data sets, and print their paths. Returns the exit code."""
-    from stpredict.tiling import tile_slide
+    from stpredict.prediction.tiling import tile_slide
 
     model = load_model(find_model(model_name))
     check_request(model, request)

@@ -13,7 +13,7 @@ from stpredict.commands.models import check_model_path
 from stpredict.console import report
 from stpredict.data.panel import read_gene_list
 from stpredict.errors import UsageError
-from stpredict.files import output_folders
+from stpredict.storage.files import output_folders
 
 if TYPE_CHECKING:
     from stpredict.networks.timm_vit import ViTReading

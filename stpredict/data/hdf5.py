@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 
 from stpredict.errors import DatasetError
-from stpredict.stored_text import check_all_heaps
+from stpredict.storage.stored_text import check_all_heaps
 
 #: What reading a damaged file may raise; SystemError, where h5py cannot decode a name.
 HDF5_ERRORS = (

@@ -10,7 +10,7 @@ import numpy as np
 
 from stpredict.arrays import Float, Int, Labels
 from stpredict.errors import UsageError, first_line
-from stpredict.evaluation.metrics import pearson_residuals
+from stpredict.statistics.metrics import pearson_residuals
 
 #: How genes are chosen: variable in every section, as the M2ORT study does; of the highest mean count, as ST-Net and
 #: TRIPLEX do; or highly variable beyond what their mean lets expect, as scanpy does.

@@ -17,12 +17,12 @@ from stpredict.data.genes import ids_of, one_table
 from stpredict.data.hdf5 import opened_hdf5
 from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section, demand_slides
 from stpredict.errors import DatasetError, some
-from stpredict.new_hdf5 import new_hdf5
 from stpredict.slides.lattice import lattice
 from stpredict.slides.raster import MAX_UPSAMPLING, SAME_MPP, make_raster, read_patches
 from stpredict.slides.slide import Slide, open_slide
 from stpredict.slides.tissue import find_tissue
 from stpredict.slides.views import ONE_VIEW, Views, patch_shape
+from stpredict.storage.new_hdf5 import new_hdf5
 
 PATCH_PX = 224
 #: Version 2 has several views of each spot; files of one view are still of version 1.

@@ -12,7 +12,7 @@ from stpredict.arrays import Bool, Float16, Float32, Int, UInt8
 from stpredict.console import Report
 from stpredict.engines.check import Verdict
 from stpredict.errors import EngineError, PrecisionError, UsageError
-from stpredict.weights import Model
+from stpredict.model.file import Model
 
 #: OpenVINO's converter and nncf would report their use over the network; without this module they do not.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

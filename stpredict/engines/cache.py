@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from stpredict.console import Report
 from stpredict.engines.check import Verdict
 from stpredict.errors import first_line
-from stpredict.files import atomic_path
 from stpredict.machine import cache_folder
+from stpredict.storage.files import atomic_path
 
 Key = dict[str, Any]
 

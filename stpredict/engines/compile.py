@@ -18,8 +18,8 @@ from stpredict.engines.cache import engine_folder
 from stpredict.engines.eager import judge, load_network
 from stpredict.engines.running import BATCH_SIZES, Run, choose_device, demand_precision, infer_batches, with_precision
 from stpredict.errors import EngineError, first_line
+from stpredict.model.file import Model
 from stpredict.networks import Network
-from stpredict.weights import Model
 
 
 def unavailable(device_type: str) -> str | None:

@@ -22,11 +22,11 @@ from stpredict.engines.running import (
     with_precision,
 )
 from stpredict.errors import ModelFileError
+from stpredict.model.file import REFERENCE_BIAS, REFERENCE_WEIGHT, Model, models_folders
 from stpredict.networks import Network, build_network
 from stpredict.networks.encoder import Encoded
 from stpredict.networks.encoder_files import find_encoder, open_encoder
 from stpredict.networks.triplex import SIDE, Triplex
-from stpredict.weights import REFERENCE_BIAS, REFERENCE_WEIGHT, Model, models_folders
 
 
 def load_network(model: Model) -> Network:

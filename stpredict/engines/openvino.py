@@ -20,7 +20,7 @@ from stpredict.engines.cache import Key, find, store
 from stpredict.engines.check import Verdict
 from stpredict.errors import EngineError, PrecisionError
 from stpredict.machine import cpuinfo, processor_name
-from stpredict.weights import Model
+from stpredict.model.file import Model
 
 BATCH_SIZE = 8
 #: Changed whenever what is compiled changes without a change of version.

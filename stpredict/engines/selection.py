@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stpredict.engines import EngineRequest
 from stpredict.errors import EngineError
-from stpredict.weights import Model
+from stpredict.model.file import Model
 
 #: Spots from which building pays on a GPU. Estimates, not measured: an eager GPU does some 10,000 spots a second, and
 #: compiling takes about a minute for a gain of less than half, a TensorRT engine some minutes for a little more.

@@ -26,8 +26,8 @@ from stpredict.engines.check import Verdict
 from stpredict.engines.eager import judge, load_network
 from stpredict.engines.running import BATCH_SIZES, DTYPES, choose_device, demand_precision, infer_batches
 from stpredict.errors import EngineError, first_line
+from stpredict.model.file import Model
 from stpredict.networks import Network
-from stpredict.weights import Model
 
 #: Changed whenever what is built changes without a change of version or setting.
 RECIPE = 1

@@ -12,23 +12,23 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stpredict.arrays import Int, Labels
-from stpredict.cards import held_out_correlation
 from stpredict.data.dataset import read_dataset
-from stpredict.data.normalisation import Normalisation, find_normalisation
 from stpredict.data.section import demand_slides
 from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles, write_tiles
 from stpredict.engines import EngineRequest, open_engine
 from stpredict.errors import DatasetError, UsageError, some
-from stpredict.evaluation.features import colour_texture_features
 from stpredict.evaluation.maps import picture_of_patches
 from stpredict.evaluation.naming import demand_shared_genes, in_the_panels_names
 from stpredict.evaluation.scores import Assessment, Predicted, Shares, score_all
+from stpredict.model.card import held_out_correlation
+from stpredict.model.file import Model
 from stpredict.prediction.pipeline import fixed_batches
 from stpredict.prediction.surroundings import look_around_sections, predict_in_sections
-from stpredict.result import Result
+from stpredict.result.file import Result
 from stpredict.slides.slide import open_slide
 from stpredict.slides.views import ONE_VIEW, Views
-from stpredict.weights import Model
+from stpredict.statistics.colour_texture import colour_texture_features
+from stpredict.statistics.normalisation import Normalisation, find_normalisation
 
 Report = Callable[[str], None]
 #: Patches that the engine is checked on.

@@ -23,11 +23,11 @@ from stpredict.data.tiles import Measured, Tiles
 from stpredict.engines.eager import load_network
 from stpredict.errors import DatasetError, UsageError
 from stpredict.evaluation.assessment import check_training_patients, open_tiles
-from stpredict.evaluation.features import colour_texture_features
-from stpredict.evaluation.metrics import correlation_per_gene
 from stpredict.evaluation.splits import TRUE_DEPTH
-from stpredict.files import atomic_path
-from stpredict.weights import Model
+from stpredict.model.file import Model
+from stpredict.statistics.colour_texture import colour_texture_features
+from stpredict.statistics.metrics import correlation_per_gene
+from stpredict.storage.files import atomic_path
 
 Report = Callable[[str], None]
 N_GENES = 50

@@ -18,7 +18,7 @@ from stpredict.evaluation.maps import GeneMap
 from stpredict.evaluation.scores import CEILING, MODEL, Assessment
 from stpredict.evaluation.splits import RIDGE
 from stpredict.evaluation.tables import COLUMNS, PAPERS_COLUMNS, shown
-from stpredict.files import atomic_path
+from stpredict.storage.files import atomic_path
 
 PAGE = Path(__file__).parent / "page"
 #: Notes that begin like this stand above everything else.

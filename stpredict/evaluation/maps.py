@@ -10,8 +10,8 @@ from PIL import Image
 
 from stpredict.arrays import Float, Int, Labels
 from stpredict.data.tiles import Tiles
-from stpredict.evaluation.metrics import correlation_per_gene, mean_of_known, pearson_residuals
-from stpredict.evaluation.spatial_statistics import spot_distance
+from stpredict.statistics.metrics import correlation_per_gene, mean_of_known, pearson_residuals
+from stpredict.statistics.spatial import spot_distance
 
 #: Genes of each kind that are shown.
 SHOWN = 2

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from stpredict.arrays import Float
-from stpredict.evaluation.conformal import describe_intervals
-from stpredict.evaluation.metrics import FALSE_DISCOVERIES, PATIENTS_FOR_INTERVALS
 from stpredict.evaluation.splits import RIDGE
 from stpredict.evaluation.tables import shown
+from stpredict.statistics.conformal import describe_intervals
+from stpredict.statistics.metrics import FALSE_DISCOVERIES, PATIENTS_FOR_INTERVALS
 
 
 def about_constants(constant: dict[str, int], pairs: int) -> Iterator[str]:

@@ -15,8 +15,8 @@ import stpredict
 from stpredict.evaluation.html import write_page
 from stpredict.evaluation.scores import MODEL, Assessment
 from stpredict.evaluation.tables import COLUMNS, PAPERS_COLUMNS, shown
-from stpredict.files import atomic_path
 from stpredict.rendering.table import plain_cell
+from stpredict.storage.files import atomic_path
 
 JSON_SUFFIX = ".evaluation.json"
 PAGE_SUFFIX = ".evaluation.html"

@@ -11,24 +11,14 @@ from scipy.special import stdtrit
 from scipy.stats import spearmanr
 
 from stpredict.arrays import Bool, Float, Int, Labels
-from stpredict.data.normalisation import Normalisation
 from stpredict.data.tiles import Tiles
-from stpredict.evaluation import metrics
-from stpredict.evaluation.conformal import LEVELS, empirical_coverage, half_widths, patients_needed
 from stpredict.evaluation.maps import GeneMap, choose_maps
-from stpredict.evaluation.metrics import FALSE_DISCOVERIES, PATIENTS_FOR_INTERVALS, rounded_mean
 from stpredict.evaluation.notes import (
     about_baselines,
     about_constants,
     about_intervals,
     about_model,
     about_prediction_intervals,
-)
-from stpredict.evaluation.spatial_statistics import (
-    correlation_variance,
-    false_discovery_rate,
-    modified_t_test,
-    moran_per_gene,
 )
 from stpredict.evaluation.splits import (
     RIDGE,
@@ -38,7 +28,12 @@ from stpredict.evaluation.splits import (
     Split,
     predict_baselines,
 )
-from stpredict.training.objectives import make_objective
+from stpredict.statistics import metrics
+from stpredict.statistics.conformal import LEVELS, empirical_coverage, half_widths, patients_needed
+from stpredict.statistics.metrics import FALSE_DISCOVERIES, PATIENTS_FOR_INTERVALS, rounded_mean
+from stpredict.statistics.normalisation import Normalisation
+from stpredict.statistics.objectives import make_objective
+from stpredict.statistics.spatial import correlation_variance, false_discovery_rate, modified_t_test, moran_per_gene
 
 MODEL = "model"
 CEILING = "noise ceiling"

@@ -9,11 +9,11 @@ import numpy as np
 from sklearn.linear_model import LinearRegression
 
 from stpredict.arrays import Bool, Float, Labels
-from stpredict.evaluation import metrics
 from stpredict.evaluation.baselines import fit_nearest_neighbours, fit_ridge
-from stpredict.evaluation.metrics import LOG_CPM_BY_SECTION, SPOTS_BY_SECTION, rounded_mean
-from stpredict.evaluation.spatial_statistics import correlation_error
-from stpredict.training.objectives import Objective
+from stpredict.statistics import metrics
+from stpredict.statistics.metrics import LOG_CPM_BY_SECTION, SPOTS_BY_SECTION, rounded_mean
+from stpredict.statistics.objectives import Objective
+from stpredict.statistics.spatial import correlation_error
 
 #: Score names as they stand in cards and tables.
 DEPTH_CONTROLLED = "depth_controlled"

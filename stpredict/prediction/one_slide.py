@@ -14,15 +14,16 @@ from typing import Any, Literal
 import numpy as np
 
 from stpredict.arrays import Float, UInt8
-from stpredict.cards import card_without_genes
+from stpredict.batch.jobs import Job
 from stpredict.console import Report, log
 from stpredict.data.panel import match_genes
 from stpredict.engines import Engine, EngineRequest, open_engine
 from stpredict.errors import MaskError, ResultError, StpredictError, UsageError
 from stpredict.machine import give_back_memory
-from stpredict.prediction.jobs import Job
+from stpredict.model.card import card_without_genes
+from stpredict.model.file import Model
+from stpredict.model.reference import UNUSUAL_FROM
 from stpredict.prediction.leases import take_lease
-from stpredict.prediction.out_of_distribution import UNUSUAL_FROM
 from stpredict.prediction.pipeline import finish_shards, predict_shards
 from stpredict.prediction.provenance import describe_genes, describe_prediction, display_range
 from stpredict.prediction.quality import flags_in_words, judge_spots
@@ -36,7 +37,7 @@ from stpredict.prediction.shards import (
     pinned_engine,
 )
 from stpredict.prediction.surroundings import first_pass
-from stpredict.result import CHUNK_SPOTS, UNUSUAL, read_provenance, write_result
+from stpredict.result.file import CHUNK_SPOTS, UNUSUAL, read_provenance, write_result
 from stpredict.slides.grid import choose_spots
 from stpredict.slides.lattice import Spots
 from stpredict.slides.overview import make_thumbnail
@@ -44,7 +45,6 @@ from stpredict.slides.raster import Raster, block_order, make_raster, read_patch
 from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
 from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.slides.tissue import Tissue
-from stpredict.weights import Model
 
 #: Patches that are compared with the training patches and used to check the engine.
 N_SAMPLE = 64

@@ -15,14 +15,14 @@ import numpy as np
 
 from stpredict.arrays import Float32, Int, UInt8
 from stpredict.engines import Engine
-from stpredict.prediction.out_of_distribution import Reference, length, reference_of
+from stpredict.model.file import Model
+from stpredict.model.reference import Reference, length, reference_of
 from stpredict.prediction.quality import measure_patches
 from stpredict.prediction.shards import Shards
 from stpredict.slides.lattice import Spots
 from stpredict.slides.raster import Raster, read_patches
 from stpredict.slides.symmetry import SYMMETRIES, turn
 from stpredict.slides.views import first_views
-from stpredict.weights import Model
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")

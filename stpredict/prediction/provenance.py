@@ -10,12 +10,12 @@ import numpy as np
 
 import stpredict
 from stpredict.arrays import Int
-from stpredict.cards import held_out_correlation, read_reliability
-from stpredict.prediction.jobs import Job
+from stpredict.batch.jobs import Job
+from stpredict.model.card import held_out_correlation, read_reliability
+from stpredict.model.file import Model
 from stpredict.prediction.request import Request
-from stpredict.result import SPREAD_MEANS, Gene
+from stpredict.result.file import SPREAD_MEANS, Gene
 from stpredict.slides.tissue import MASK_UM
-from stpredict.weights import Model
 
 if TYPE_CHECKING:
     from stpredict.prediction.one_slide import Prepared

@@ -12,14 +12,8 @@ from typing import Any
 import numpy as np
 
 from stpredict.arrays import Bool, Float, Float32, UInt8
-from stpredict.prediction.out_of_distribution import (
-    Reference,
-    colour_features,
-    colour_planes,
-    optical_density,
-    unusual,
-)
-from stpredict.result import UNUSUAL, flagged
+from stpredict.model.reference import Reference, colour_features, colour_planes, optical_density, unusual
+from stpredict.result.file import UNUSUAL, flagged
 
 #: What is measured of each patch, in this order.
 MEASURES = (UNUSUAL, "sharpness", "ink", "density", "stain")

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from stpredict.cards import PREDICTED_FROM, held_out_correlation, read_reliability
+from stpredict.batch.jobs import Job
 from stpredict.console import Report
 from stpredict.data.panel import match_genes
 from stpredict.engines import EngineRequest
 from stpredict.errors import UsageError
-from stpredict.files import output_folders
-from stpredict.prediction.jobs import Job
+from stpredict.model.card import PREDICTED_FROM, held_out_correlation, read_reliability
+from stpredict.model.file import Model
 from stpredict.slides.symmetry import SYMMETRIES
-from stpredict.weights import Model
+from stpredict.storage.files import output_folders
 
 if TYPE_CHECKING:  # slow to import, and a process that has others predict does not need them
     from stpredict.slides.grid import GridRequest

@@ -18,8 +18,8 @@ import numpy as np
 
 from stpredict.arrays import Float, Float32, Int
 from stpredict.errors import ResultError
-from stpredict.files import atomic_path
 from stpredict.prediction.quality import MEASURES
+from stpredict.storage.files import atomic_path
 
 SHARD_SPOTS = 1024
 MANIFEST = "manifest.json"

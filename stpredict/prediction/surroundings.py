@@ -18,12 +18,12 @@ from stpredict.arrays import Bool, Float, Float16, Float32, Int, UInt8
 from stpredict.data.section import Section, demand_slides
 from stpredict.data.tiles import Tiles
 from stpredict.engines import Engine, TwoPasses
+from stpredict.model.file import Model
 from stpredict.prediction.pipeline import fixed_batches
 from stpredict.prediction.shards import Shards, read_array, write_array
 from stpredict.slides.neighbourhoods import Neighbourhoods, find_neighbourhoods
 from stpredict.slides.raster import Raster, make_raster, read_patches
 from stpredict.slides.slide import Mpp, open_slide
-from stpredict.weights import Model
 
 #: Patches whose features are in one file.
 FILE_PATCHES = 4096

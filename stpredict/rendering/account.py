@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from stpredict.cards import PREDICTED_FROM, ROWS, SCORES, better_baselines
-from stpredict.prediction.out_of_distribution import UNUSUAL_FROM
+from stpredict.model.card import PREDICTED_FROM, ROWS, SCORES, better_baselines
+from stpredict.model.reference import UNUSUAL_FROM
 from stpredict.prediction.quality import flags_in_words
-from stpredict.result import UNUSUAL, Gene, Result
+from stpredict.result.file import UNUSUAL, Gene, Result
 
 #: Words for a correlation (Evans 1996, Straightforward Statistics for the Behavioral Sciences), each up to its limit.
 WORDS = ((0.4, "weak"), (0.6, "moderate"), (inf, "strong"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stpredict.arrays import Bool, Float, Float32, Int, UInt8
-from stpredict.result import Canvas
+from stpredict.result.file import Canvas
 from stpredict.slides.lattice import Spots, lattice_shape, steps
 
 #: Level-0 x and y of a tile's columns and rows -> RGB, rows x columns x 3, and where there is a spot; white elsewhere.

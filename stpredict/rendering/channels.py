@@ -12,8 +12,8 @@ import numpy as np
 
 from stpredict.arrays import Float32
 from stpredict.rendering.cells import Cells
-from stpredict.rendering.frame import Frame
 from stpredict.rendering.tiff import Paint, write_planes
+from stpredict.result.frame import Frame
 
 #: More would slow viewers down; further genes go into further files.
 GENES_PER_FILE = 16

@@ -13,7 +13,7 @@ import numpy as np
 
 from stpredict.arrays import Float32, UInt8
 from stpredict.errors import ResultError, UsageError
-from stpredict.result import Result
+from stpredict.result.file import Result
 
 #: Sequential maps of even steps that people with colour-blindness can read.
 COLOUR_MAPS = ("viridis", "cividis", "magma", "inferno", "plasma", "mako", "rocket", "batlow")

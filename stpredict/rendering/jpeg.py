@@ -15,8 +15,8 @@ import numpy as np
 
 from stpredict.arrays import UInt8
 from stpredict.machine import usable_cores
-from stpredict.rendering.frame import Frame
 from stpredict.rendering.tiff import TILE_PX, level_count, level_size, open_writer, write_level
+from stpredict.result.frame import Frame
 
 QUALITY = 90
 #: Columns that are read, encoded and halved at a time; whole tiles.

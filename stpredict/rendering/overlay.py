@@ -11,9 +11,9 @@ from PIL import Image
 from stpredict.arrays import Bool, Float32, UInt8
 from stpredict.errors import SlideError
 from stpredict.rendering.cells import Layer
-from stpredict.rendering.frame import Frame
 from stpredict.rendering.jpeg import write_jpeg
-from stpredict.result import Result
+from stpredict.result.file import Result
+from stpredict.result.frame import Frame
 from stpredict.slides.slide import Slide, open_slide
 
 #: A level of the slide may be this much coarser than the picture.

@@ -9,7 +9,7 @@ import numpy as np
 from stpredict.arrays import Float, Float32, UInt8
 from stpredict.errors import ResultError
 from stpredict.rendering.colour import MIN_RANGE
-from stpredict.result import Result
+from stpredict.result.file import Result
 
 COMPONENTS = 3
 #: Of each component, what spans its colour from dark to full.

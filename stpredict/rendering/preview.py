@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from stpredict.arrays import UInt8
-from stpredict.data.normalisation import EXPECTED
-from stpredict.files import atomic_path
 from stpredict.rendering.cells import Layer
 from stpredict.rendering.colour import ColourScale, lookup_table
-from stpredict.rendering.frame import make_frame
 from stpredict.rendering.overlay import blend
-from stpredict.result import Result
+from stpredict.result.file import Result
+from stpredict.result.frame import make_frame
+from stpredict.statistics.normalisation import EXPECTED
+from stpredict.storage.files import atomic_path
 
 PREVIEW_PX = 900
 MIN_BAR = 200

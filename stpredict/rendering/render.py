@@ -8,7 +8,6 @@ from pathlib import Path
 
 from stpredict.data.panel import match_genes
 from stpredict.errors import ResultError, SlideError, StpredictError, UsageError
-from stpredict.files import atomic_path
 from stpredict.rendering.overlay import open_source_slide
 from stpredict.rendering.styles import (
     DRAWN_BY,
@@ -19,7 +18,8 @@ from stpredict.rendering.styles import (
     RenderRequest,
     Style,
 )
-from stpredict.result import Result
+from stpredict.result.file import Result
+from stpredict.storage.files import atomic_path
 
 
 def render(result: Result, request: RenderRequest, out: Path) -> Iterator[Path]:

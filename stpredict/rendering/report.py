@@ -16,15 +16,15 @@ import numpy as np
 from PIL import Image
 
 from stpredict.arrays import Float32, Int
-from stpredict.cards import PREDICTED_FROM
 from stpredict.errors import ResultError
-from stpredict.files import atomic_path
+from stpredict.model.card import PREDICTED_FROM
 from stpredict.rendering.account import describe_card, facts, flat, reliability
 from stpredict.rendering.colour import ColourScale, lookup_table
-from stpredict.result import Result
+from stpredict.result.file import Result
 from stpredict.slides.lattice import lattice_shape, steps
 from stpredict.slides.overview import make_overview
 from stpredict.slides.slide import Mpp, Slide
+from stpredict.storage.files import atomic_path
 
 PAGE = Path(__file__).parent / "page"
 #: The slide is reduced to this side, and further until its tiles fit: in base64 they are a third larger.

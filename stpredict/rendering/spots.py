@@ -15,9 +15,9 @@ from typing import IO, Any
 import numpy as np
 
 from stpredict.arrays import Float
-from stpredict.files import atomic_path
-from stpredict.rendering.frame import Frame
-from stpredict.result import Result, spot_names
+from stpredict.result.file import Result, spot_names
+from stpredict.result.frame import Frame
+from stpredict.storage.files import atomic_path
 
 #: The same spot of the same slide has the same identifier in every run.
 NAMESPACE = uuid.UUID("7b9d1d2e-0a0e-5c55-9a5e-2f6f6e0f5d11")

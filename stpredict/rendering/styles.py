@@ -16,7 +16,6 @@ from stpredict.rendering.account import TURNED, caveats, in_words, tested
 from stpredict.rendering.cells import Cells, Layer, make_cells, make_layer
 from stpredict.rendering.channels import GENES_PER_FILE, write_channels
 from stpredict.rendering.colour import ColourScale, ScaleRequest, colour_scale
-from stpredict.rendering.frame import Frame, Origin, make_frame
 from stpredict.rendering.overlay import open_source_slide, write_overlay
 from stpredict.rendering.pca import Components, principal_components
 from stpredict.rendering.preview import draw_preview, without_expected
@@ -24,7 +23,8 @@ from stpredict.rendering.report import write_report
 from stpredict.rendering.spots import write_spots
 from stpredict.rendering.table import write_table
 from stpredict.rendering.tiff import write_rgb
-from stpredict.result import Gene, Result
+from stpredict.result.file import Gene, Result
+from stpredict.result.frame import Frame, Origin, make_frame
 
 Style = Literal["heatmap", "overlay", "channels", "spots", "pca", "report", "csv"]
 STYLES: tuple[Style, ...] = ("heatmap", "overlay", "channels", "spots", "pca", "report", "csv")

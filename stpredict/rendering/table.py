@@ -6,9 +6,9 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from stpredict.files import atomic_path
-from stpredict.rendering.frame import Frame
-from stpredict.result import Result, spot_names
+from stpredict.result.file import Result, spot_names
+from stpredict.result.frame import Frame
+from stpredict.storage.files import atomic_path
 
 #: A spreadsheet takes a cell that begins with one of these, or its full-width form, for a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")

@@ -17,10 +17,10 @@ import numpy as np
 import tifffile
 
 from stpredict.arrays import Float
-from stpredict.files import atomic_path
 from stpredict.machine import usable_cores
 from stpredict.rendering.cells import Layer
-from stpredict.rendering.frame import Frame
+from stpredict.result.frame import Frame
+from stpredict.storage.files import atomic_path
 
 TILE_PX = 256
 DEFLATE = {"compression": "adobe_deflate", "predictor": False}

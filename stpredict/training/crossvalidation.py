@@ -14,20 +14,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from stpredict.cards import better_baselines, make_card, show_crossvalidation, write_model
 from stpredict.data.dataset import read_dataset
-from stpredict.data.normalisation import NORMALISATIONS, check_normalisation
 from stpredict.data.panel import check_rule
 from stpredict.data.tiles import Measured, Tiles, read_tiles
-from stpredict.evaluation.conformal import describe_intervals
-from stpredict.evaluation.metrics import log_cpm
 from stpredict.evaluation.splits import DEPTH_CONTROLLED, Split, evaluate_split
-from stpredict.files import atomic_path
+from stpredict.model.card import better_baselines, make_card, show_crossvalidation, write_model
+from stpredict.model.file import load_model
+from stpredict.model.reference import make_feature_reference, parts_left_out
 from stpredict.networks import FITTED, architecture_views, check_architecture, reads_slides
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.networks.encoder_files import count_features, open_encoder
 from stpredict.networks.trunk_files import read_trunk
-from stpredict.prediction.out_of_distribution import make_feature_reference, parts_left_out
+from stpredict.statistics.conformal import describe_intervals
+from stpredict.statistics.metrics import log_cpm
+from stpredict.statistics.normalisation import NORMALISATIONS, check_normalisation
+from stpredict.statistics.objectives import check_objective
+from stpredict.storage.files import atomic_path
 from stpredict.training.fit import (
     Report,
     is_main_process,
@@ -38,7 +40,6 @@ from stpredict.training.fit import (
 from stpredict.training.folds import Fold, check_split, choose_validation, plan_folds
 from stpredict.training.heads import describe_patches
 from stpredict.training.intervals import ERRORS, calibrate, save_errors
-from stpredict.training.objectives import check_objective
 from stpredict.training.one_network import Panel, Run, Trained, predict_and_read, predict_rows, train_network
 from stpredict.training.preparation import (
     ENCODED,
@@ -56,7 +57,6 @@ from stpredict.training.programmes import N_PROGRAMMES
 from stpredict.training.protocols import find_protocol, show_protocol
 from stpredict.training.settings import EncoderSettings, Settings
 from stpredict.training.triplex import SURROUNDINGS
-from stpredict.weights import load_model
 
 
 def train_model(

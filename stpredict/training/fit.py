@@ -22,13 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 from stpredict.arrays import Float, Int, UInt8
 from stpredict.data.tiles import Tiles
 from stpredict.errors import UsageError
-from stpredict.evaluation import metrics
 from stpredict.evaluation.baselines import fit_ridge
-from stpredict.files import atomic_path
 from stpredict.networks import Network, architecture_config, make_network
 from stpredict.networks.head import Head
 from stpredict.slides.symmetry import SYMMETRIES, turn
-from stpredict.training.objectives import Objective
+from stpredict.statistics import metrics
+from stpredict.statistics.objectives import Objective
+from stpredict.storage.files import atomic_path
 from stpredict.training.settings import Settings
 
 Report = Callable[[str], None]

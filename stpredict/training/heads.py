@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from stpredict.arrays import Float, Int
-from stpredict.data.normalisation import Normalisation
 from stpredict.data.tiles import Tiles
 from stpredict.evaluation.baselines import fit_ridge
 from stpredict.networks.dictionary import Dictionary
 from stpredict.networks.encoder import Encoded
-from stpredict.training.objectives import Objective
+from stpredict.statistics.normalisation import Normalisation
+from stpredict.statistics.objectives import Objective
 from stpredict.training.programmes import N_PROGRAMMES, LinearMap, fit_programmes, gene_covariance
 
 BATCH = 16

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from stpredict.arrays import Float, Labels
-from stpredict.evaluation.conformal import LEVELS, empirical_coverage, half_widths, patients_needed
-from stpredict.files import atomic_path
+from stpredict.statistics.conformal import LEVELS, empirical_coverage, half_widths, patients_needed
+from stpredict.storage.files import atomic_path
 
 #: In the folder of a fold.
 ERRORS = "errors.npz"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stpredict.arrays import Bool, Float, Int
-from stpredict.training.objectives import Objective
+from stpredict.statistics.objectives import Objective
 from stpredict.training.programmes import Decomposition, LinearMap, decompose
 
 #: Times the sum of a gene's squared weights of standardised features, beside its mean loss over spots.

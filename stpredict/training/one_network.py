@@ -13,17 +13,18 @@ import torch
 from torch import nn
 
 from stpredict.arrays import Bool, Float, Int
-from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.data.panel import choose_panel
 from stpredict.data.section import Section
 from stpredict.data.tiles import Tiles
-from stpredict.evaluation.spatial_statistics import neighbour_mean
-from stpredict.files import atomic_path
 from stpredict.networks import FITTED, Network
 from stpredict.networks.dictionary import Dictionary
 from stpredict.networks.encoder import Encoded
 from stpredict.networks.triplex import Triplex
 from stpredict.prediction.surroundings import Surroundings
+from stpredict.statistics.normalisation import NORMALISATIONS
+from stpredict.statistics.objectives import Objective, make_objective
+from stpredict.statistics.spatial import neighbour_mean
+from stpredict.storage.files import atomic_path
 from stpredict.training.dictionary import learn_windows
 from stpredict.training.fit import (
     Log,
@@ -39,7 +40,6 @@ from stpredict.training.fit import (
 )
 from stpredict.training.heads import describe_patches, fit_ridge_head, write_head
 from stpredict.training.linear_head import choose_penalty, fit_linear
-from stpredict.training.objectives import Objective, make_objective
 from stpredict.training.settings import Settings
 from stpredict.training.triplex import predict_triplex, prepare_triplex, triplex_step
 

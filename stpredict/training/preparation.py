@@ -28,12 +28,12 @@ from stpredict.data.tiles import (
     write_tiles,
 )
 from stpredict.errors import ResultError, UsageError
-from stpredict.evaluation.features import colour_texture_features
-from stpredict.files import atomic_path, output_folders
 from stpredict.networks import FITTED, reads_slides
 from stpredict.networks.encoder_files import count_features
 from stpredict.prediction.shards import describe_difference
 from stpredict.slides.views import Views
+from stpredict.statistics.colour_texture import colour_texture_features
+from stpredict.storage.files import atomic_path, output_folders
 from stpredict.training.fit import Report
 from stpredict.training.folds import Fold, check_depth, check_leaks
 from stpredict.training.one_network import Panel

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from stpredict.arrays import Float
-from stpredict.data.normalisation import NORMALISATIONS, Normalisation
 from stpredict.data.tiles import Tiles, columns
-from stpredict.evaluation.metrics import pearson_residuals
+from stpredict.statistics.metrics import pearson_residuals
+from stpredict.statistics.normalisation import NORMALISATIONS, Normalisation
 
 N_PROGRAMMES = 40
 #: Shallower spots say too little of how genes vary together, and are used only where there are no others.

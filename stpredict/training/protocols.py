@@ -11,8 +11,8 @@ import numpy as np
 
 from stpredict.data.tiles import Measured, Tiles
 from stpredict.errors import UsageError
-from stpredict.evaluation.metrics import LOG_CPM_BY_SECTION, SPOTS_BY_SECTION, pcc_over_sections
 from stpredict.evaluation.tables import PAPERS_COLUMNS
+from stpredict.statistics.metrics import LOG_CPM_BY_SECTION, SPOTS_BY_SECTION, pcc_over_sections
 from stpredict.training.folds import Fold, plan_folds
 
 #: Genes of both papers' panels.

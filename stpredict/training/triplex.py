@@ -19,8 +19,8 @@ from stpredict.data.tiles import Tiles
 from stpredict.engines.eager import two_passes
 from stpredict.networks.triplex import Triplex, Trunk, fusion_loss
 from stpredict.prediction.surroundings import Surroundings, look_around_sections, predict_in_sections
+from stpredict.statistics.objectives import Objective
 from stpredict.training.fit import TAUGHT_LIMIT, Log, Step, in_bf16, teach_values
-from stpredict.training.objectives import Objective
 from stpredict.training.settings import Settings
 
 #: The folder of what the frozen trunk says of patches; it is removed when the network is done.

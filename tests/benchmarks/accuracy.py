@@ -28,8 +28,8 @@ from accuracy_tables import write_report
 
 from stpredict.arrays import Float, Labels
 from stpredict.evaluation.baselines import fit_ridge
-from stpredict.evaluation.spatial_statistics import neighbour_mean
 from stpredict.machine import usable_cores
+from stpredict.statistics.spatial import neighbour_mean
 from stpredict.training.programmes import N_PROGRAMMES, fit_programmes
 
 

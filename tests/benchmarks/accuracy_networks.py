@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from stpredict.arrays import Float, Int
 from stpredict.data.dataset import read_dataset
-from stpredict.data.normalisation import NORMALISATIONS
-from stpredict.evaluation.spatial_statistics import neighbour_mean
 from stpredict.networks import architecture_views, reads_slides
 from stpredict.networks.m2ort import M2ORT, M2ORTConfig
+from stpredict.statistics.normalisation import NORMALISATIONS
+from stpredict.statistics.objectives import make_objective
+from stpredict.statistics.spatial import neighbour_mean
 from stpredict.training.crossvalidation import write_trained
 from stpredict.training.dictionary import learn_windows
 from stpredict.training.fit import (
@@ -34,7 +35,6 @@ from stpredict.training.fit import (
     train_on_spots,
 )
 from stpredict.training.heads import describe_patches, fit_ridge_head
-from stpredict.training.objectives import make_objective
 from stpredict.training.one_network import Panel, Run, predict_rows, train_network
 from stpredict.training.programmes import fit_programmes
 from stpredict.training.settings import Settings

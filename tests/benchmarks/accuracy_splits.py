@@ -14,14 +14,14 @@ from stpredict.arrays import Bool, Float, UInt8
 from stpredict.data.dataset import read_counts, read_dataset
 from stpredict.data.panel import choose_panel
 from stpredict.data.tiles import Tiles, read_tiles, write_tiles
-from stpredict.evaluation.features import colour_texture_features
-from stpredict.files import atomic_path
 from stpredict.networks.dictionary import Dictionary, DictionaryConfig
 from stpredict.slides.symmetry import SYMMETRIES, turn
 from stpredict.slides.views import ONE_VIEW, Views
+from stpredict.statistics.colour_texture import colour_texture_features
+from stpredict.statistics.objectives import Objective, make_objective
+from stpredict.storage.files import atomic_path
 from stpredict.training.dictionary import learn_windows
 from stpredict.training.fit import jitter_stain
-from stpredict.training.objectives import Objective, make_objective
 from stpredict.training.programmes import gene_covariance
 from stpredict.training.settings import Settings
 

@@ -11,9 +11,9 @@ from accuracy_splits import Part
 
 from stpredict.arrays import Bool, Float, Int, Labels
 from stpredict.data.tiles import Tiles
-from stpredict.evaluation import metrics
 from stpredict.evaluation.splits import DEPTH_CONTROLLED, LOG_CPM, RIDGE
-from stpredict.weights import Model, load_model
+from stpredict.model.file import Model, load_model
+from stpredict.statistics import metrics
 
 HEAD = """# Accuracy
 

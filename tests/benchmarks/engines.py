@@ -30,11 +30,11 @@ from stpredict.engines.eager import load_network
 from stpredict.engines.rate import spots_per_second
 from stpredict.errors import EngineError
 from stpredict.machine import processor_name, usable_cores
+from stpredict.model.file import Model, find_model, load_model
 from stpredict.networks import ARCHITECTURES, architecture_config
 from stpredict.slides.grid import GridRequest, choose_spots
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import open_slide, resolve_mpp
-from stpredict.weights import Model, find_model, load_model
 
 SLIDE = Path(__file__).parents[1] / "data" / "CMU-1-Small-Region.svs"
 EVERYTHING = [f"{engine}-{precision}" for engine in reversed(ENGINES) for precision in SUPPORTED[engine]]

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from stpredict.data.dataset import read_dataset
-from stpredict.evaluation.metrics import depth_controlled_correlation
-from stpredict.result import read_result
+from stpredict.result.file import read_result
+from stpredict.statistics.metrics import depth_controlled_correlation
 
 
 def main(dataset: str, run_folder: str, fold: str, engine: str = "auto") -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from stpredict.arrays import Float
 from stpredict.data.her2st import read_her2st
 from stpredict.data.panel import read_gene_list
-from stpredict.evaluation.metrics import log_cpm, spot_correlation
+from stpredict.statistics.metrics import log_cpm, spot_correlation
 
 SPLITS = 10
 

@@ -61,17 +61,17 @@ PROMISES = (
             f"{STRANGERS}test_damaged_files_are_read_or_refused",
             f"{STRANGERS}test_damage_that_was_once_missed_is_refused",
             "tests/prediction/test_one_slide.py::test_one_bad_slide_costs_only_itself",
-            "tests/test_summary.py::test_a_damaged_result_costs_only_itself",
+            "tests/result/test_cohort.py::test_a_damaged_result_costs_only_itself",
         ),
         _of_files,
     ),
     Promise(
         "A slide that ends the process that reads it fails alone among several, also on a cluster",
         (
-            "tests/prediction/test_child.py::test_a_slide_that_ends_the_process_fails_alone",
-            "tests/prediction/test_child.py::test_slides_that_a_dead_process_was_at_are_gone_on_with",
-            "tests/prediction/test_cluster.py::test_a_slide_that_ends_its_workers_fails_alone",
-            "tests/prediction/test_cluster.py::test_the_slide_of_a_killed_worker_is_done_by_another",
+            "tests/batch/test_child.py::test_a_slide_that_ends_the_process_fails_alone",
+            "tests/batch/test_child.py::test_slides_that_a_dead_process_was_at_are_gone_on_with",
+            "tests/batch/test_cluster.py::test_a_slide_that_ends_its_workers_fails_alone",
+            "tests/batch/test_cluster.py::test_the_slide_of_a_killed_worker_is_done_by_another",
         ),
     ),
     Promise(
@@ -85,7 +85,7 @@ PROMISES = (
     Promise(
         "Nothing in a file is executed",
         (
-            "tests/test_checkpoints.py::test_pickled_code_is_not_executed",
+            "tests/model/test_published.py::test_pickled_code_is_not_executed",
             "tests/networks/test_encoder.py::test_pickled_code_is_not_run",
             "tests/data_sets/test_panel.py::test_numpy_gene_lists_hold_no_pickle",
         ),
@@ -107,7 +107,7 @@ PROMISES = (
             f"{STRANGERS}test_a_jpeg_tile_that_claims_to_be_huge_is_refused",
             f"{STRANGERS}test_tables_that_unpack_to_more_than_a_table_are_refused",
             f"{STRANGERS}test_torch_files_that_unpack_to_far_more_are_refused",
-            "tests/test_weights.py::test_files_of_other_kinds_are_refused",
+            "tests/model/test_file.py::test_files_of_other_kinds_are_refused",
         ),
     ),
     Promise(
@@ -116,10 +116,10 @@ PROMISES = (
             f"{STRANGERS}test_odd_gene_names_reach_no_path_and_no_markup",
             f"{STRANGERS}test_gene_names_that_no_file_can_hold_are_refused_with_the_model",
             f"{STRANGERS}test_a_name_that_begins_with_a_dash_is_no_formula",
-            "tests/test_result.py::test_a_slides_name_in_a_result_is_never_a_path",
+            "tests/result/test_file.py::test_a_slides_name_in_a_result_is_never_a_path",
             "tests/rendering/test_table.py::test_no_cell_is_a_formula",
             "tests/rendering/test_report.py::test_names_from_files_stay_inside_the_data",
-            "tests/test_summary.py::test_no_name_from_a_file_is_a_formula_or_a_second_line",
+            "tests/result/test_cohort.py::test_no_name_from_a_file_is_a_formula_or_a_second_line",
             "tests/test_cli.py::test_a_slide_name_that_begins_with_a_dash",
         ),
     ),
@@ -128,7 +128,7 @@ PROMISES = (
         (
             f"{ENDURANCE}test_killed_calls_go_on_and_end_as_if_undisturbed",
             "tests/prediction/test_one_slide.py::test_an_interrupted_prediction_goes_on_and_ends_as_if_undisturbed",
-            "tests/prediction/test_batch.py::test_a_killed_call_is_taken_up_at_once",
+            "tests/batch/test_slides.py::test_a_killed_call_is_taken_up_at_once",
             "tests/test_cli.py::test_ctrl_c_leaves_no_half_result_and_the_same_command_goes_on",
         ),
         _of_trial("kills", "kills survived"),
@@ -160,21 +160,21 @@ PROMISES = (
         "with `--anonymous` no slide's name",
         (
             "tests/test_privacy.py::test_nothing_of_a_slides_metadata_reaches_an_output",
-            "tests/prediction/test_anonymous.py::test_no_output_holds_a_slides_name",
+            "tests/batch/test_anonymous.py::test_no_output_holds_a_slides_name",
             "tests/prediction/test_leases.py::test_a_lease_names_no_machine",
         ),
     ),
     Promise(
         "Many calls share a folder, and each slide is done once",
         (
-            "tests/prediction/test_batch.py::test_two_calls_on_one_folder_do_each_slide_once",
+            "tests/batch/test_slides.py::test_two_calls_on_one_folder_do_each_slide_once",
             "tests/prediction/test_leases.py::test_of_many_at_once_one_gets_it",
         ),
     ),
     Promise(
         "What becomes of each slide is told: in a table on a terminal, in lines elsewhere, as JSON for schedulers",
         (
-            "tests/prediction/test_child.py::test_a_table_is_drawn_on_a_terminal_and_wiped_away",
+            "tests/batch/test_child.py::test_a_table_is_drawn_on_a_terminal_and_wiped_away",
             "tests/test_log_json.py::test_what_becomes_of_each_slide_is_an_event",
             "tests/test_log_json.py::test_a_call_that_could_not_work_ends_in_one_error",
             "tests/test_log_json.py::test_ctrl_c_is_the_last_event",
@@ -183,12 +183,12 @@ PROMISES = (
     Promise(
         "A cluster's results are those of one machine, also of slides that workers share, and if one is lost",
         (
-            "tests/prediction/test_cluster.py::test_a_cluster_predicts_what_one_machine_does",
-            "tests/prediction/test_cluster_help.py::test_workers_without_a_slide_help_with_that_of_another",
-            "tests/prediction/test_cluster_help.py::test_a_slide_survives_the_loss_of_either_worker_that_is_at_it",
-            "tests/prediction/test_cluster_help.py::test_what_helpers_of_an_interrupted_call_leave_is_no_obstacle",
-            "tests/prediction/test_helping.py::test_shards_of_a_prediction_that_was_discarded_do_no_harm",
-            "tests/prediction/test_cluster.py::test_what_is_wrong_with_a_cluster_is_said_before_anything_is_predicted",
+            "tests/batch/test_cluster.py::test_a_cluster_predicts_what_one_machine_does",
+            "tests/batch/test_spare_workers.py::test_workers_without_a_slide_help_with_that_of_another",
+            "tests/batch/test_spare_workers.py::test_a_slide_survives_the_loss_of_either_worker_that_is_at_it",
+            "tests/batch/test_spare_workers.py::test_what_helpers_of_an_interrupted_call_leave_is_no_obstacle",
+            "tests/batch/test_shared_slide.py::test_shards_of_a_prediction_that_was_discarded_do_no_harm",
+            "tests/batch/test_cluster.py::test_what_is_wrong_with_a_cluster_is_said_before_anything_is_predicted",
         ),
     ),
     Promise(
@@ -202,10 +202,10 @@ PROMISES = (
     Promise(
         "What killed calls leave is listed, and removed, by `stpredict clean`; nothing else is",
         (
-            "tests/test_clean.py::test_what_a_killed_call_left_is_listed_and_then_removed",
-            "tests/test_clean.py::test_what_a_running_prediction_is_at_stays",
-            "tests/test_clean.py::test_only_its_own_files_are_removed_and_no_link_is_followed",
-            "tests/test_clean.py::test_compiled_networks_are_listed_and_removed",
+            "tests/commands/test_clean.py::test_what_a_killed_call_left_is_listed_and_then_removed",
+            "tests/commands/test_clean.py::test_what_a_running_prediction_is_at_stays",
+            "tests/commands/test_clean.py::test_only_its_own_files_are_removed_and_no_link_is_followed",
+            "tests/commands/test_clean.py::test_compiled_networks_are_listed_and_removed",
         ),
     ),
 )

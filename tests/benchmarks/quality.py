@@ -25,13 +25,13 @@ from scipy import ndimage
 from stpredict import DEFAULT_MODEL
 from stpredict.data.her2st import read_her2st
 from stpredict.engines.eager import load_network
-from stpredict.prediction.out_of_distribution import Reference, length, reference_of
+from stpredict.model.file import Model, find_model, load_model
+from stpredict.model.reference import Reference, length, reference_of
 from stpredict.prediction.quality import flag_spots, measure_patches, typical_density, unusual_share
-from stpredict.result import FLAGS, UNUSUAL
+from stpredict.result.file import FLAGS, UNUSUAL
 from stpredict.slides.grid import GridRequest, choose_spots
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import open_slide, resolve_mpp
-from stpredict.weights import Model, find_model, load_model
 
 HERE = Path(__file__).parent
 SLIDE = HERE.parent / "data" / "CMU-1-Small-Region.svs"

@@ -53,7 +53,7 @@ def random_result(folder: Path, size: tuple[int, int], pitch_px: float, n_genes:
 def draw(result_path: Path, style: str, genes: list[str], **request: object) -> None:
     from stpredict.rendering.render import render
     from stpredict.rendering.styles import RenderRequest
-    from stpredict.result import read_result
+    from stpredict.result.file import read_result
 
     with tempfile.TemporaryDirectory(dir=result_path.parent) as out:
         list(render(read_result(result_path), RenderRequest(styles=[style], genes=genes, **request), Path(out)))
@@ -134,7 +134,7 @@ def times(scratch: Path) -> list[str]:
 
 
 def memory(scratch: Path) -> Iterator[str]:
-    from stpredict.result import read_result
+    from stpredict.result.file import read_result
 
     result = random_result(scratch, LARGE, 224.0, 16)
     slide_path = scratch / "large.tif"

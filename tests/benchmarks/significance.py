@@ -17,8 +17,8 @@ import numpy as np
 from scipy import stats
 
 from stpredict.arrays import Float
-from stpredict.evaluation.metrics import depth_controlled_correlation, pearson_residuals
-from stpredict.evaluation.spatial_statistics import correlation_variance, modified_t_test, spot_graph
+from stpredict.statistics.metrics import depth_controlled_correlation, pearson_residuals
+from stpredict.statistics.spatial import correlation_variance, modified_t_test, spot_graph
 
 REPORT = Path(__file__).with_suffix(".md")
 N_GENES, N_SURROGATES, N_COHORTS, N_BOOTSTRAPS = 2000, 999, 2000, 1000

@@ -32,10 +32,10 @@ from stpredict.engines.eager import load_network
 from stpredict.engines.rate import spots_per_second
 from stpredict.errors import EngineError
 from stpredict.machine import usable_cores
+from stpredict.model.file import Model, find_model, load_model
 from stpredict.slides.lattice import lattice
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import Mpp, open_slide, resolve_mpp
-from stpredict.weights import Model, find_model, load_model
 
 HERE = Path(__file__).parent
 MODEL = "m2ort-small-her2st"

@@ -17,9 +17,9 @@ from results_to_draw import predict
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles, write_tiles
 from stpredict.errors import DatasetError
+from stpredict.model.file import Model, load_model
 from stpredict.networks import ARCHITECTURES
 from stpredict.training import dictionary
-from stpredict.weights import Model, load_model
 
 CENTRES = np.array([(x, y) for y in range(300, 2700, 400) for x in range(300, 2000, 400)], dtype=float)
 COUNTS = np.random.default_rng(0).poisson(3, (len(CENTRES), 2)).astype("float32")

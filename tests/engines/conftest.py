@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from conftest import GENES, make_model
 
+from stpredict.model.file import load_model
 from stpredict.networks.m2ost import VIEWS, M2OSTConfig
 from stpredict.slides.views import cut_views
-from stpredict.weights import load_model
 
 PATCH_PX = 64
 
@@ -34,10 +34,3 @@ def tiny_m2ost(tmp_path_factory):
     )
     path = tmp_path_factory.mktemp("models") / "m2ost.safetensors"
     return load_model(make_model(path, config=config, patch_px=PATCH_PX))
-
-
-@pytest.fixture
-def own_folder(tmp_path, monkeypatch):
-    """A cache that no other test has written to."""
-    monkeypatch.setenv("STPREDICT_CACHE", str(tmp_path))
-    return tmp_path / "engines"

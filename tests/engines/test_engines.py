@@ -16,7 +16,7 @@ from stpredict.engines.cache import engine_folder
 from stpredict.engines.check import check_patches, compare
 from stpredict.engines.eager import load_network, run_reference
 from stpredict.errors import EngineError, UsageError
-from stpredict.weights import REFERENCE_BIAS, REFERENCE_WEIGHT, load_model, save_model
+from stpredict.model.file import REFERENCE_BIAS, REFERENCE_WEIGHT, load_model, save_model
 
 
 def infer(engine, patches):
@@ -153,7 +153,7 @@ import sys
 import numpy as np
 from pathlib import Path
 from stpredict.engines import PRECISIONS, EngineRequest, open_engine
-from stpredict.weights import load_model
+from stpredict.model.file import load_model
 patches = np.load(sys.argv[2])
 engine = open_engine(load_model(Path(sys.argv[1])), EngineRequest(batch_size=8), patches, print)
 (expression,) = engine.infer([patches])

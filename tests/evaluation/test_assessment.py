@@ -15,16 +15,16 @@ from scipy import stats
 from scipy.sparse import csr_array
 
 from stpredict.data.dataset import read_dataset
-from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.data.tiles import Tiles
 from stpredict.engines import EngineRequest
 from stpredict.errors import DatasetError, UsageError
-from stpredict.evaluation import metrics
 from stpredict.evaluation.assessment import assess
 from stpredict.evaluation.report import show, write
 from stpredict.evaluation.scores import Predicted, Shares, score_all
-from stpredict.result import read_result
-from stpredict.weights import load_model
+from stpredict.model.file import load_model
+from stpredict.result.file import read_result
+from stpredict.statistics import metrics
+from stpredict.statistics.normalisation import NORMALISATIONS
 
 EAGER = EngineRequest("eager", "fp32")
 

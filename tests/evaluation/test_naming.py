@@ -11,7 +11,7 @@ from test_annotated import IDS, SYMBOLS, make_data, write_folder
 from test_assessment import assess_quietly
 
 from stpredict.errors import DatasetError
-from stpredict.weights import load_model
+from stpredict.model.file import load_model
 
 UNVERSIONED = [gene.split(".")[0] for gene in IDS]
 BY_SYMBOL = [*SYMBOLS[:2], *(f"MATR3 ({gene})" for gene in UNVERSIONED[2:])]

@@ -11,9 +11,9 @@ from stpredict.engines import EngineRequest, open_engine
 from stpredict.engines.check import check_patches
 from stpredict.engines.eager import run_reference
 from stpredict.errors import EngineError, ModelFileError
+from stpredict.model.file import Model, load_model, save_model
 from stpredict.networks import build_network, network_parameters
 from stpredict.networks.dictionary import Dictionary, DictionaryConfig
-from stpredict.weights import Model, load_model, save_model
 
 PATCH_PX, SPOT_PX = 29, 12.0
 

@@ -13,9 +13,9 @@ import pytest
 from conftest import SLIDE
 from test_one_slide import EAGER, predict
 
+from stpredict.batch.jobs import Job, find_jobs
+from stpredict.batch.slides import predict_slides
 from stpredict.prediction import leases
-from stpredict.prediction.batch import predict_slides
-from stpredict.prediction.jobs import Job, find_jobs
 from stpredict.prediction.leases import take_lease
 from stpredict.prediction.request import Request
 

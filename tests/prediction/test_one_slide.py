@@ -13,18 +13,18 @@ from conftest import GENES, SLIDE, make_model
 from same_results import assert_same
 from slides_to_try import leica_with_bounds, tiff_pyramid
 
+from stpredict.batch.jobs import Job, find_jobs
+from stpredict.batch.slides import predict_slides
 from stpredict.engines import EngineRequest
 from stpredict.engines.eager import load_network
 from stpredict.errors import ResultError, UsageError
-from stpredict.prediction.batch import predict_slides
-from stpredict.prediction.jobs import Job, find_jobs
+from stpredict.model.file import load_model
 from stpredict.prediction.one_slide import Request
 from stpredict.prediction.request import warn_of_unpredicted_genes
 from stpredict.prediction.shards import Shards, describe_difference
-from stpredict.result import read_provenance, read_result
+from stpredict.result.file import read_provenance, read_result
 from stpredict.slides.raster import block_order, make_raster, read_patches
 from stpredict.slides.slide import Mpp, OpenSlideSlide, open_slide
-from stpredict.weights import load_model
 
 EAGER = EngineRequest("eager", "fp32", batch_size=16)
 

@@ -19,8 +19,8 @@ from skimage.color import hed_from_rgb
 from slides_to_try import tiff_pyramid
 
 from stpredict.errors import ResultError
-from stpredict.evaluation.features import patch_features
-from stpredict.prediction.out_of_distribution import (
+from stpredict.model.file import load_model
+from stpredict.model.reference import (
     HED_FROM_RGB,
     SHRINKAGE,
     UNUSUAL_QUANTILE,
@@ -33,11 +33,11 @@ from stpredict.prediction.out_of_distribution import (
 )
 from stpredict.prediction.quality import flag_spots, judge_spots, measure_patches, typical_density
 from stpredict.rendering.account import facts
-from stpredict.result import FLAGS, read_result
+from stpredict.result.file import FLAGS, read_result
 from stpredict.slides.lattice import lattice
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import Bounds, Mpp, open_slide
-from stpredict.weights import load_model
+from stpredict.statistics.colour_texture import patch_features
 
 SPOTS = lattice(Bounds(0, 0, 600, 400), Mpp(0.5, 0.5), 40.0)
 MADE_UP = {

@@ -7,19 +7,19 @@ import pytest
 import torch
 from conftest import GENES, SLIDE, make_model
 
+from stpredict.batch.jobs import find_jobs
+from stpredict.batch.shared_slide import help_slide
+from stpredict.batch.slides import Warm, plan_slides, predict_slides
 from stpredict.engines import EngineRequest
 from stpredict.engines.eager import load_network
+from stpredict.model.file import load_model
 from stpredict.networks.triplex import TARGET, TriplexConfig
 from stpredict.prediction import shards, surroundings
-from stpredict.prediction.batch import Warm, plan_slides, predict_slides
-from stpredict.prediction.helping import help_slide
-from stpredict.prediction.jobs import find_jobs
 from stpredict.prediction.request import Request
-from stpredict.result import read_result
+from stpredict.result.file import read_result
 from stpredict.slides.neighbourhoods import find_neighbourhoods
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import Mpp, open_slide
-from stpredict.weights import load_model
 
 CONFIG = TriplexConfig(
     n_genes=len(GENES), channels=8, fusion_heads=2, global_depth=2, global_heads=2, neighbour_depth=1,
@@ -131,7 +131,7 @@ def test_damaged_features_are_made_again(model, result, tmp_path, monkeypatch):
 
 
 def test_nobody_helps_with_it(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("stpredict.prediction.helping.prepare_slide", None)
+    monkeypatch.setattr("stpredict.batch.shared_slide.prepare_slide", None)
     (job,) = find_jobs([str(SLIDE)], tmp_path, print)
     help_slide(job, Warm(model), Request(engine=ON_CPU), print)
     assert not list(tmp_path.iterdir())

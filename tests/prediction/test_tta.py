@@ -9,14 +9,14 @@ import torch
 from conftest import GENES, SLIDE
 from test_one_slide import EAGER, Killed, predict
 
+from stpredict.batch.jobs import find_jobs
+from stpredict.batch.slides import plan_slides
 from stpredict.engines import EngineRequest
 from stpredict.engines.eager import load_network
 from stpredict.errors import ResultError
-from stpredict.prediction.batch import plan_slides
-from stpredict.prediction.jobs import find_jobs
 from stpredict.prediction.one_slide import Request
 from stpredict.prediction.shards import Shards
-from stpredict.result import read_provenance, read_result
+from stpredict.result.file import read_provenance, read_result
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import Mpp, open_slide
 from stpredict.slides.symmetry import SYMMETRIES, turn
@@ -89,7 +89,7 @@ def test_a_model_that_knows_no_turns_is_not_called_stable(tiny_model, tmp_path, 
 
 
 def test_a_dry_run_knows_of_the_eight_passes(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("stpredict.prediction.batch.spots_per_second", lambda *_: 10.0)
+    monkeypatch.setattr("stpredict.batch.slides.spots_per_second", lambda *_: 10.0)
     jobs = find_jobs([str(SLIDE)], tmp_path, print)
     once, turned = (next(plan_slides(jobs, tiny_model, Request(engine=EAGER, tta=tta), print)) for tta in (False, True))
     assert turned.n_bytes - once.n_bytes == 2 * 4 * once.n_spots * len(tiny_model.panel)

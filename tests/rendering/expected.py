@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from readers import TILE
 
-from stpredict.result import Result
+from stpredict.result.file import Result
 from stpredict.slides.slide import Slide, open_slide
 
 #: Closer than this, in um and px, a place is as far from one spot or edge as from another: either is right.

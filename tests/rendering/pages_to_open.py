@@ -9,7 +9,7 @@ from conftest import SLIDE
 
 from stpredict.rendering.colour import ColourScale
 from stpredict.rendering.report import write_report
-from stpredict.result import Gene
+from stpredict.result.file import Gene
 from stpredict.slides.slide import open_slide
 
 UNIT = "ln(1 + CPM) of the expected share"

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from conftest import SLIDE
 
+from stpredict.batch.jobs import find_jobs
+from stpredict.batch.slides import predict_slides
 from stpredict.engines import EngineRequest
-from stpredict.prediction.batch import predict_slides
-from stpredict.prediction.jobs import find_jobs
 from stpredict.prediction.one_slide import Request
 from stpredict.rendering.render import render
 from stpredict.rendering.styles import RenderRequest
-from stpredict.result import Gene, Result, read_result, write_result
+from stpredict.result.file import Gene, Result, read_result, write_result
 from stpredict.slides.lattice import Spots
 from stpredict.slides.slide import Bounds, Mpp
 

@@ -5,7 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from stpredict.rendering.cells import Cells, make_cells, make_layer
-from stpredict.result import Canvas
+from stpredict.result.file import Canvas
 from stpredict.slides.lattice import Spots, lattice
 from stpredict.slides.slide import Bounds, Mpp
 

@@ -11,7 +11,7 @@ from results_to_draw import draw, predict
 
 from stpredict.errors import ResultError, SlideError
 from stpredict.rendering.colour import ScaleRequest, colour_scale
-from stpredict.result import read_result
+from stpredict.result.file import read_result
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from calls import run
 from results_to_draw import made_up
 
 from stpredict.errors import ResultError
-from stpredict.result import read_result
+from stpredict.result.file import read_result
 from stpredict.slides.lattice import lattice
 from stpredict.slides.slide import Bounds, Mpp
 

@@ -16,14 +16,14 @@ from conftest import SLIDE
 from expected import Ground, Picture, colour_table
 from slides_to_try import leica_with_bounds, tiff_pyramid
 
+from stpredict.batch.jobs import find_jobs
+from stpredict.batch.slides import predict_slides
 from stpredict.engines import EngineRequest
-from stpredict.prediction.batch import predict_slides
-from stpredict.prediction.jobs import find_jobs
 from stpredict.prediction.one_slide import Request
 from stpredict.rendering.colour import ScaleRequest
 from stpredict.rendering.render import render
 from stpredict.rendering.styles import RenderRequest, Style
-from stpredict.result import Gene, Result, read_result, write_result
+from stpredict.result.file import Gene, Result, read_result, write_result
 from stpredict.slides.lattice import Spots, lattice
 from stpredict.slides.slide import Bounds, Mpp, open_slide
 

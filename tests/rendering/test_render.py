@@ -15,17 +15,17 @@ from results_to_draw import draw, made_up, predict
 from slides_to_try import leica_with_bounds
 
 from stpredict.errors import ResultError, SlideError, UsageError
+from stpredict.model.file import load_model
 from stpredict.rendering.cells import make_cells, make_layer
 from stpredict.rendering.colour import ColourScale
-from stpredict.rendering.frame import Frame
 from stpredict.rendering.jpeg import write_jpeg
 from stpredict.rendering.preview import draw_preview, tick_decimals
 from stpredict.rendering.styles import file_name
 from stpredict.rendering.tiff import level_count
-from stpredict.result import read_result
+from stpredict.result.file import read_result
+from stpredict.result.frame import Frame
 from stpredict.slides.lattice import Spots, lattice
 from stpredict.slides.slide import Bounds, Mpp
-from stpredict.weights import load_model
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from expected import NO_SPOT, Ground, Picture, spot_size
 from readers import Job, Seen, read_bioformats, read_ome_types, read_openslide, read_tifffile, read_viv
 
 from stpredict.rendering.channels import CHANNEL_COLOURS
-from stpredict.result import Result, read_result
+from stpredict.result.file import Result, read_result
 
 
 @dataclass(frozen=True)

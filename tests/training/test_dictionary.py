@@ -11,18 +11,18 @@ from calls import run
 from conftest import GENES, SLIDE, write_section
 from PIL import Image
 
-from stpredict.cards import show_card
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles, write_tiles
 from stpredict.engines.eager import load_network
 from stpredict.errors import UsageError
 from stpredict.evaluation.assessment import check_training_patients
-from stpredict.prediction.out_of_distribution import length
-from stpredict.result import read_result
+from stpredict.model.card import show_card
+from stpredict.model.file import load_model
+from stpredict.model.reference import length
+from stpredict.result.file import read_result
 from stpredict.training.dictionary import learn_windows
 from stpredict.training.preparation import fingerprint
 from stpredict.training.programmes import N_PROGRAMMES
-from stpredict.weights import load_model
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from calls import run
 from conftest import GENES, SLIDE
 from encoders_to_try import Tiny, export
 
-from stpredict.result import read_result
-from stpredict.weights import load_model
+from stpredict.model.file import load_model
+from stpredict.result.file import read_result
 
 OPTIONS = ("--mpp", "0.69", "--encoder-licence", "MIT", "--min-depth", "1")
 

@@ -8,11 +8,11 @@ import pytest
 from calls import run
 from conftest import GENES, SLIDE, write_section
 
-from stpredict.cards import show_card
 from stpredict.errors import ModelFileError
-from stpredict.evaluation.conformal import half_widths
+from stpredict.model.card import show_card
+from stpredict.model.file import load_model, save_model
+from stpredict.statistics.conformal import half_widths
 from stpredict.training.intervals import calibrate, save_errors
-from stpredict.weights import load_model, save_model
 
 PANEL = ["A", "B", "C"]
 

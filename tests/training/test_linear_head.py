@@ -9,9 +9,9 @@ from calls import run
 from scipy.optimize import minimize
 
 from stpredict.data.tiles import read_tiles
+from stpredict.model.file import load_model
+from stpredict.statistics.objectives import OBJECTIVES, Objective, make_objective
 from stpredict.training.linear_head import PENALTIES, USUAL_PENALTY, choose_penalty, fit_linear
-from stpredict.training.objectives import OBJECTIVES, Objective, make_objective
-from stpredict.weights import load_model
 
 CPU = torch.device("cpu")
 N_SPOTS, N_GENES = 400, 5

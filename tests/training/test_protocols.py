@@ -9,12 +9,12 @@ from test_assessment import made_up
 from test_training import TINY, train
 
 from stpredict.errors import UsageError
-from stpredict.evaluation.spatial_statistics import neighbour_mean
+from stpredict.model.file import load_model
 from stpredict.networks import ARCHITECTURES
+from stpredict.statistics.objectives import make_objective
+from stpredict.statistics.spatial import neighbour_mean
 from stpredict.training.folds import check_leaks
-from stpredict.training.objectives import make_objective
 from stpredict.training.protocols import find_protocol
-from stpredict.weights import load_model
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import pytest
 from calls import run
 from conftest import DATA, GENES, SLIDE
 
-from stpredict.result import read_result
-from stpredict.weights import list_models, load_model
+from stpredict.model.file import list_models, load_model
+from stpredict.result.file import read_result
 
 WEIGHTS = DATA / "timm_vit_giant" / "model.safetensors"
 OPTIONS = ("--mpp", "0.69", "--min-depth", "1", "--folds", "none", "--threads", "1")

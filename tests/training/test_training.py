@@ -16,17 +16,17 @@ from calls import run
 from conftest import GENES
 from PIL import Image
 
-from stpredict.cards import held_out_correlation, read_reliability, reliable_genes, show_card
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles, write_tiles
 from stpredict.engines.eager import load_network
 from stpredict.errors import UsageError
-from stpredict.evaluation.features import N_FEATURES, colour_texture_features
+from stpredict.model.card import held_out_correlation, read_reliability, reliable_genes, show_card
+from stpredict.model.file import load_model
 from stpredict.networks import ARCHITECTURES
-from stpredict.result import read_result
+from stpredict.result.file import read_result
+from stpredict.statistics.colour_texture import N_FEATURES, colour_texture_features
 from stpredict.training.fit import augment, jitter_stain
 from stpredict.training.folds import check_leaks, choose_validation, plan_folds
-from stpredict.weights import load_model
 
 TINY = {"channels": 12, "depth": 2, "heads": 1, "head_dim": 12, "mixing": "per_level"}
 OPTIONS = (
@@ -106,7 +106,7 @@ def test_predicting_at_the_held_out_spots_gives_the_reported_correlation(trained
             "--mpp", "0.5", "-o", tmp_path, "--engine", "eager", "--precision", "fp32"]  # fmt: skip
     done = run(*call)
     assert done.exit_code == 0, done.output
-    from stpredict.evaluation.metrics import depth_controlled_correlation
+    from stpredict.statistics.metrics import depth_controlled_correlation
 
     result = read_result(tmp_path / f"{section.name}.h5ad")
     predicted = np.column_stack([result.expression(gene) for gene in scores["panel"]])

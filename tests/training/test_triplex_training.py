@@ -11,21 +11,21 @@ import torch
 from calls import run
 from conftest import GENES, SLIDE
 
-from stpredict.cards import show_card
 from stpredict.data.dataset import read_dataset
-from stpredict.data.normalisation import NORMALISATIONS
 from stpredict.data.tiles import read_tiles
 from stpredict.engines import EngineRequest
 from stpredict.engines.eager import load_network
 from stpredict.evaluation.assessment import predict_spots
-from stpredict.evaluation.metrics import depth_controlled_correlation
 from stpredict.evaluation.scores import Shares
+from stpredict.model.card import show_card
+from stpredict.model.file import load_model
 from stpredict.networks import ARCHITECTURES
 from stpredict.networks.triplex import Trunk
-from stpredict.result import read_result
+from stpredict.result.file import read_result
+from stpredict.statistics.metrics import depth_controlled_correlation
+from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.training import triplex as room
 from stpredict.training.settings import Settings
-from stpredict.weights import load_model
 
 TINY = {
     "network": "triplex", "channels": 8, "fusion_heads": 2, "global_depth": 2, "global_heads": 2, "neighbour_depth": 1,

@@ -12,10 +12,10 @@ from calls import run
 
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles, write_tiles
+from stpredict.model.file import load_model
 from stpredict.networks import ARCHITECTURES
-from stpredict.result import read_result
+from stpredict.result.file import read_result
 from stpredict.training.fit import augment, jitter_stain
-from stpredict.weights import load_model
 
 TINY = {
     "network": "m2ost", "views": (1, 2, 4), "channels": 12, "depth": 1, "heads": 1, "head_dim": 12, "cross_heads": 1,
@@ -68,7 +68,7 @@ def test_the_held_out_sections_scores_are_those_of_predicting_it(trained: Path, 
             "-o", tmp_path, "--engine", "eager", "--precision", "fp32"]  # fmt: skip
     done = run(*call)
     assert done.exit_code == 0, done.output
-    from stpredict.evaluation.metrics import depth_controlled_correlation
+    from stpredict.statistics.metrics import depth_controlled_correlation
 
     result = read_result(tmp_path / f"{section.name}.h5ad")
     measured = [gene for gene in scores["panel"] if gene in section.genes]

@@ -1,0 +1,129 @@
+"""Names for slides that say nothing of them, and the table, for its owner alone, of which slide is which.
+
+A name is a hash of the slide's path, seen from the table's folder, so that it stays the same where both are mounted
+elsewhere. The salt is kept in the table: whoever does not have that cannot try names of patients until the hash fits.
+"""
+
+from __future__ import annotations
+
+import csv
+import hmac
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from stpredict.errors import UsageError
+from stpredict.prediction.leases import take_lease
+from stpredict.storage.files import atomic_path
+
+COLUMNS = ["name", "slide"]
+#: The first row holds the salt.
+SALT = "salt"
+SALT_BYTES = 16
+#: Digits of the hash; the letters before them keep programs from reading one as a number.
+DIGITS = 16
+WAIT_S = 0.1
+
+
+def anonymous_names(slides: Sequence[Path], table: Path, keep: bool) -> list[str]:
+    """A name for each slide. `keep` makes the table or adds what it lacks, which many calls may do at once.
+
+    Raises UsageError if the table cannot be read or written, or is another file.
+    """
+    try:
+        path = table.resolve()
+        rows = _read(path)
+        named = [_name(slide, path.parent, rows[SALT]) for slide in slides]
+        if keep and not dict(named).keys() <= rows.keys():
+            with _held(path):
+                rows = _read(path)  # which others may have made or added to
+                named = [_name(slide, path.parent, rows[SALT]) for slide in slides]
+                _write(path, rows | dict(named))
+    except OSError as error:
+        raise UsageError(f"--anonymous {table}: cannot be read or written ({error.strerror}).") from error
+    except (ValueError, KeyError, csv.Error) as error:
+        raise UsageError(f"--anonymous {table}: not a table of anonymous names; name another file.") from error
+    return [name for name, _ in named]
+
+
+def demand_apart(table: Path, folders: Iterable[Path]) -> None:
+    """Raise UsageError for a table within a folder of results: whoever is given these must not get the names."""
+    for folder in folders:
+        if table.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"--anonymous {table}: lies in the folder of the results ({folder}); keep it in another, or name "
+                "another folder for them (-o)."
+            )
+
+
+def readable_by_others(table: Path) -> bool:
+    return os.name != "nt" and table.exists() and bool(table.stat().st_mode & 0o077)
+
+
+def without_names(text: str, names: Mapping[Path, str]) -> str:
+    """The text with another name for each of some files, and without the folders that they lie in."""
+    parents = {path.parent for path in names}
+    folders = {
+        written for parent in parents for written in (str(parent), os.path.normpath(parent), str(parent.resolve()))
+    }
+    for folder in sorted(folders - {"."}, key=len, reverse=True):
+        text = text.replace(f"{folder}{os.sep}", "")
+        if os.sep in folder.rstrip(os.sep) and Path(folder).name != "..":  # else it may be any word
+            text = re.sub(rf"(?<![\w/]){re.escape(folder)}(?![^\W_])", "the slides' folder", text)
+    known: dict[str, str] = {}
+    for path, name in names.items():
+        decoded = os.fsencode(path.name).decode("utf-8", "replace")
+        known |= dict.fromkeys((path.name, path.stem, decoded, repr(path.name)[1:-1]), name) | {name: name}
+    longest_first = "|".join(re.escape(written) for written in sorted(known, key=len, reverse=True))
+    return re.sub(rf"(?<![^\W_])(?:{longest_first})(?![^\W_])", lambda found: known[found[0]], text)
+
+
+def _name(slide: Path, folder: Path, salt: str) -> tuple[str, str]:
+    """A slide's name, and its path as the table has it."""
+    place = slide.parent.resolve() / slide.name
+    try:
+        text = Path(os.path.relpath(place, folder)).as_posix()
+        text = text if text.startswith("../") else f"./{text}"  # which no spreadsheet takes for a formula
+    except ValueError:  # on another drive
+        text = place.as_posix()
+    return f"slide-{hmac.new(bytes.fromhex(salt), os.fsencode(text), 'sha256').hexdigest()[:DIGITS]}", text
+
+
+def _read(path: Path) -> dict[str, str]:
+    """The rows of a table, first of all the salt; those of a new one if it is not there.
+
+    Raises OSError, ValueError, KeyError or csv.Error.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = csv.reader(file)
+            if next(lines, None) != COLUMNS:
+                raise ValueError("other columns")
+            rows = dict(lines)
+    except FileNotFoundError:
+        return {SALT: secrets.token_hex(SALT_BYTES)}
+    if len(bytes.fromhex(rows[SALT])) < SALT_BYTES:
+        raise ValueError("no salt")
+    return rows
+
+
+def _write(path: Path, rows: dict[str, str]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.touch(mode=0o600)
+        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows.items()])
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Be alone in changing a file; waits while another call is at it."""
+    while (lease := take_lease(path.with_name(f"{path.name}.lease"))) is None:
+        time.sleep(WAIT_S)
+    try:
+        yield
+    finally:
+        lease.release()

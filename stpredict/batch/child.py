@@ -1,0 +1,159 @@
+"""Many slides on this machine: a child process predicts them, and another one goes on should it die of one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from stpredict.batch.jobs import Job, Outcome
+from stpredict.batch.processes import Death, Work, exit_in_words, find_the_guilty, model_of, sendable
+from stpredict.console import log, report, telling
+from stpredict.errors import StpredictError
+from stpredict.prediction.leases import take_lease
+from stpredict.prediction.request import SlideProgress, warn_of_unpredicted_genes
+
+#: How long a child that is told to stop may take to close what it holds.
+GRACE_S = 10.0
+#: No more often than this a child says how far it is.
+PROGRESS_EVERY_S = 0.2
+TERMINATED = 143
+
+
+def predict_in_children(jobs: Sequence[Job], work: Work, progress: SlideProgress) -> Iterator[Outcome]:
+    """Predict slide after slide. Raises what predict_each does, and StpredictError if a child dies before any slide."""
+    return find_the_guilty(jobs, partial(_in_children, work=work, progress=progress))
+
+
+def _in_children(jobs: Sequence[Job], work: Work, progress: SlideProgress) -> Generator[Outcome | Death, None, None]:
+    left = dict.fromkeys(jobs)
+    while left:
+        begun: set[Job] = set()
+        try:
+            with _child(list(left), work) as (hear, process):
+                for kind, *content in _messages(hear, process):
+                    if kind == "progress":
+                        begun.add(content[0])
+                        progress(*content)
+                    elif kind == "log":
+                        event, line, facts = content
+                        log(event, line, **facts)
+                    elif kind == "outcome":
+                        del left[content[0].job]
+                        yield content[0]
+                    else:
+                        raise content[0]
+        finally:
+            under_way = [job for job in left if job in begun]
+            for job in under_way:
+                if lease := take_lease(job.lease):  # at once, as its owner is dead; else it would lie there for good
+                    lease.release()
+        how = exit_in_words(process.exitcode)
+        if left and not under_way:
+            raise StpredictError(f"the process that predicts {how} before it came to a slide.")
+        for job in under_way:
+            del left[job]
+            yield Death(job, how)
+
+
+@contextmanager
+def _child(jobs: Sequence[Job], work: Work) -> Iterator[tuple[Connection, BaseProcess]]:
+    """A child that is at the slides, and what it says; it ends with the context or with this process."""
+    spawn = multiprocessing.get_context("spawn")
+    hear, tell = spawn.Pipe(duplex=False)
+    alive, ours = spawn.Pipe(duplex=False)  # nothing is sent; it closes when this process ends, whatever ends it
+    process = spawn.Process(target=_predict, args=(tell, alive, jobs, work), daemon=True)
+    with _ignoring_ctrl_c():
+        process.start()
+    tell.close()
+    alive.close()
+    try:
+        yield hear, process
+    except BaseException:
+        process.terminate()
+        raise
+    finally:
+        hear.close()
+        process.join(GRACE_S)
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _messages(hear: Connection, process: BaseProcess) -> Iterator[tuple[Any, ...]]:
+    """What a child says until it ends, however that comes about."""
+    while True:
+        ready = wait([hear, process.sentinel], timeout=1.0)  # Windows heeds Ctrl-C only in between
+        if hear in ready:
+            try:
+                yield hear.recv()
+            except (EOFError, OSError):  # the child closed it or died, maybe in the middle of a message
+                return
+        elif ready:
+            return
+
+
+@contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """Children that are started meanwhile ignore it from the first, so that only this process answers it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _predict(tell: Connection, alive: Connection, jobs: Sequence[Job], work: Work) -> None:
+    """What the child does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which Windows does not hand down
+    told_to_stop = threading.Event()  # heeded where slides and leases are let go of in order: no exception anywhere
+    signal.signal(signal.SIGTERM, lambda *_: told_to_stop.set())
+    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+    one_by_one = threading.Lock()
+    last = 0.0
+
+    def send(*message: object) -> None:
+        with one_by_one:  # slides are prepared in a thread
+            tell.send(message)
+
+    def progress(job: Job, done: int, total: int) -> None:
+        nonlocal last
+        if told_to_stop.is_set():
+            sys.exit(TERMINATED)
+        if 0 < done < total and time.monotonic() - last < PROGRESS_EVERY_S:
+            return
+        last = time.monotonic()
+        send("progress", job, done, total)
+
+    with suppress(BrokenPipeError), telling(partial(send, "log")):
+        try:
+            from stpredict.batch.slides import Warm, predict_each
+
+            model = model_of(work)
+            if len(jobs) == work.n_slides:  # the first child
+                warn_of_unpredicted_genes(model, work.request.genes, report)
+            for outcome in predict_each(jobs, Warm(model), work.request, work.n_slides, report, progress):
+                send("outcome", outcome)
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001 (raised again in the parent)
+            send("error", sendable(error))
+
+
+def _end_with(alive: Connection) -> None:
+    """End this process at once when the one that started it is gone."""
+    with suppress(EOFError, OSError):
+        alive.recv()
+    os._exit(TERMINATED)

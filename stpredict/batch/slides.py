@@ -1,0 +1,193 @@
+"""Predict many slides with one engine: carry on after one fails, leave alone what other processes are at."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from stpredict.batch.jobs import Job, Outcome
+from stpredict.console import Report, log
+from stpredict.engines import Engine, open_engine
+from stpredict.engines.rate import spots_per_second
+from stpredict.errors import ResultError, SlideError, StpredictError, UsageError
+from stpredict.model.file import Model
+from stpredict.prediction.one_slide import (
+    Prepared,
+    is_done,
+    predict_slide,
+    prepare_slide,
+    requested_settings,
+    sample_patches,
+)
+from stpredict.prediction.pipeline import one_ahead
+from stpredict.prediction.request import (
+    Request,
+    SlideProgress,
+    check_request,
+    folders_of_results,
+    warn_of_unpredicted_genes,
+)
+from stpredict.prediction.surroundings import around_spots
+from stpredict.slides.grid import choose_spots
+from stpredict.slides.overview import thumbnail_size
+from stpredict.slides.raster import make_raster
+from stpredict.slides.slide import open_slide, resolve_mpp
+
+#: A full disk, a quota, and the limit of a file's size.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass
+class Warm:
+    """What a process keeps between slides: the model, the engine once there is one, that of a slide it helped with."""
+
+    model: Model
+    engine: Engine | None = None
+    pinned: Engine | None = None
+
+
+def predict_slides(
+    jobs: Sequence[Job], model: Model, request: Request, report: Report, progress: SlideProgress
+) -> Iterator[Outcome]:
+    """Predict slide after slide in this process.
+
+    Raises UsageError, before anything is read, for what could not work for any slide.
+    """
+    check_request(model, request)
+    with folders_of_results(jobs, request):
+        warn_of_unpredicted_genes(model, request.genes, report)
+        yield from predict_each(jobs, Warm(model), request, len(jobs), report, progress)
+
+
+def predict_each(
+    jobs: Sequence[Job], warm: Warm, request: Request, n_slides: int, report: Report, progress: SlideProgress
+) -> Iterator[Outcome]:
+    """Predict some of `n_slides` slides; one that fails costs only itself, one that others are at is tried again later.
+
+    Raises UsageError for what could not work for any slide, and for what the user has to mend if there is but one.
+    """
+    elsewhere: list[Job] = []
+    with ExitStack() as at_the_end:
+
+        def prepare(job: Job) -> Prepared | Literal["up to date", "elsewhere"]:
+            progress(job, 0, 0)
+            prepared = prepare_slide(job, warm.model, request)
+            if isinstance(prepared, Prepared):
+                at_the_end.callback(prepared.held.close)  # closed again where all went well, which does nothing
+            return prepared
+
+        for turn in (list(jobs), elsewhere):
+            upcoming = at_the_end.enter_context(closing(one_ahead(prepare, turn)))
+            for n_done, (job, preparing) in enumerate(upcoming):
+                try:
+                    prepared = preparing.result()
+                    if prepared == "elsewhere" and turn is not elsewhere and len(jobs) > 1:
+                        elsewhere.append(job)
+                    elif isinstance(prepared, str):
+                        yield Outcome(job, prepared)
+                    else:
+                        log("slide-started", **job.facts, spots=len(prepared.spots))
+                        with prepared.held:
+                            warm.engine = predict_slide(
+                                prepared, job, warm.model, request, warm.engine, max(1, n_slides - n_done), report,
+                                partial(progress, job),
+                            )  # fmt: skip
+                        yield Outcome(job, "done", len(prepared.spots), prepared.clock.seconds)
+                except Exception as error:  # noqa: BLE001 (told as this slide's, or raised again)
+                    if isinstance(error, OSError) and _done_by_another(preparing, job, request):
+                        yield Outcome(job, "up to date")
+                    else:
+                        yield Outcome(job, "failed", error=as_ours(error, job, alone=n_slides == 1))
+
+
+def _done_by_another(
+    preparing: Future[Prepared | Literal["up to date", "elsewhere"]], job: Job, request: Request
+) -> bool:
+    """Has another call finished the slide meanwhile, as while this one was suspended for long?"""
+    with suppress(OSError, StpredictError):
+        prepared = preparing.result()
+        return (
+            isinstance(prepared, Prepared)
+            and not prepared.shards.under_way()
+            and is_done(job, prepared.settings, request.overwrite_before)
+        )
+    return False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What predicting one slide would take: spots, seconds, bytes at most while it goes on; or why it would fail."""
+
+    job: Job
+    n_spots: int = 0
+    seconds: float = 0.0
+    n_bytes: int = 0
+    error: StpredictError | None = None
+
+
+def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Report) -> Iterator[Plan]:
+    """Look at each slide and write nothing. The engine's speed is measured on patches of the first.
+
+    Raises UsageError for what could not work for any slide.
+    """
+    check_request(model, request)
+    rate = 0.0
+    n_genes = len(request.genes) or len(model.panel)
+    for job in jobs:
+        try:
+            own = request.of(job)
+            with open_slide(job.slide) as slide:
+                mpp = resolve_mpp(slide, own.mpp)
+                if is_done(job, requested_settings(slide, mpp, model, own), own.overwrite_before):
+                    yield Plan(job)
+                    continue
+                raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
+                _, spots, _ = choose_spots(slide, mpp, own.grid(model), request.engine.threads)
+                if not rate:
+                    sample = sample_patches(raster, spots, model, request.engine.threads)
+                    n_patches = len(spots) * len(jobs) * request.patches_per_spot
+                    engine = open_engine(model, request.engine, sample, report, n_patches, keep=False)
+                    rate = spots_per_second(engine, sample) / request.patches_per_spot
+                # Shards and the result, which is compressed but little, stand side by side at the end.
+                values = len(spots) * n_genes * (2 if request.tta else 1)
+                seconds, n_bytes = len(spots) / rate, 2 * values * 4 + 3 * math.prod(thumbnail_size(slide))
+                if passes := engine.two_passes:
+                    n_around = len(around_spots(model, passes, raster, spots.centres, mpp).centres)
+                    seconds *= (n_around + len(spots)) / (2 * len(spots))  # the rate is of two patches for each spot
+                    n_bytes += n_around * passes.width * 2
+            yield Plan(job, len(spots), seconds, n_bytes)
+        except Exception as error:  # noqa: BLE001 (told as this slide's, or raised again)
+            yield Plan(job, error=as_ours(error, job, alone=len(jobs) == 1))
+
+
+def as_ours(error: Exception, job: Job, alone: bool) -> StpredictError:
+    """An error of one slide as one sentence. Raises what a call cannot go on after, and UsageError for a lone slide."""
+    name = job.slide.name
+    ours: StpredictError
+    if isinstance(error, StpredictError):
+        ours = error
+    elif isinstance(error, MemoryError):
+        ours = SlideError(f"{name}: not enough memory.")
+    elif isinstance(error, OSError) and error.errno in NO_ROOM:
+        ours = ResultError(f"{error.filename or job.result}: cannot be written ({error.strerror}).")
+    elif isinstance(error, OSError):
+        where = f" ({Path(error.filename).name})" if error.filename else ""
+        ours = ResultError(f"{name}: {error.strerror or error}{where}.")
+    elif os.environ.get("STPREDICT_DEBUG"):
+        raise error
+    else:
+        ours = SlideError(f"{name}: unexpected {type(error).__name__}: {error} (stpredict --debug says where).")
+    job.hide_names(ours)
+    if isinstance(ours, UsageError):
+        raise ours
+    if ours.remediable and alone:
+        raise UsageError(str(ours)) from error
+    return ours

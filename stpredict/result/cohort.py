@@ -1,0 +1,220 @@
+"""A cohort as one table: a row per slide, and per region drawn on it, with each gene's mean and percentiles."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from stpredict.arrays import Bool, Float, Float32
+from stpredict.errors import ResultError, UsageError
+from stpredict.rendering.table import plain_cell
+from stpredict.result.file import FLAGS, UNUSUAL, Result, read_result, results_in
+from stpredict.result.frame import Origin, make_frame
+from stpredict.slides.regions import read_regions
+from stpredict.storage.files import atomic_path
+
+PERCENTILES = (5, 25, 50, 75, 95)
+STATISTICS = ("mean", *(f"p{percentile}" for percentile in PERCENTILES))
+FACTS = (
+    "slide", "fingerprint", "region", "spots", "spots_not_predicted", "tissue_mm2", "unusual_patches", UNUSUAL, *FLAGS,
+    "model", "model_sha256", "engine", "precision", "mpp", "pitch_um", "expression_unit",
+)  # fmt: skip
+#: Digits of a sha256 that tell files apart.
+SHORT = 12
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A result that takes part in a table: what it has to share with the others, and its genes."""
+
+    path: Path
+    slide: str
+    fingerprint: str
+    model: str
+    unit: str
+    pitch_um: float
+    turns: str
+    genes: tuple[str, ...]
+
+
+def find_results(inputs: Sequence[Path]) -> list[Path]:
+    """The results among `inputs`: files, all in a folder, or all that a pattern matches; each once, sorted by name.
+
+    Raises UsageError for a folder or a pattern without results, and for a file that is not there if it is the only one.
+    """
+    found: dict[Path, Path] = {}
+    for path in inputs:
+        files = [path]
+        if path.is_dir():
+            files = results_in(path)
+        elif not path.exists() and glob.has_magic(str(path)):
+            names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+            files = [Path(name) for name in names]
+        elif not path.exists() and len(inputs) == 1:
+            raise UsageError(f"{path}: no such file.")
+        if not files:
+            raise UsageError(f"{path}: holds no results (*.h5ad).")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return sorted(found.values(), key=lambda file: (file.name, str(file)))
+
+
+def read_source(path: Path, others: Iterable[Source]) -> Source:
+    """What decides whether a result fits into a table.
+
+    Raises ResultError if it cannot be read, or is of the same slide as one of the `others`.
+    """
+    result = read_result(path)
+    provenance = result.provenance
+    model = f"{provenance['model']['name']} {provenance['model']['sha256'][:SHORT]}"
+    source = Source(
+        path, result.name, provenance["slide"]["fingerprint"], model, provenance["expression_unit"],
+        result.spots.pitch_um, "with --tta" if "tta" in provenance else "without --tta",
+        tuple(gene.name for gene in result.genes),
+    )  # fmt: skip
+    for other in others:
+        if (other.slide, other.fingerprint) == (source.slide, source.fingerprint):
+            raise ResultError(f"{path}: of the same slide as {other.path}, which is in the table.")
+    return source
+
+
+def demand_comparable(sources: Sequence[Source]) -> None:
+    """Raise UsageError, which names two of them, for results of different models, units, pitch or turns."""
+    for source in sources[1:]:
+        first = sources[0]
+        for what, one, other in (
+            ("models", first.model, source.model),
+            ("units", first.unit, source.unit),
+            ("pitches", f"{first.pitch_um:g} um", f"{source.pitch_um:g} um"),
+            ("turns", first.turns, source.turns),
+        ):
+            if one != other:
+                raise UsageError(
+                    f"{first.path} and {source.path} do not belong in one table: "
+                    f"their {what} differ ({one} and {other})."
+                )
+
+
+def find_regions(regions: Path | None, sources: Sequence[Source]) -> dict[Path, Path]:
+    """The file of regions of each result that has one: `regions` itself, or SLIDE.geojson in that folder.
+
+    Raises UsageError for a single file and several results, and where there is nothing for any of them.
+    """
+    if regions is None or not sources:
+        return {}
+    if not regions.is_dir():
+        if not regions.exists():
+            raise UsageError(f"--regions {regions}: no such file.")
+        if len(sources) > 1:
+            raise UsageError(f"--regions {regions}: belongs to one slide; for several, name a folder of SLIDE.geojson.")
+        return {sources[0].path: regions}
+    files = {source.path: regions / f"{source.slide}.geojson" for source in sources}
+    found = {path: file for path, file in files.items() if file.is_file()}
+    if not found:
+        raise UsageError(f"--regions {regions}: holds none of the slides' regions ({next(iter(files.values())).name}).")
+    return found
+
+
+@contextmanager
+def open_table(out: Path, genes: Sequence[str]) -> Iterator[Any]:
+    """A CSV writer for the rows of a table of `genes`, its header line written.
+
+    The file is whole or not there, and its path is printed in the end; where `out` is "-", the table itself is.
+    """
+    if str(out) == "-":
+        yield _writer(sys.stdout, genes)
+        return
+    with atomic_path(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        yield _writer(file, genes)
+    print(out)
+
+
+def _writer(file: TextIO, genes: Sequence[str]) -> Any:
+    # Text is quoted: a spreadsheet that splits at semicolons would find a formula in the middle of it.
+    writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow([*FACTS, *(_cell(f"{gene}.{what}") for gene in genes for what in STATISTICS)])
+    return writer
+
+
+def rows(path: Path, regions: Path | None, genes: Sequence[str], origin: Origin) -> list[list[Cell]]:
+    """The row of a slide and those of a file's regions, whose corners count from the slide's or its bounds' `origin`.
+
+    Genes that the result does not hold have empty cells. Raises ResultError or RegionsError for damaged files.
+    """
+    result = read_result(path)
+    frame = make_frame(result.canvas, origin)
+    centres = result.spots.centres - (frame.left, frame.top)
+    parts = {"": np.ones(len(centres), np.bool_)}
+    if regions:
+        parts |= {name: region.contains(centres) for name, region in read_regions(regions).items()}
+    statistics, predicted = _statistics(result, list(parts.values()))
+    unknown = np.full(len(STATISTICS), np.nan)
+    table = []
+    for (name, part), described in zip(parts.items(), statistics, strict=True):
+        values = (_number(value) for gene in genes for value in described.get(gene, unknown).tolist())
+        table.append([*_facts(result, name, part, predicted), *values])
+    return table
+
+
+def _statistics(result: Result, parts: Sequence[Bool]) -> tuple[list[dict[str, Float]], Bool]:
+    """Mean and percentiles of each gene over the spots of each part, and which spots were predicted."""
+    found: list[dict[str, Float]] = [{} for _ in parts]
+    predicted = np.ones(len(result.spots), np.bool_)
+    for first, values in result.gene_blocks():
+        predicted &= np.isfinite(values).all(axis=1)
+        for i, column in enumerate(values.T):
+            for statistics, part in zip(found, parts, strict=True):
+                statistics[result.genes[first + i].name] = _describe(column[part])
+    return found, predicted
+
+
+def _describe(values: Float32) -> Float:
+    """Mean and percentiles of the finite values; NaN if there are none."""
+    known = values[np.isfinite(values)].astype(np.float64)
+    if not len(known):
+        return np.full(len(STATISTICS), np.nan)
+    return np.array([known.mean(), *np.percentile(known, PERCENTILES)])
+
+
+def _facts(result: Result, region: str, part: Bool, predicted: Bool) -> Iterator[Cell]:
+    """The cells of FACTS. The share of unusual patches is told of a whole slide only."""
+    provenance, whole, flagged = result.provenance, not region, result.flagged()
+    yield from (_cell(text) for text in (result.name, provenance["slide"]["fingerprint"][:SHORT], region))
+    yield from (int(part.sum()), int((part & ~predicted).sum()), _number(_tissue_mm2(result, part)))
+    yield _number(float(provenance["unusual_patches"])) if whole else None
+    yield from (int((part & flagged[name]).sum()) if name in flagged else None for name in (UNUSUAL, *FLAGS))
+    yield from (_cell(provenance["model"]["name"]), _cell(provenance["model"]["sha256"][:SHORT]))
+    yield from (_cell(str(provenance.get(key, ""))) for key in ("engine", "precision"))
+    yield from (_number(float(np.mean(result.canvas.mpp))), _number(result.spots.pitch_um))
+    yield _cell(provenance["expression_unit"])
+
+
+def _tissue_mm2(result: Result, part: Bool) -> float:
+    """Tissue around the spots of a part: each stands for its cell of the lattice. NaN for given positions."""
+    spots = result.spots
+    if spots.layout == "given":
+        return math.nan
+    cell_um2 = spots.pitch_um**2 * (math.sqrt(3) / 2 if spots.layout == "hex" else 1.0)
+    return float(result.tissue_fraction[part].sum(dtype=np.float64)) * cell_um2 / 1e6
+
+
+def _number(value: float) -> float | None:
+    """A number of six digits, or an empty cell."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _cell(text: str) -> str:
+    """Text from a file as one cell of one line, which no spreadsheet takes for a formula."""
+    plain = plain_cell(text)
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in plain)

@@ -1,0 +1,391 @@
+"""The result of one slide: HDF5 in AnnData's on-disk layout, which anndata, scanpy and squidpy open as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from stpredict.arrays import Bool, Float32, Int, UInt8
+from stpredict.errors import ResultError, ResultNotFoundError
+from stpredict.slides.lattice import MAX_SIDE, MAX_SPOTS, Spots, lattice_shape
+from stpredict.slides.slide import Bounds, Mpp
+from stpredict.storage.new_hdf5 import new_hdf5
+from stpredict.storage.stored_text import read_text
+
+RESULT_SUFFIX = ".h5ad"
+#: Readers accept files of their own format version and older; a new version is given only to what older ones misread.
+FORMAT_VERSION = 1
+CHUNK_SPOTS = 4096
+CHUNK_GENES = 16
+MAX_THUMBNAIL = 10_000
+#: Distance of a spot's colours to the training patches; above 1 it is unusual. Results of some models have none.
+UNUSUAL = "unusual"
+#: What else may be wrong with a spot.
+FLAGS = ("blurred", "pen", "fold", "pale")
+#: What the layer `spread` is.
+SPREAD_MEANS = "a stability measure over the patch's flips and rotations, not an uncertainty"
+#: ln(1 + CPM) is at most 14; other models may have other units.
+MAX_EXPRESSION = 1e6
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The level-0 frame that spots lie in."""
+
+    dimensions: tuple[int, int]
+    bounds: Bounds
+    mpp: Mpp
+    spot_diameter_um: float
+
+
+@dataclass(frozen=True)
+class Gene:
+    """What a result says of a gene; NaN if not known.
+
+    Its correlation when held out, mean expression in training, the lower bound of the correlation's 95 % interval, the
+    correlation of ridge regression in the model's place, and the interval's upper bound; then what to add to and take
+    from its expression for an interval that holds 80, 90 or 95 % of the measurements of a new patient.
+    """
+
+    name: str
+    held_out_correlation: float
+    training_mean: float
+    held_out_low: float = math.nan
+    held_out_ridge: float = math.nan
+    held_out_high: float = math.nan
+    half_width_80: float = math.nan
+    half_width_90: float = math.nan
+    half_width_95: float = math.nan
+
+
+GENE_COLUMNS = [field.name for field in fields(Gene)[1:]]
+#: Few models know these; where none is known, a result leaves them out.
+HALF_WIDTHS = ("half_width_80", "half_width_90", "half_width_95")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result that was read: everything but the expression, which `expression` fetches gene by gene."""
+
+    path: Path
+    name: str
+    spots: Spots
+    canvas: Canvas
+    tissue_fraction: Float32
+    genes: list[Gene]
+    provenance: dict[str, Any]
+    thumbnail: UInt8
+    quality: Mapping[str, Float32 | Bool]  # UNUSUAL and FLAGS; older results have none of them
+
+    def flagged(self) -> dict[str, Bool]:
+        """Which spots are unusual, blurred and so on, as far as the result says."""
+        return flagged(self.quality)
+
+    def quality_of(self, spot: int) -> dict[str, float]:
+        """UNUSUAL and FLAGS, as 0 or 1, of one spot, for a table."""
+        return {
+            name: round(float(values[spot]), 3) if name == UNUSUAL else int(values[spot])
+            for name, values in self.quality.items()
+        }
+
+    def expression(self, gene: str) -> Float32:
+        """One gene's expression, per spot, in the result's unit; NaN where the slide could not be read."""
+        index = [g.name for g in self.genes].index(gene)
+        with _opened(self.path) as file:
+            values: Float32 = _dataset(file, "X")[:, index]
+        return values
+
+    @cached_property
+    def digest(self) -> str:
+        """Differs between results that were not made alike, or were changed; the same wherever the slide lies."""
+        slide = {key: value for key, value in self.provenance["slide"].items() if key != "path"}
+        account = {**self.provenance, "slide": slide, "all genes": [gene.name for gene in self.genes]}
+        digest = hashlib.sha256(json.dumps(account, sort_keys=True).encode())
+        digest.update(self.spots.centres.tobytes())
+        for _, block in self.gene_blocks():
+            digest.update(np.ascontiguousarray(block).tobytes())
+        return digest.hexdigest()
+
+    def blocks(self, genes: Sequence[int]) -> Iterator[Float32]:
+        """The expression of some genes, by index, in blocks of spots x genes."""
+        with _opened(self.path) as file:
+            x = _dataset(file, "X")
+            for start in range(0, len(self.spots), CHUNK_SPOTS):
+                yield x[start : start + CHUNK_SPOTS][:, list(genes)]
+
+    def gene_blocks(self) -> Iterator[tuple[int, Float32]]:
+        """(index of the first gene, the expression of all spots x up to 16 genes), each stored chunk read once."""
+        with _opened(self.path) as file:
+            x = _dataset(file, "X")
+            for first in range(0, len(self.genes), CHUNK_GENES):
+                yield first, x[:, first : first + CHUNK_GENES]
+
+
+def write_result(
+    path: Path,
+    name: str,
+    spots: Spots,
+    columns: Mapping[str, Float32 | Bool],
+    genes: Sequence[Gene],
+    rows: Iterable[Float32],
+    provenance: dict[str, Any],
+    timings: dict[str, float],
+    thumbnail: UInt8,
+    thumbnail_downsample: float,
+    spot_diameter_px: float,
+    spread: Iterable[Float32] | None = None,
+) -> None:
+    """Write a result, whole or not at all; `rows` are blocks of spots x genes in the order of the spots.
+
+    So is `spread`, how much each value depends on how its patch is turned.
+
+    `columns` hold `tissue_fraction`, UNUSUAL and FLAGS, as far as they are known.
+    """
+    with new_hdf5(path) as file:
+        _tag(file, "anndata", "0.1.0")
+        shape = (len(spots), len(genes))
+        _write_blocks(file, "X", shape, rows)
+        _write_table(file, "obs", spot_names(name, spots), {
+            "row": spots.row, "col": spots.column, **columns,
+        })  # fmt: skip
+        said = {column: np.array([getattr(gene, column) for gene in genes], np.float32) for column in GENE_COLUMNS}
+        known = {name: values for name, values in said.items() if name not in HALF_WIDTHS or np.isfinite(values).any()}
+        _write_table(file, "var", [gene.name for gene in genes], known)
+        for group in ("obsm", "varm", "obsp", "varp", "layers", "uns", "uns/log1p", "uns/spatial"):
+            _tag(file.create_group(group), "dict", "0.1.0")
+        if spread is not None:
+            _write_blocks(file, "layers/spread", shape, spread)
+            file["layers/spread"].attrs["meaning"] = SPREAD_MEANS
+        _write_array(file, "obsm/spatial", spots.centres.astype(np.float64))
+        library = f"uns/spatial/{name}"
+        for group in ("", "/images", "/scalefactors", "/metadata"):
+            _tag(file.create_group(library + group), "dict", "0.1.0")
+        _write_array(file, f"{library}/images/hires", thumbnail)
+        scale_factors = {
+            "tissue_hires_scalef": 1 / thumbnail_downsample,
+            "spot_diameter_fullres": spot_diameter_px,
+            "fiducial_diameter_fullres": spot_diameter_px,
+        }
+        for key, value in scale_factors.items():
+            _tag(file.create_dataset(f"{library}/scalefactors/{key}", data=value), "numeric-scalar", "0.2.0")
+        _write_text(file, "uns/stpredict", json.dumps({"format_version": FORMAT_VERSION, **provenance}, sort_keys=True))
+        _write_text(file, "uns/stpredict_timings", json.dumps(timings))
+
+
+def flagged(quality: Mapping[str, Float32 | Bool]) -> dict[str, Bool]:
+    """Which spots have each flag: those that are unusual, and FLAGS as they are."""
+    return {name: values > 1 if name == UNUSUAL else values.astype(np.bool_) for name, values in quality.items()}
+
+
+def spot_names(name: str, spots: Spots) -> list[str]:
+    """Names unique across slides: SLIDE:r12c34 on a lattice, SLIDE:s17 for given positions."""
+    if spots.layout == "given":
+        return [f"{name}:s{column}" for column in spots.column]
+    return [f"{name}:r{row}c{column}" for row, column in zip(spots.row, spots.column, strict=True)]
+
+
+def results_in(folder: Path) -> list[Path]:
+    """The results in a folder and all below it, by name. Temporary files, which begin with a dot, are none."""
+    return sorted(path for path in folder.rglob(f"[!.]*{RESULT_SUFFIX}") if path.is_file())
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """How a result was made. Raises ResultError if the file is not a result of this program."""
+    with _opened(path) as file:
+        return _provenance(file, path)
+
+
+def read_result(path: Path) -> Result:
+    """Read a result. Raises ResultError if the file is damaged or not a result of this program."""
+    with _opened(path) as file:
+        provenance = _provenance(file, path)
+        name = str(provenance["slide"]["name"])
+        if name in ("", ".", "..") or set(name) & set("/\\\0"):  # it becomes part of file names
+            raise ValueError(f"a slide cannot be called {name!r}")
+        library = f"uns/spatial/{name}"
+        x = _dataset(file, "X")
+        n_spots, n_genes = x.shape
+        if x.dtype != np.float32:
+            raise ValueError("expression is not float32")
+        lattice = provenance["lattice"]
+        spots = Spots(
+            centres=_read(file, "obsm/spatial", (n_spots, 2)).astype(np.float64),
+            row=_read(file, "obs/row", (n_spots,)).astype(np.int64),
+            column=_read(file, "obs/col", (n_spots,)).astype(np.int64),
+            layout=lattice["layout"],
+            pitch_um=float(lattice["pitch_um"]),
+        )
+        _check_account(provenance)
+        canvas = _check_canvas(provenance, spots)
+        columns = [
+            _read(file, f"var/{column}", (n_genes,)) if f"var/{column}" in file else np.full(n_genes, np.nan)
+            for column in GENE_COLUMNS  # older results have the first two
+        ]
+        names = read_text(_checked(file, "var/_index", (n_genes,)))
+        float(provenance["unusual_patches"])
+        ranges = _ranges_of(names, provenance)
+        if ranges is not None:
+            low, high = np.asarray(ranges, dtype=float)
+            if low.shape != (n_genes,) or not ((low < high) & (np.abs(ranges) < MAX_EXPRESSION).all(axis=0)).all():
+                raise ValueError("colour ranges and genes do not fit together")
+        quality = {
+            name: _read(file, f"obs/{name}", (n_spots,)).astype(np.float32 if name == UNUSUAL else np.bool_)
+            for name in (UNUSUAL, *FLAGS)
+            if name in set(file["obs"])
+        }
+        images = _dataset(file, f"{library}/images/hires")
+        if images.dtype != np.uint8 or images.ndim != 3 or images.shape[2] != 3 or max(images.shape) > MAX_THUMBNAIL:
+            raise ValueError("the thumbnail is no picture")
+        return Result(
+            path=path,
+            name=name,
+            spots=spots,
+            canvas=canvas,
+            tissue_fraction=_read(file, "obs/tissue_fraction", (n_spots,)).astype(np.float32),
+            genes=[Gene(gene, *map(float, values)) for gene, *values in zip(names, *columns, strict=True)],
+            provenance={**provenance, "display_range": ranges},
+            thumbnail=images[:],
+            quality=quality,
+        )
+
+
+def _ranges_of(genes: Sequence[str], provenance: dict[str, Any]) -> list[list[float]] | None:
+    """The card's colour ranges in the order of `genes`, which may be others than when the result was made, or fewer.
+
+    Raises ValueError or KeyError for genes that it was not made with.
+    """
+    ranges = provenance["display_range"]
+    if ranges is None or "genes" not in provenance["settings"]:  # as in older results
+        return ranges  # type: ignore[no-any-return]
+    made_with = provenance["settings"]["genes"]
+    if any(len(side) != len(made_with) for side in ranges):
+        raise ValueError("colour ranges and genes do not fit together")
+    place = {gene: i for i, gene in enumerate(made_with)}
+    return [[side[place[gene]] for gene in genes] for side in ranges]
+
+
+def _check_account(provenance: dict[str, Any]) -> None:
+    """That a result says what it is of. Raises KeyError, TypeError or ValueError."""
+    texts = [provenance["expression_unit"], *(provenance["model"][key] for key in ("name", "sha256"))]
+    texts += [provenance["slide"][key] for key in ("path", "fingerprint")]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("its account of model or slide is no text")
+
+
+def _check_canvas(provenance: dict[str, Any], spots: Spots) -> Canvas:
+    """The frame that pictures are drawn in, after making sure that the spots lie in it."""
+    slide, lattice = provenance["slide"], provenance["lattice"]
+    width, height = (int(side) for side in slide["dimensions"])
+    bounds, mpp = Bounds(*(int(side) for side in slide["bounds"])), Mpp(*(float(um) for um in slide["mpp"]))
+    canvas = Canvas((width, height), bounds, mpp, float(lattice["spot_diameter_um"]))
+    lengths = (*mpp, spots.pitch_um, canvas.spot_diameter_um)
+    if not (0 < width < MAX_SIDE and 0 < height < MAX_SIDE and all(1e-4 < length < 1e6 for length in lengths)):
+        raise ValueError("implausible slide or lattice")
+    if not (max(map(abs, bounds)) < MAX_SIDE and bounds.width > 0 and bounds.height > 0):
+        raise ValueError("implausible bounds")
+    if not (np.abs(spots.centres) < MAX_SIDE).all():
+        raise ValueError("implausible spots")
+    if spots.layout not in ("square", "hex", "given"):
+        raise ValueError(f"unknown layout {spots.layout!r}")
+    if spots.layout != "given":
+        rows, columns = lattice_shape(bounds, mpp, spots.pitch_um, spots.layout)
+        inside = (spots.row >= 0) & (spots.row < rows) & (spots.column >= 0) & (spots.column < columns)
+        if not inside.all() or rows * columns > MAX_SPOTS:
+            raise ValueError("spots outside the lattice")
+    return canvas
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    if not path.is_file():
+        raise ResultNotFoundError(f"{path}: no such file.")
+    try:
+        with h5py.File(path) as file:
+            yield file
+    except (
+        OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError,
+    ) as error:  # fmt: skip
+        raise ResultError(f"{path.name}: not a result of this program, or a damaged one ({error}).") from error
+
+
+def _provenance(file: h5py.File, path: Path) -> dict[str, Any]:
+    (text,) = read_text(_dataset(file, "uns/stpredict"))
+    provenance = json.loads(text)
+    if provenance["format_version"] > FORMAT_VERSION:
+        raise ResultError(f"{path.name}: made by a newer version of stpredict; please update.")
+    return dict(provenance)
+
+
+def _dataset(file: h5py.File, name: str) -> Any:
+    """A data set stored in the file itself: links to other files are never followed."""
+    group: Any = file
+    for part in name.split("/"):
+        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
+            raise ValueError(f"{name} is missing or a link")
+        group = group[part]
+    if not isinstance(group, h5py.Dataset) or group.external or group.is_virtual:
+        raise ValueError(f"{name} is not stored in this file")
+    return group
+
+
+def _checked(file: h5py.File, name: str, shape: tuple[int, ...]) -> Any:
+    """A data set of the shape it must have, so that what is read is no larger than X's own sides."""
+    dataset = _dataset(file, name)
+    if dataset.shape != shape or max(shape) > MAX_SPOTS:
+        raise ValueError(f"{name} has the wrong shape")
+    return dataset
+
+
+def _read(file: h5py.File, name: str, shape: tuple[int, ...]) -> Any:
+    dataset = _checked(file, name, shape)
+    if dataset.dtype.kind not in "iufb":  # text lies in heaps, which only `read_text` checks
+        raise ValueError(f"{name} holds no numbers")
+    return dataset[:]
+
+
+def _tag(item: h5py.Group | h5py.Dataset, encoding: str, version: str) -> None:
+    item.attrs["encoding-type"], item.attrs["encoding-version"] = encoding, version
+
+
+def _write_array(file: h5py.File, name: str, values: np.ndarray) -> None:
+    chunked = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if values.size else {}
+    _tag(file.create_dataset(name, data=values, **chunked), "array", "0.2.0")
+
+
+def _write_blocks(file: h5py.File, name: str, shape: tuple[int, int], blocks: Iterable[Float32]) -> None:
+    """Write blocks of spots x genes one after the other."""
+    chunks = (min(CHUNK_SPOTS, shape[0]), min(CHUNK_GENES, shape[1]))
+    x = file.create_dataset(
+        name, shape, np.float32, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True
+    )
+    _tag(x, "array", "0.2.0")
+    start = 0
+    for block in blocks:
+        x[start : start + len(block)] = block
+        start += len(block)
+    assert start == shape[0], f"{start} rows for {shape[0]} spots"
+
+
+def _write_text(file: h5py.File, name: str, text: str) -> None:
+    _tag(file.create_dataset(name, data=text, dtype=h5py.string_dtype()), "string", "0.2.0")
+
+
+def _write_table(file: h5py.File, name: str, index: Sequence[str], columns: Mapping[str, Float32 | Int | Bool]) -> None:
+    group = file.create_group(name)
+    _tag(group, "dataframe", "0.2.0")
+    group.attrs["_index"] = "_index"
+    group.attrs["column-order"] = np.array(list(columns), dtype=h5py.string_dtype())
+    names = group.create_dataset("_index", data=np.array(index, dtype=object), dtype=h5py.string_dtype())
+    _tag(names, "string-array", "0.2.0")
+    for column, values in columns.items():
+        _write_array(file, f"{name}/{column}", values)

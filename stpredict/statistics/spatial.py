@@ -1,0 +1,173 @@
+"""Maps as maps: their autocorrelation, and how well two unrelated maps that are as smooth would agree.
+
+Neighbouring spots resemble one another, so a map of a few hundred spots holds far fewer independent values, and the
+usual test of a correlation finds significance everywhere. Here spots count by how far both maps are autocorrelated.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.fft import irfft2, next_fast_len, rfft2
+from scipy.sparse import csr_array
+from scipy.spatial import cKDTree
+from scipy.special import stdtr
+
+from stpredict.arrays import Float, Labels
+from stpredict.statistics.metrics import mean_of_known, pearson_residuals
+
+#: Spots within this many times the usual distance to the nearest are neighbours: four on a square lattice, six on a
+#: hexagonal one.
+NEIGHBOUR_DISTANCE = 1.3
+#: Fewer effectively independent spots give no standard error.
+MIN_EFFECTIVE_SPOTS = 10
+MIN_FREEDOM = 0.1
+MAX_CORRELATION = 1 - 1e-12
+#: Most pixels along a side of the raster on which pairs are summed; larger sections are rasterised coarser.
+MAX_RASTER = 512
+RASTER_VALUES = 2**23
+
+
+def spot_distance(centres: Float) -> float:
+    """Median distance from a spot to the nearest other one, in the unit of `centres`; 1 for a single spot."""
+    return float(np.median(cKDTree(centres).query(centres, k=2)[0][:, 1])) if len(centres) > 1 else 1.0
+
+
+def spot_graph(centres: Float) -> csr_array:
+    """Symmetric n x n adjacency (0 and 1) of spots at `centres` (n x 2, any unit); a lone spot has no neighbours."""
+    if len(centres) < 2:
+        return csr_array((len(centres), len(centres)))
+    pairs = cKDTree(centres).query_pairs(NEIGHBOUR_DISTANCE * spot_distance(centres), output_type="ndarray")
+    i, j = np.concatenate([pairs, pairs[:, ::-1]]).T
+    return csr_array((np.ones(len(i)), (i, j)), (len(centres), len(centres)))
+
+
+def neighbour_mean(section: Labels, centres: Float) -> csr_array:
+    """n x n weights that replace each spot's value by the mean over it and its neighbours in its section.
+
+    The smoothing of labels by ST-Net and TRIPLEX, whose neighbours are those around a spot, the diagonal ones included.
+    """
+    reach = NEIGHBOUR_DISTANCE * np.sqrt(2)
+    places, to = [np.arange(len(section))], [np.arange(len(section))]
+    for name in np.unique(section):
+        own = np.flatnonzero(section == name)
+        pairs = cKDTree(centres[own]).query_pairs(reach * spot_distance(centres[own]), output_type="ndarray")
+        places += [own[pairs[:, 0]], own[pairs[:, 1]]]
+        to += [own[pairs[:, 1]], own[pairs[:, 0]]]
+    i, j = np.concatenate(places), np.concatenate(to)
+    return csr_array((1 / np.bincount(i)[i], (i, j)), (len(section), len(section)))
+
+
+def moran_i(values: Float, graph: csr_array) -> Float:
+    """Moran's I per column of `values` (spots x genes): near 0 where neighbours differ, towards 1 where they agree.
+
+    NaN for a constant column, or a graph without edges.
+    """
+    z = values - values.mean(axis=0)
+    variance, edges = (z**2).mean(axis=0), graph.sum()
+    varies = (np.ptp(values, axis=0) > 1e-12 * np.maximum(1.0, np.abs(values).max(axis=0))) & (edges > 0)
+    agreement = (z * (graph @ z)).sum(axis=0) / max(edges, 1)
+    found: Float = np.divide(agreement, variance, out=np.full(values.shape[1], np.nan), where=varies)
+    return found
+
+
+def moran_per_gene(
+    predicted: Float, counts: Float, depth: Float, section: Labels, centres: Float
+) -> tuple[Float, Float]:
+    """Moran's I per gene of the prediction and of the measured Pearson residuals, each the mean over sections."""
+    both = []
+    for name in np.unique(section):
+        rows = section == name
+        graph = spot_graph(centres[rows])
+        both.append([moran_i(predicted[rows], graph), moran_i(pearson_residuals(counts[rows], depth[rows]), graph)])
+    found = np.array(both)
+    return mean_of_known(found[:, 0]), mean_of_known(found[:, 1])
+
+
+def modified_t_test(correlation: Float, variance: Float) -> Float:
+    """One-sided p-value per gene that maps as smooth, but unrelated, would correlate so much.
+
+    `variance` is that of `correlation_variance`. The t-test of a correlation with the effective number of spots,
+    1 + 1 / variance, in place of their number (Clifford, Richardson and Hemon 1989, Biometrics 45:123).
+    """
+    freedom = np.maximum(1 / variance - 1, MIN_FREEDOM)
+    r = np.clip(correlation, -MAX_CORRELATION, MAX_CORRELATION)
+    p: Float = stdtr(freedom, -r * np.sqrt(freedom / (1 - r**2)))
+    return p
+
+
+def correlation_error(predicted: Float, counts: Float, depth: Float, section: Labels, centres: Float) -> Float:
+    """Per gene: the standard error of the depth-controlled correlation, as `correlation_variance` has it.
+
+    It is that of a gene that is not predicted; at a correlation r it is about 1 / (1 - r^2) too large. It says how well
+    the tissue at hand determines the correlation, and nothing of how patients differ. NaN where the maps hold fewer
+    than ten effectively independent spots, which cannot tell their own smoothness.
+    """
+    variance = correlation_variance(predicted, counts, depth, section, centres)
+    return np.where(1 + 1 / variance >= MIN_EFFECTIVE_SPOTS, np.sqrt(variance), np.nan)
+
+
+def correlation_variance(predicted: Float, counts: Float, depth: Float, section: Labels, centres: Float) -> Float:
+    """Per gene: the variance that the depth-controlled correlation of unrelated maps as smooth as these would have.
+
+    Within a section it is the sum over distance classes k of N_k C_k D_k / n^2, with N_k pairs of spots so far apart
+    and C_k, D_k the mean products of the standardised prediction and residuals over them (Clifford, Richardson and
+    Hemon 1989, Biometrics 45:123); no less than 1 / (n - 1), that of independent spots. The correlation is a mean over
+    sections, and so its variance. NaN for genes that are never counted.
+    """
+    variances = []
+    for name in np.unique(section):
+        rows = section == name
+        observed = pearson_residuals(counts[rows], depth[rows])
+        variance = _section_variance(_standardised(predicted[rows]), _standardised(observed), centres[rows])
+        variances.append(np.where(np.ptp(observed, axis=0) > 0, variance, np.nan))
+    found = np.array(variances)
+    with np.errstate(invalid="ignore"):
+        mean: Float = mean_of_known(found) / np.isfinite(found).sum(axis=0)
+    return mean
+
+
+def _section_variance(predicted: Float, observed: Float, centres: Float) -> Float:
+    """Variance per gene of the correlation of two standardised maps (spots x genes) of one section.
+
+    Products of pairs are summed by Fourier transform on a raster of half the spots' distance.
+    """
+    n, n_genes = predicted.shape
+    extent = np.ptp(centres, axis=0)
+    pixel = max(spot_distance(centres) / 2, float(extent.max()) / MAX_RASTER) or 1.0
+    place = np.rint((centres - centres.min(axis=0)) / pixel).astype(int)
+    shape = tuple(next_fast_len(2 * int(side) + 1, real=True) for side in place.max(axis=0))
+    cells = shape[0] * shape[1]
+    on_raster = csr_array((np.ones(n), (place @ (shape[1], 1), np.arange(n))), (cells, n))
+    lag = np.hypot(*np.meshgrid(*(np.fft.fftfreq(side, 1 / side) for side in shape), indexing="ij"))
+    distance = np.floor(lag.ravel() / 2 + 0.5).astype(int)  # in the spots' distance
+    by_distance = csr_array((np.ones(cells), (distance, np.arange(cells))))
+
+    def sum_pairs(values: Float) -> Float:
+        spectrum = rfft2((on_raster @ values).reshape(*shape, -1), axes=(0, 1))
+        sums: Float = by_distance @ irfft2(abs(spectrum) ** 2, shape, axes=(0, 1)).reshape(cells, -1)
+        return sums
+
+    pairs = np.maximum(np.rint(sum_pairs(np.ones((n, 1)))), 1)
+    step = max(1, RASTER_VALUES // cells)
+    parts = [slice(start, start + step) for start in range(0, n_genes, step)]
+    sums = [(sum_pairs(predicted[:, some]) * sum_pairs(observed[:, some]) / pairs).sum(axis=0) for some in parts]
+    variance: Float = np.maximum(np.concatenate(sums) / n**2, 1 / max(n - 1, 1))
+    return variance
+
+
+def _standardised(values: Float) -> Float:
+    """Columns of mean 0 and spread 1; of zeros where they are constant."""
+    z, spread = values - values.mean(axis=0), values.std(axis=0)
+    scaled: Float = np.divide(z, spread, out=np.zeros_like(z), where=spread > 1e-9)
+    return scaled
+
+
+def false_discovery_rate(p: Float) -> Float:
+    """Benjamini-Hochberg adjusted p-values; NaN stays NaN and is no part of the family."""
+    from scipy.stats import false_discovery_control  # slow to import
+
+    adjusted = np.full(len(p), np.nan)
+    known = np.isfinite(p)
+    if known.any():
+        adjusted[known] = false_discovery_control(p[known])
+    return adjusted

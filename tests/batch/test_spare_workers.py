@@ -1,0 +1,122 @@
+"""Two workers at one slide: what becomes of it, also where one is killed or the call ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from calls import PROGRAM, run
+from conftest import make_model
+from distributed import Client
+from same_results import assert_same
+from slides_to_try import tiff_pyramid
+from test_cluster import EAGER, two_workers
+
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with two_workers(tmp_path_factory.mktemp("workers")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def giant(tmp_path_factory, region) -> tuple[Path, Path, Path]:
+    """A slide of several shards, a model for it, and what one process makes of it."""
+    folder = tmp_path_factory.mktemp("giant")
+    tiff_pyramid(folder / "giant.tif", region[1000:1800, 600:1400], (0.5, 0.5))
+    model = make_model(folder / "slow.safetensors")
+    alone = run("predict", folder / "giant.tif", "-m", model, *EAGER, "--pitch", "4.5", "-o", folder / "alone")
+    assert alone.exit_code == 0, alone.output
+    return folder / "giant.tif", model, folder / "alone/giant.h5ad"
+
+
+@contextmanager
+def both_workers_at(slide: Path, model: Path, cluster: str) -> Iterator[subprocess.Popen[str]]:
+    """A call, once each of two workers has written a shard of its slide, one from the front, one from the end.
+
+    A lone worker would come to the last shard when it has written all others.
+    """
+    call = [*PROGRAM, "predict", slide, "-m", model, *EAGER, "--pitch", "4.5", "-o", "out", "--cluster", cluster]
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with Client(cluster, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)  # one that was killed is started again
+        client.run(lambda: __import__("stpredict.engines.eager"))  # so that the second one is not late
+    with subprocess.Popen(call, stdout=-1, stderr=-1, text=True, preexec_fn=heed) as process:
+        deadline = time.monotonic() + 200
+        while not {"000000", "000006"} <= (written := shards_of("out/giant.h5ad")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert len(written) < 6
+        yield process
+
+
+def shards_of(result: str) -> set[str]:
+    return {path.name[:6] for path in Path(f"{result}.parts").glob("0*.npy")}
+
+
+def wait_for_workers(cluster: str) -> None:
+    """Until none is at anything."""
+    deadline = time.monotonic() + 60
+    with Client(cluster, set_as_default=False) as client:
+        while any(client.run(lambda: sys.modules["stpredict.batch.worker"]._one_at_a_time.locked()).values()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_workers_without_a_slide_help_with_that_of_another(giant, cluster):
+    slide, model, alone = giant
+    with both_workers_at(slide, model, cluster) as process:
+        output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert output == "out/giant.h5ad\n"
+    assert not [line for line in errors.splitlines() if "help" in line or errors.count(line) > 1]
+    assert_same(Path("out/giant.h5ad"), alone)
+    assert [path.name for path in Path("out").iterdir()] == ["giant.h5ad"]
+
+
+@pytest.mark.parametrize("killed", ["owner", "helper"])
+def test_a_slide_survives_the_loss_of_either_worker_that_is_at_it(giant, cluster, killed):
+    slide, model, alone = giant
+    with both_workers_at(slide, model, cluster) as process, Client(cluster, set_as_default=False) as client:
+        owner = json.loads(Path("out/giant.h5ad.lease").read_text())["pid"]
+        pids = set(client.run(os.getpid).values())
+        assert owner in pids
+        os.kill(owner if killed == "owner" else (pids - {owner}).pop(), signal.SIGKILL)
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert output == "out/giant.h5ad\n"
+    assert ("a process that was at it was lost" in errors) == (killed == "owner")
+    assert_same(Path("out/giant.h5ad"), alone)
+    assert [path.name for path in Path("out").iterdir()] == ["giant.h5ad"]
+
+
+def test_what_helpers_of_an_interrupted_call_leave_is_no_obstacle(giant, cluster):
+    slide, model, alone = giant
+    asked = ("predict", slide, "-m", model, *EAGER, "-o", "out")
+    with both_workers_at(slide, model, cluster) as process:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    shutil.copytree("out", "later")
+    anew = run(*asked, "--pitch", "50", "--overwrite")  # at once, while helpers may still write
+    assert anew.exit_code == 0, anew.output
+    wait_for_workers(cluster)
+    assert [path.name for path in Path("out").iterdir()] == ["giant.h5ad"]
+    Path("later/giant.h5ad.lease").unlink(missing_ok=True)
+    gone_on = run(*asked[:-1], "later", "--pitch", "4.5")
+    assert gone_on.exit_code == 0, gone_on.output
+    assert_same(Path("later/giant.h5ad"), alone)
+    assert [path.name for path in Path("later").iterdir()] == ["giant.h5ad"]
