@@ -1,23 +1,19 @@
-"""What a command says while it runs, on stderr: lines for people, JSON for schedulers. `table` draws on terminals."""
+"""What a command says while it runs, on stderr: lines for people, JSON for schedulers."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 Report = Callable[[str], None]
 #: Told of an event, of its line for people if it has one, and of its facts.
 Tell = Callable[[str, str | None, dict[str, Any]], None]
-
-LINE_EVERY_S = 10.0
 
 
 def report(line: str) -> None:
@@ -57,42 +53,6 @@ def telling(tell: Tell) -> Iterator[None]:
         _tell = before
         warnings.showwarning = show
         logging.getLogger().removeHandler(handler)
-
-
-class Watch(Protocol):
-    """Sees how far the slides are that are being predicted."""
-
-    def progress(self, slide: str, done: int, total: int) -> None:
-        """So many of a slide's spots are done."""
-
-    def ended(self, slide: str, status: str, /) -> None:
-        """Nothing more is done to a slide."""
-
-
-def watching(n_slides: int) -> AbstractContextManager[Watch]:
-    """A view of the slides' progress: a table on a terminal, a line now and then elsewhere."""
-    if logs_json() or not sys.stderr.isatty():
-        return nullcontext(_Lines(n_slides))
-    from stpredict.batch.live_table import live_table
-
-    return live_table(n_slides)
-
-
-class _Lines:
-    def __init__(self, n_slides: int) -> None:
-        self._last: dict[str, float] = {}
-        self._name_slides = n_slides > 1
-
-    def progress(self, slide: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._last.setdefault(slide, now) < LINE_EVERY_S or done >= total:
-            return
-        self._last[slide] = now
-        name = f"{Path(slide).name}: " if self._name_slides else ""
-        log("progress", f"  {name}{done} of {total} spots", slide=slide, done=done, spots=total)
-
-    def ended(self, slide: str, _status: str, /) -> None:
-        self._last.pop(slide, None)
 
 
 class _WarningHandler(logging.Handler):

@@ -18,8 +18,9 @@ from calls import PROGRAM, run
 from conftest import SLIDE, make_model
 from slides_to_try import tiff_pyramid
 
-from stpredict import console
+import stpredict.batch.progress as progress
 from stpredict.commands import predict
+from stpredict.console import json_lines
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -155,9 +156,9 @@ def test_names_that_are_not_text_are_told_as_text(slides, tiny_model_path):
 
 
 def test_no_bar_is_drawn_among_the_events(monkeypatch, capsys):
-    monkeypatch.setattr(console, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with console.json_lines(True), console.watching(2) as watch:
+    with json_lines(True), progress.watching(2) as watch:
         watch.progress("a.svs", 0, 0)
         watch.progress("a.svs", 3, 9)
     *_, event = events(capsys.readouterr().err)

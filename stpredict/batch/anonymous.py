@@ -9,10 +9,9 @@ from __future__ import annotations
 import csv
 import hmac
 import os
-import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,24 +61,6 @@ def demand_apart(table: Path, folders: Iterable[Path]) -> None:
 
 def readable_by_others(table: Path) -> bool:
     return os.name != "nt" and table.exists() and bool(table.stat().st_mode & 0o077)
-
-
-def without_names(text: str, names: Mapping[Path, str]) -> str:
-    """The text with another name for each of some files, and without the folders that they lie in."""
-    parents = {path.parent for path in names}
-    folders = {
-        written for parent in parents for written in (str(parent), os.path.normpath(parent), str(parent.resolve()))
-    }
-    for folder in sorted(folders - {"."}, key=len, reverse=True):
-        text = text.replace(f"{folder}{os.sep}", "")
-        if os.sep in folder.rstrip(os.sep) and Path(folder).name != "..":  # else it may be any word
-            text = re.sub(rf"(?<![\w/]){re.escape(folder)}(?![^\W_])", "the slides' folder", text)
-    known: dict[str, str] = {}
-    for path, name in names.items():
-        decoded = os.fsencode(path.name).decode("utf-8", "replace")
-        known |= dict.fromkeys((path.name, path.stem, decoded, repr(path.name)[1:-1]), name) | {name: name}
-    longest_first = "|".join(re.escape(written) for written in sorted(known, key=len, reverse=True))
-    return re.sub(rf"(?<![^\W_])(?:{longest_first})(?![^\W_])", lambda found: known[found[0]], text)
 
 
 def _name(slide: Path, folder: Path, salt: str) -> tuple[str, str]:

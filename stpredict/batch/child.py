@@ -15,10 +15,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from stpredict.batch.jobs import Job, Outcome
+from stpredict.batch.jobs import Outcome
 from stpredict.batch.processes import Death, Work, exit_in_words, find_the_guilty, model_of, sendable
 from stpredict.console import log, report, telling
 from stpredict.errors import StpredictError
+from stpredict.prediction.job import Job
 from stpredict.prediction.leases import take_lease
 from stpredict.prediction.request import SlideProgress, warn_of_unpredicted_genes
 

@@ -23,12 +23,13 @@ from distributed.comm.core import connect
 from distributed.security import Security
 
 import stpredict
-from stpredict.batch.jobs import Job, Outcome
+from stpredict.batch.jobs import Outcome
 from stpredict.batch.processes import Death, Work, find_the_guilty
 from stpredict.batch.spare_workers import MAX_LOST, Helpers, count_lost, ended, let_go, slide_for
 from stpredict.batch.worker import SHARE_FOLDERS, forget_call
 from stpredict.console import log, report
 from stpredict.errors import StpredictError, UsageError
+from stpredict.prediction.job import Job
 from stpredict.prediction.leases import LAPSED_S, RENEW_S
 from stpredict.prediction.request import SlideProgress
 

@@ -13,52 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from stpredict.batch.anonymous import anonymous_names, demand_apart, readable_by_others, without_names
+from stpredict.batch.anonymous import anonymous_names, demand_apart, readable_by_others
 from stpredict.console import Report
 from stpredict.errors import StpredictError, UsageError
+from stpredict.prediction.job import Job, slide_name
 from stpredict.result.file import RESULT_SUFFIX
 
 #: What folders are searched for. Plain images and DICOM have to be named: in folders they are mostly something else.
 SLIDE_SUFFIXES = {".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu"}
 OWN_PICTURES = re.compile(r"\.(heatmap|overlay|pca|channels(-\d+)?\.ome)\.(tif|png|json)$")
 LIST_COLUMNS = {"slide", "mpp", "mask", "out"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One slide, where its result goes, and its um per pixel and its mask if they are given for it alone."""
-
-    slide: Path
-    result: Path
-    mpp: float | None = None
-    mask: Path | None = None
-    anonymous: str | None = None  # what all output calls the slide
-
-    @property
-    def name(self) -> str:
-        """The slide's name in its result."""
-        return self.anonymous or slide_name(self.slide)
-
-    @property
-    def shown(self) -> Path:
-        """What messages call the slide."""
-        return Path(self.anonymous) if self.anonymous else self.slide
-
-    @property
-    def lease(self) -> Path:
-        """The file that says that somebody is at the slide."""
-        return self.result.with_name(f"{self.result.name}.lease")
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What each event of the log says of the slide."""
-        return {"slide": str(self.shown), "output": str(self.result)}
-
-    def hide_names(self, error: Exception) -> None:
-        """Let an error of an anonymous slide call it by that name only."""
-        if self.anonymous:
-            names = ({self.mask: "mask"} if self.mask else {}) | {self.slide: self.anonymous}
-            error.args = tuple(without_names(part, names) if isinstance(part, str) else part for part in error.args)
 
 
 @dataclass(frozen=True)
@@ -102,11 +66,6 @@ def find_jobs(arguments: Sequence[str], out: Path, report: Report, anonymity: An
                 f"{job.slide} is named twice, with another mpp or mask; give each a folder (out) of its own."
             )
     return list(results.values())
-
-
-def slide_name(path: Path) -> str:
-    """The slide's name in results: its file name without the suffix, as valid text."""
-    return os.fsencode(path.stem).decode("utf-8", "replace")
 
 
 def _anonymised(jobs: Sequence[Job], out: Path, report: Report, anonymity: Anonymity) -> list[Job]:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
-from stpredict.console import Watch, printable
+from stpredict.console import printable
 
 NAME_WIDTH = 40
 #: Left free at the end of a line: what a terminal echoes of Ctrl-C would wrap, and the line above it stay.
@@ -29,7 +29,7 @@ ESTIMATE_FROM = 0.05
 
 
 @contextmanager
-def live_table(n_slides: int) -> Iterator[Watch]:
+def live_table(n_slides: int) -> Iterator[_Slides]:
     """How many slides are done, failed and left, and those that are being predicted; wiped away at the end."""
     console = Console(stderr=True, highlight=False)
     slides = _Slides(n_slides, console)

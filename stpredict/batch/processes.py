@@ -10,10 +10,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from stpredict.batch.jobs import Job, Outcome
+from stpredict.batch.jobs import Outcome
 from stpredict.console import log
 from stpredict.errors import ModelFileError, SlideError
 from stpredict.model.file import Model, list_models, load_model
+from stpredict.prediction.job import Job
 from stpredict.prediction.request import Request
 
 

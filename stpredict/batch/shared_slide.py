@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stpredict.batch.jobs import Job
 from stpredict.batch.slides import Warm
 from stpredict.console import report
 from stpredict.data.panel import match_genes
-from stpredict.prediction.one_slide import open_pinned_engine, prepare_slide
+from stpredict.prediction.job import Job
+from stpredict.prediction.one_slide import open_pinned_engine
 from stpredict.prediction.pipeline import predict_shards
+from stpredict.prediction.preparation import prepare_slide
 from stpredict.prediction.request import Request
 from stpredict.prediction.shards import pinned_engine
 

@@ -13,21 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from stpredict.batch.jobs import Job, Outcome
+from stpredict.batch.jobs import Outcome
 from stpredict.console import Report, log
-from stpredict.engines import Engine, open_engine
+from stpredict.engines.engine import Engine
+from stpredict.engines.opening import open_engine
 from stpredict.engines.rate import spots_per_second
 from stpredict.errors import ResultError, SlideError, StpredictError, UsageError
 from stpredict.model.file import Model
-from stpredict.prediction.one_slide import (
-    Prepared,
-    is_done,
-    predict_slide,
-    prepare_slide,
-    requested_settings,
-    sample_patches,
-)
+from stpredict.prediction.job import Job
+from stpredict.prediction.one_slide import predict_slide
 from stpredict.prediction.pipeline import one_ahead
+from stpredict.prediction.preparation import Prepared, is_done, prepare_slide, requested_settings, sample_patches
 from stpredict.prediction.request import (
     Request,
     SlideProgress,

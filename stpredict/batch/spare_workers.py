@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from distributed import Client, Future, KilledWorker
 
-from stpredict.batch.jobs import Job
 from stpredict.batch.worker import forget
 from stpredict.console import log
 from stpredict.errors import StpredictError
+from stpredict.prediction.job import Job
 from stpredict.prediction.shards import SHARD_SPOTS
 
 #: So many spots have to be left for each worker that is at a slide: to open it and to build the engine takes time, too.

@@ -11,13 +11,14 @@ from dataclasses import replace
 
 from distributed import get_worker
 
-from stpredict.batch.jobs import Job, Outcome
+from stpredict.batch.jobs import Outcome
 from stpredict.batch.processes import Work, model_of
 from stpredict.batch.shared_slide import help_slide
 from stpredict.batch.slides import Warm, as_ours, predict_each
 from stpredict.console import report, telling
-from stpredict.engines import EngineRequest
+from stpredict.engines.engine import EngineRequest
 from stpredict.errors import SlideError, SlideNotFoundError, StpredictError
+from stpredict.prediction.job import Job
 
 SHARE_FOLDERS = "slides, model and output need paths that are the same on all machines."
 #: No more often than this a worker says how far it is.

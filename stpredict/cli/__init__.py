@@ -1,6 +1,6 @@
-"""The command line: options and help, a file for each command, which calls one function of `commands`.
+"""The command line: options and help texts, a file per command, each of which calls one function of `commands`.
 
-Heavy imports wait until a command runs: help answers at once.
+What commands do stands there, not here. Heavy imports wait until a command runs, so that help answers at once.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def evaluate(
     Example: stpredict evaluate m2ort-small-her2st visium/
     """
     from stpredict.commands.evaluate import evaluate_command
-    from stpredict.engines import EngineRequest
+    from stpredict.engines.engine import EngineRequest
 
     refuse_with_protocol(protocol, {
         "--engine": engine != "auto", "--precision": precision != "auto", "--device": device != "auto",

@@ -94,7 +94,7 @@ def predict(
     Example: stpredict predict slide.svs --genes GNAS,DDX5
     """
     from stpredict.commands.predict import plan_command, predict_command
-    from stpredict.engines import EngineRequest
+    from stpredict.engines.engine import EngineRequest
     from stpredict.prediction.request import Request
 
     request = Request(

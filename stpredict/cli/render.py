@@ -71,8 +71,9 @@ def render(
 
     Examples: stpredict render slide.h5ad --genes GNAS; stpredict render *.h5ad --style report
     """
+    from stpredict.colour_maps import COLOUR_MAPS
     from stpredict.commands.render import render_command
-    from stpredict.rendering.colour import COLOUR_MAPS, SCALES, ScaleRequest
+    from stpredict.rendering.colour import SCALES, ScaleRequest
     from stpredict.rendering.pca import COMPONENTS
     from stpredict.rendering.styles import STYLES, RenderRequest
     from stpredict.result.frame import ORIGINS

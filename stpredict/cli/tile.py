@@ -52,7 +52,7 @@ def tile(
     Examples: stpredict tile slide.svs; stpredict tile her2st/ -o tiles
     """
     from stpredict.commands.tile import tile_command
-    from stpredict.engines import EngineRequest
+    from stpredict.engines.engine import EngineRequest
     from stpredict.prediction.request import Request
 
     refuse(any(path.is_dir() for path in inputs), "a data set's spots are where they were measured", {

@@ -12,8 +12,9 @@ import stpredict
 from stpredict import DEFAULT_MODEL
 from stpredict.arrays import UInt8
 from stpredict.console import report
-from stpredict.engines import ENGINES, EngineRequest, open_engine
 from stpredict.engines.cache import engine_folder
+from stpredict.engines.engine import ENGINES, EngineRequest
+from stpredict.engines.opening import open_engine
 from stpredict.engines.rate import spots_per_second
 from stpredict.errors import StpredictError
 from stpredict.machine import processor_name, usable_cores

@@ -13,7 +13,7 @@ from stpredict.model.file import Model, find_model, load_model
 from stpredict.storage.files import output_folders
 
 if TYPE_CHECKING:
-    from stpredict.engines import EngineRequest
+    from stpredict.engines.engine import EngineRequest
 
 
 def evaluate_command(

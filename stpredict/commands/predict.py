@@ -13,14 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from stpredict.batch.jobs import Anonymity, Job, Outcome, find_jobs
+from stpredict.batch.jobs import Anonymity, Outcome, find_jobs
 from stpredict.batch.processes import Work
+from stpredict.batch.progress import Watch, watching
 from stpredict.commands.inputs import Failure, exit_code, for_each, table_of_failures
 from stpredict.commands.render import render_one
-from stpredict.console import Watch, log, report, watching
+from stpredict.console import log, report
 from stpredict.errors import MaskError, RegionsError, StpredictError, UsageError
-from stpredict.model.card import reliable_genes
 from stpredict.model.file import Model, find_model, load_model
+from stpredict.model.reliability import reliable_genes
+from stpredict.prediction.job import Job
 from stpredict.prediction.request import Request, check_request, folders_of_results, warn_of_unpredicted_genes
 from stpredict.storage.files import atomic_path
 
@@ -264,7 +266,7 @@ def list_failures(failures: Sequence[Failure], slides: Sequence[Path], path: Pat
     rows = {str(slide): reason for slide, reason, _ in failures}
     if not rows and not path.exists():
         return
-    from stpredict.rendering.table import plain_cell  # slow to import
+    from stpredict.storage.csv_cells import plain_cell  # slow to import
 
     if path.exists():
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from stpredict.batch.jobs import slide_name
 from stpredict.commands.inputs import for_each, needs_training_extra, sum_up
 from stpredict.console import report
 from stpredict.errors import UnknownLayoutError, UsageError
 from stpredict.model.file import Model, find_model, load_model
+from stpredict.prediction.job import slide_name
 from stpredict.prediction.request import Request, check_request
 from stpredict.storage.files import demand_new, output_folders
 

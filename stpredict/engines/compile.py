@@ -13,9 +13,9 @@ from torch import Tensor
 
 from stpredict.arrays import UInt8
 from stpredict.console import Report
-from stpredict.engines import Engine, EngineRequest
 from stpredict.engines.cache import engine_folder
 from stpredict.engines.eager import judge, load_network
+from stpredict.engines.engine import Engine, EngineRequest
 from stpredict.engines.running import BATCH_SIZES, Run, choose_device, demand_precision, infer_batches, with_precision
 from stpredict.errors import EngineError, first_line
 from stpredict.model.file import Model

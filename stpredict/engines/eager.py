@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from stpredict.arrays import Float32, UInt8
-from stpredict.engines import Engine, EngineRequest, TwoPasses
 from stpredict.engines.check import Verdict, check_patches, compare
+from stpredict.engines.engine import Engine, EngineRequest, TwoPasses
 from stpredict.engines.running import (
     BATCH_SIZES,
     DTYPES,

@@ -15,9 +15,9 @@ from openvino import opset13
 import stpredict
 from stpredict.arrays import Float32, UInt8
 from stpredict.console import Report
-from stpredict.engines import Engine, EngineRequest
 from stpredict.engines.cache import Key, find, store
 from stpredict.engines.check import Verdict
+from stpredict.engines.engine import Engine, EngineRequest
 from stpredict.errors import EngineError, PrecisionError
 from stpredict.machine import cpuinfo, processor_name
 from stpredict.model.file import Model

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from stpredict.arrays import UInt8
-from stpredict.engines import Engine
+from stpredict.engines.engine import Engine
 
 
 def spots_per_second(engine: Engine, patches: UInt8, seconds: float = 1.0) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stpredict.arrays import Float32, UInt8
-from stpredict.engines import EngineRequest
+from stpredict.engines.engine import EngineRequest
 from stpredict.errors import EngineError, PrecisionError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from stpredict.engines import EngineRequest
+from stpredict.engines.engine import EngineRequest
 from stpredict.errors import EngineError
 from stpredict.model.file import Model
 

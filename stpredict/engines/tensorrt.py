@@ -20,10 +20,10 @@ import torch
 import stpredict
 from stpredict.arrays import UInt8
 from stpredict.console import Report
-from stpredict.engines import Engine, EngineRequest
 from stpredict.engines.cache import Key, engine_folder, find, store
 from stpredict.engines.check import Verdict
 from stpredict.engines.eager import judge, load_network
+from stpredict.engines.engine import Engine, EngineRequest
 from stpredict.engines.running import BATCH_SIZES, DTYPES, choose_device, demand_precision, infer_batches
 from stpredict.errors import EngineError, first_line
 from stpredict.model.file import Model

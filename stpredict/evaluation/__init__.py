@@ -1,4 +1,7 @@
-"""How well expression is predicted."""
+"""How well expression is predicted: a model or a result on measured sections, always beside its baselines.
+
+It may import `prediction` and what lies below it; not `rendering`, `training` or `batch`.
+"""
 
 from __future__ import annotations
 

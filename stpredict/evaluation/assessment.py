@@ -15,13 +15,14 @@ from stpredict.arrays import Int, Labels
 from stpredict.data.dataset import read_dataset
 from stpredict.data.section import demand_slides
 from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles, write_tiles
-from stpredict.engines import EngineRequest, open_engine
+from stpredict.engines.engine import EngineRequest
+from stpredict.engines.opening import open_engine
 from stpredict.errors import DatasetError, UsageError, some
 from stpredict.evaluation.maps import picture_of_patches
 from stpredict.evaluation.naming import demand_shared_genes, in_the_panels_names
 from stpredict.evaluation.scores import Assessment, Predicted, Shares, score_all
-from stpredict.model.card import held_out_correlation
 from stpredict.model.file import Model
+from stpredict.model.reliability import held_out_correlation
 from stpredict.prediction.pipeline import fixed_batches
 from stpredict.prediction.surroundings import look_around_sections, predict_in_sections
 from stpredict.result.file import Result

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from stpredict.arrays import Float
+from stpredict.colour_maps import lookup_table
 from stpredict.evaluation.maps import map_frame
-from stpredict.rendering.colour import lookup_table
 
 COLOUR_MAP = "viridis"
 COLOURS = 24

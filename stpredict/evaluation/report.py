@@ -15,7 +15,7 @@ import stpredict
 from stpredict.evaluation.html import write_page
 from stpredict.evaluation.scores import MODEL, Assessment
 from stpredict.evaluation.tables import COLUMNS, PAPERS_COLUMNS, shown
-from stpredict.rendering.table import plain_cell
+from stpredict.storage.csv_cells import plain_cell
 from stpredict.storage.files import atomic_path
 
 JSON_SUFFIX = ".evaluation.json"

@@ -1,4 +1,7 @@
-"""Networks by name."""
+"""The networks, a file per published system that reads top to bottom, and here each by its name.
+
+They may import `slides`, for what a view is, and what lies below; they know no patients, models or engines.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from stpredict.arrays import Float32, Int, UInt8
-from stpredict.engines import Engine
+from stpredict.engines.engine import Engine
 from stpredict.model.file import Model
 from stpredict.model.reference import Reference, length, reference_of
 from stpredict.prediction.quality import measure_patches

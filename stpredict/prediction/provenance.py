@@ -10,15 +10,15 @@ import numpy as np
 
 import stpredict
 from stpredict.arrays import Int
-from stpredict.batch.jobs import Job
-from stpredict.model.card import held_out_correlation, read_reliability
 from stpredict.model.file import Model
+from stpredict.model.reliability import held_out_correlation, read_reliability
+from stpredict.prediction.job import Job
 from stpredict.prediction.request import Request
 from stpredict.result.file import SPREAD_MEANS, Gene
 from stpredict.slides.tissue import MASK_UM
 
 if TYPE_CHECKING:
-    from stpredict.prediction.one_slide import Prepared
+    from stpredict.prediction.preparation import Prepared
 
 TTA = {
     "expression": "mean over the eight flips and rotations of each patch",

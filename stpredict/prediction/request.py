@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from stpredict.batch.jobs import Job
 from stpredict.console import Report
 from stpredict.data.panel import match_genes
-from stpredict.engines import EngineRequest
+from stpredict.engines.engine import EngineRequest
 from stpredict.errors import UsageError
-from stpredict.model.card import PREDICTED_FROM, held_out_correlation, read_reliability
 from stpredict.model.file import Model
+from stpredict.model.reliability import PREDICTED_FROM, held_out_correlation, read_reliability
+from stpredict.prediction.job import Job
 from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.storage.files import output_folders
 

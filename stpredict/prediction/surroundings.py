@@ -17,7 +17,7 @@ import numpy as np
 from stpredict.arrays import Bool, Float, Float16, Float32, Int, UInt8
 from stpredict.data.section import Section, demand_slides
 from stpredict.data.tiles import Tiles
-from stpredict.engines import Engine, TwoPasses
+from stpredict.engines.engine import Engine, TwoPasses
 from stpredict.model.file import Model
 from stpredict.prediction.pipeline import fixed_batches
 from stpredict.prediction.shards import Shards, read_array, write_array

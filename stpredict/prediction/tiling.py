@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stpredict.batch.jobs import slide_name
 from stpredict.errors import UsageError
 from stpredict.model.file import Model
+from stpredict.prediction.job import slide_name
 from stpredict.prediction.request import Request
 from stpredict.slides.grid import choose_spots
 from stpredict.slides.lattice import Spots

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from stpredict.model.card import PREDICTED_FROM, ROWS, SCORES, better_baselines
+from stpredict.model.card import ROWS, SCORES, better_baselines
 from stpredict.model.reference import UNUSUAL_FROM
+from stpredict.model.reliability import PREDICTED_FROM
 from stpredict.prediction.quality import flags_in_words
 from stpredict.result.file import UNUSUAL, Gene, Result
 

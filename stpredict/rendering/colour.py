@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from typing import Any, Literal
 
-import cmap
 import numpy as np
 
 from stpredict.arrays import Float32, UInt8
+from stpredict.colour_maps import COLOUR_MAPS, lookup_table
 from stpredict.errors import ResultError, UsageError
 from stpredict.result.file import Result
 
-#: Sequential maps of even steps that people with colour-blindness can read.
-COLOUR_MAPS = ("viridis", "cividis", "magma", "inferno", "plasma", "mako", "rocket", "batlow")
 ScaleKind = Literal["card", "slide"]
 SCALES: tuple[ScaleKind, ...] = ("card", "slide")
 PERCENTILES = (1, 99)
@@ -106,12 +103,6 @@ def colour_scale(result: Result, index: int, request: ScaleRequest) -> ColourSca
     if not (MIN_SPAN * max(abs(low), abs(high), 1) < high - low < math.inf):
         raise UsageError(f"{gene}: colours from {low:g} to {high:g} span no range; mend it with --vmin and --vmax.")
     return ColourScale(gene, low, high, unit, range_from, request.colour_map)
-
-
-@cache
-def lookup_table(colour_map: str) -> UInt8:
-    """256 x 3 RGB."""
-    return np.asarray(np.round(cmap.Colormap(colour_map).lut(256)[:, :3] * 255), dtype=np.uint8)
 
 
 def _percentiles(parts: Sequence[Float32]) -> tuple[float, float]:

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from stpredict.arrays import UInt8
+from stpredict.colour_maps import lookup_table
 from stpredict.rendering.cells import Layer
-from stpredict.rendering.colour import ColourScale, lookup_table
+from stpredict.rendering.colour import ColourScale
 from stpredict.rendering.overlay import blend
 from stpredict.result.file import Result
 from stpredict.result.frame import make_frame

@@ -16,10 +16,11 @@ import numpy as np
 from PIL import Image
 
 from stpredict.arrays import Float32, Int
+from stpredict.colour_maps import lookup_table
 from stpredict.errors import ResultError
-from stpredict.model.card import PREDICTED_FROM
+from stpredict.model.reliability import PREDICTED_FROM
 from stpredict.rendering.account import describe_card, facts, flat, reliability
-from stpredict.rendering.colour import ColourScale, lookup_table
+from stpredict.rendering.colour import ColourScale
 from stpredict.result.file import Result
 from stpredict.slides.lattice import lattice_shape, steps
 from stpredict.slides.overview import make_overview

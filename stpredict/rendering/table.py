@@ -8,10 +8,8 @@ from pathlib import Path
 
 from stpredict.result.file import Result, spot_names
 from stpredict.result.frame import Frame
+from stpredict.storage.csv_cells import plain_cell
 from stpredict.storage.files import atomic_path
-
-#: A spreadsheet takes a cell that begins with one of these, or its full-width form, for a formula.
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def write_table(path: Path, frame: Frame, result: Result, genes: Sequence[int]) -> None:
@@ -31,8 +29,3 @@ def write_table(path: Path, frame: Frame, result: Result, genes: Sequence[int]) 
             fraction = round(float(result.tissue_fraction[i]), 3)
             values = (*result.quality_of(i).values(), *(round(value, 4) for value in row))
             writer.writerow((plain_cell(name), int(spots.row[i]), int(spots.column[i]), *place, fraction, *values))
-
-
-def plain_cell(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(FORMULA) else text

@@ -16,10 +16,10 @@ import numpy as np
 
 from stpredict.arrays import Bool, Float, Float32
 from stpredict.errors import ResultError, UsageError
-from stpredict.rendering.table import plain_cell
 from stpredict.result.file import FLAGS, UNUSUAL, Result, read_result, results_in
 from stpredict.result.frame import Origin, make_frame
 from stpredict.slides.regions import read_regions
+from stpredict.storage.csv_cells import plain_cell
 from stpredict.storage.files import atomic_path
 
 PERCENTILES = (5, 25, 50, 75, 95)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -15,11 +15,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stpredict.arrays import Bool, Float32, Int, UInt8
+from stpredict.arrays import Bool, Float32, UInt8
 from stpredict.errors import ResultError, ResultNotFoundError
 from stpredict.slides.lattice import MAX_SIDE, MAX_SPOTS, Spots, lattice_shape
 from stpredict.slides.slide import Bounds, Mpp
-from stpredict.storage.new_hdf5 import new_hdf5
 from stpredict.storage.stored_text import read_text
 
 RESULT_SUFFIX = ".h5ad"
@@ -129,57 +128,6 @@ class Result:
             x = _dataset(file, "X")
             for first in range(0, len(self.genes), CHUNK_GENES):
                 yield first, x[:, first : first + CHUNK_GENES]
-
-
-def write_result(
-    path: Path,
-    name: str,
-    spots: Spots,
-    columns: Mapping[str, Float32 | Bool],
-    genes: Sequence[Gene],
-    rows: Iterable[Float32],
-    provenance: dict[str, Any],
-    timings: dict[str, float],
-    thumbnail: UInt8,
-    thumbnail_downsample: float,
-    spot_diameter_px: float,
-    spread: Iterable[Float32] | None = None,
-) -> None:
-    """Write a result, whole or not at all; `rows` are blocks of spots x genes in the order of the spots.
-
-    So is `spread`, how much each value depends on how its patch is turned.
-
-    `columns` hold `tissue_fraction`, UNUSUAL and FLAGS, as far as they are known.
-    """
-    with new_hdf5(path) as file:
-        _tag(file, "anndata", "0.1.0")
-        shape = (len(spots), len(genes))
-        _write_blocks(file, "X", shape, rows)
-        _write_table(file, "obs", spot_names(name, spots), {
-            "row": spots.row, "col": spots.column, **columns,
-        })  # fmt: skip
-        said = {column: np.array([getattr(gene, column) for gene in genes], np.float32) for column in GENE_COLUMNS}
-        known = {name: values for name, values in said.items() if name not in HALF_WIDTHS or np.isfinite(values).any()}
-        _write_table(file, "var", [gene.name for gene in genes], known)
-        for group in ("obsm", "varm", "obsp", "varp", "layers", "uns", "uns/log1p", "uns/spatial"):
-            _tag(file.create_group(group), "dict", "0.1.0")
-        if spread is not None:
-            _write_blocks(file, "layers/spread", shape, spread)
-            file["layers/spread"].attrs["meaning"] = SPREAD_MEANS
-        _write_array(file, "obsm/spatial", spots.centres.astype(np.float64))
-        library = f"uns/spatial/{name}"
-        for group in ("", "/images", "/scalefactors", "/metadata"):
-            _tag(file.create_group(library + group), "dict", "0.1.0")
-        _write_array(file, f"{library}/images/hires", thumbnail)
-        scale_factors = {
-            "tissue_hires_scalef": 1 / thumbnail_downsample,
-            "spot_diameter_fullres": spot_diameter_px,
-            "fiducial_diameter_fullres": spot_diameter_px,
-        }
-        for key, value in scale_factors.items():
-            _tag(file.create_dataset(f"{library}/scalefactors/{key}", data=value), "numeric-scalar", "0.2.0")
-        _write_text(file, "uns/stpredict", json.dumps({"format_version": FORMAT_VERSION, **provenance}, sort_keys=True))
-        _write_text(file, "uns/stpredict_timings", json.dumps(timings))
 
 
 def flagged(quality: Mapping[str, Float32 | Bool]) -> dict[str, Bool]:
@@ -351,41 +299,3 @@ def _read(file: h5py.File, name: str, shape: tuple[int, ...]) -> Any:
     if dataset.dtype.kind not in "iufb":  # text lies in heaps, which only `read_text` checks
         raise ValueError(f"{name} holds no numbers")
     return dataset[:]
-
-
-def _tag(item: h5py.Group | h5py.Dataset, encoding: str, version: str) -> None:
-    item.attrs["encoding-type"], item.attrs["encoding-version"] = encoding, version
-
-
-def _write_array(file: h5py.File, name: str, values: np.ndarray) -> None:
-    chunked = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if values.size else {}
-    _tag(file.create_dataset(name, data=values, **chunked), "array", "0.2.0")
-
-
-def _write_blocks(file: h5py.File, name: str, shape: tuple[int, int], blocks: Iterable[Float32]) -> None:
-    """Write blocks of spots x genes one after the other."""
-    chunks = (min(CHUNK_SPOTS, shape[0]), min(CHUNK_GENES, shape[1]))
-    x = file.create_dataset(
-        name, shape, np.float32, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True
-    )
-    _tag(x, "array", "0.2.0")
-    start = 0
-    for block in blocks:
-        x[start : start + len(block)] = block
-        start += len(block)
-    assert start == shape[0], f"{start} rows for {shape[0]} spots"
-
-
-def _write_text(file: h5py.File, name: str, text: str) -> None:
-    _tag(file.create_dataset(name, data=text, dtype=h5py.string_dtype()), "string", "0.2.0")
-
-
-def _write_table(file: h5py.File, name: str, index: Sequence[str], columns: Mapping[str, Float32 | Int | Bool]) -> None:
-    group = file.create_group(name)
-    _tag(group, "dataframe", "0.2.0")
-    group.attrs["_index"] = "_index"
-    group.attrs["column-order"] = np.array(list(columns), dtype=h5py.string_dtype())
-    names = group.create_dataset("_index", data=np.array(index, dtype=object), dtype=h5py.string_dtype())
-    _tag(names, "string-array", "0.2.0")
-    for column, values in columns.items():
-        _write_array(file, f"{name}/{column}", values)

@@ -18,9 +18,9 @@ from conftest import SLIDE, make_model
 from slides_to_try import tiff_pyramid
 from what_files_say import contents
 
-from stpredict.batch.anonymous import anonymous_names, without_names
-from stpredict.batch.jobs import Job
+from stpredict.batch.anonymous import anonymous_names
 from stpredict.errors import SlideError
+from stpredict.prediction.job import Job, without_names
 from stpredict.result.file import read_provenance, read_result
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")

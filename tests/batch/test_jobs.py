@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from stpredict.batch.jobs import Anonymity, Job, find_jobs
+from stpredict.batch.jobs import Anonymity, find_jobs
 from stpredict.errors import UsageError
+from stpredict.prediction.job import Job
 
 
 @pytest.fixture

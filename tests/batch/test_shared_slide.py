@@ -10,12 +10,13 @@ from conftest import SLIDE
 from same_results import assert_same
 from test_one_slide import EAGER, Killed, interrupt, predict
 
-from stpredict.batch.jobs import Job, find_jobs
+from stpredict.batch.jobs import find_jobs
 from stpredict.batch.shared_slide import help_slide
 from stpredict.batch.slides import Warm
 from stpredict.batch.spare_workers import MAX_LOST, Helpers, slide_for
 from stpredict.errors import ResultError
 from stpredict.prediction import shards
+from stpredict.prediction.job import Job
 from stpredict.prediction.pipeline import finish_shards
 from stpredict.prediction.request import Request
 from stpredict.prediction.shards import Shards, join_shards, open_shards, own_files, pin_engine

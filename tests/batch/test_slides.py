@@ -127,7 +127,7 @@ def test_one_picture_that_cannot_be_drawn_does_not_end_the_run(slides, tiny_mode
 def test_results_that_are_there_need_no_lease_and_no_folder_that_can_be_written(slides, tiny_model_path, monkeypatch):
     some = ("predict", slides / "one/a.tif", "-m", tiny_model_path, "--genes", "GNAS", "--pitch", "100", "-o", "out")
     assert run(*some).exit_code == 0
-    monkeypatch.setattr("stpredict.prediction.one_slide.take_lease", None)
+    monkeypatch.setattr("stpredict.prediction.preparation.take_lease", None)
     monkeypatch.setattr("stpredict.storage.files.make_folder", None)
     again = run(*some)
     assert again.exit_code == 0

@@ -25,8 +25,9 @@ from conftest import make_model
 
 from stpredict import DEFAULT_MODEL
 from stpredict.arrays import UInt8
-from stpredict.engines import ENGINES, SUPPORTED, EngineRequest, open_engine
 from stpredict.engines.eager import load_network
+from stpredict.engines.engine import ENGINES, SUPPORTED, EngineRequest
+from stpredict.engines.opening import open_engine
 from stpredict.engines.rate import spots_per_second
 from stpredict.errors import EngineError
 from stpredict.machine import processor_name, usable_cores

@@ -27,8 +27,9 @@ import torch
 from large_slides import write_slide
 from PIL import Image
 
-from stpredict.engines import Engine, EngineRequest, open_engine
 from stpredict.engines.eager import load_network
+from stpredict.engines.engine import Engine, EngineRequest
+from stpredict.engines.opening import open_engine
 from stpredict.engines.rate import spots_per_second
 from stpredict.errors import EngineError
 from stpredict.machine import usable_cores

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import stpredict.engines.compile as compiling
-from stpredict.engines import EngineRequest, open_engine
 from stpredict.engines.eager import run_reference
+from stpredict.engines.engine import EngineRequest
+from stpredict.engines.opening import open_engine
 from stpredict.errors import EngineError
 
 needs_compiler = pytest.mark.skipif(compiling.unavailable("cpu") is not None, reason=str(compiling.unavailable("cpu")))

@@ -11,10 +11,11 @@ import openvino
 import pytest
 import torch
 
-from stpredict.engines import PRECISIONS, EngineRequest, open_engine
 from stpredict.engines.cache import engine_folder
 from stpredict.engines.check import check_patches, compare
 from stpredict.engines.eager import load_network, run_reference
+from stpredict.engines.engine import PRECISIONS, EngineRequest
+from stpredict.engines.opening import open_engine
 from stpredict.errors import EngineError, UsageError
 from stpredict.model.file import REFERENCE_BIAS, REFERENCE_WEIGHT, load_model, save_model
 
@@ -152,7 +153,8 @@ def test_a_cached_engine_runs_without_torch_and_nothing_is_reported_home(tiny_mo
 import sys
 import numpy as np
 from pathlib import Path
-from stpredict.engines import PRECISIONS, EngineRequest, open_engine
+from stpredict.engines.engine import PRECISIONS, EngineRequest
+from stpredict.engines.opening import open_engine
 from stpredict.model.file import load_model
 patches = np.load(sys.argv[2])
 engine = open_engine(load_model(Path(sys.argv[1])), EngineRequest(batch_size=8), patches, print)

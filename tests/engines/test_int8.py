@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import stpredict.engines.int8 as int8
-from stpredict.engines import EngineRequest, open_engine
 from stpredict.engines.check import check_index, compare
 from stpredict.engines.eager import run_reference
+from stpredict.engines.engine import EngineRequest
+from stpredict.engines.opening import open_engine
 from stpredict.errors import EngineError
 
 

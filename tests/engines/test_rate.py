@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from stpredict.engines import EngineRequest, open_engine
+from stpredict.engines.engine import EngineRequest
+from stpredict.engines.opening import open_engine
 from stpredict.engines.rate import spots_per_second
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-import stpredict.engines as engines
+import stpredict.engines.opening as opening
 import stpredict.engines.selection as selection
 import stpredict.engines.tensorrt as tensorrt
-from stpredict.engines import Engine, EngineRequest, open_engine
 from stpredict.engines.check import compare
+from stpredict.engines.engine import Engine, EngineRequest
+from stpredict.engines.opening import open_engine
 from stpredict.engines.selection import COMPILE_FROM, TENSORRT_FROM, candidates
 from stpredict.errors import EngineError, PrecisionError
 
@@ -108,7 +109,7 @@ def test_auto_falls_to_the_next_aloud_and_a_named_engine_is_an_error(
         return an_engine(name, precision, passed=name != "tensorrt" or trouble is None)
 
     machine(gpu=True, installed=True)
-    monkeypatch.setattr(engines, "_open", pretend)
+    monkeypatch.setattr(opening, "_open", pretend)
     lines: list[str] = []
     engine = open_engine(tiny_model, EngineRequest(), patches, lines.append, n_spots=LARGE)
     assert engine.name == used

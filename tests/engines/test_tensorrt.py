@@ -16,10 +16,11 @@ import pytest
 import torch
 
 import stpredict.engines.tensorrt as tensorrt
-from stpredict.engines import EngineRequest, open_engine
 from stpredict.engines.cache import cache_path
 from stpredict.engines.check import compare
 from stpredict.engines.eager import load_network, run_reference
+from stpredict.engines.engine import EngineRequest
+from stpredict.engines.opening import open_engine
 from stpredict.errors import EngineError
 from stpredict.networks import (
     ARCHITECTURES,

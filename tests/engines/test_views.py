@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import stpredict.engines.compile as compiling
-from stpredict.engines import EngineRequest, open_engine
 from stpredict.engines.check import check_patches, compare
 from stpredict.engines.eager import run_reference
+from stpredict.engines.engine import EngineRequest
+from stpredict.engines.opening import open_engine
 from stpredict.errors import EngineError
 
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import Tiles
-from stpredict.engines import EngineRequest
+from stpredict.engines.engine import EngineRequest
 from stpredict.errors import DatasetError, UsageError
 from stpredict.evaluation.assessment import assess
 from stpredict.evaluation.report import show, write

@@ -8,8 +8,9 @@ from scipy import stats
 
 from stpredict import DEFAULT_MODEL
 from stpredict.errors import ModelFileError
-from stpredict.model.card import describe_reliability, read_reliability, reliable_genes, show_card
+from stpredict.model.card import show_card
 from stpredict.model.file import find_model, load_model
+from stpredict.model.reliability import describe_reliability, read_reliability, reliable_genes
 
 PANEL = ["A", "B", "C", "D"]
 

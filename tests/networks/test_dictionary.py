@@ -7,9 +7,10 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from stpredict.engines import EngineRequest, open_engine
 from stpredict.engines.check import check_patches
 from stpredict.engines.eager import run_reference
+from stpredict.engines.engine import EngineRequest
+from stpredict.engines.opening import open_engine
 from stpredict.errors import EngineError, ModelFileError
 from stpredict.model.file import Model, load_model, save_model
 from stpredict.networks import build_network, network_parameters

@@ -13,9 +13,10 @@ import pytest
 from conftest import SLIDE
 from test_one_slide import EAGER, predict
 
-from stpredict.batch.jobs import Job, find_jobs
+from stpredict.batch.jobs import find_jobs
 from stpredict.batch.slides import predict_slides
 from stpredict.prediction import leases
+from stpredict.prediction.job import Job
 from stpredict.prediction.leases import take_lease
 from stpredict.prediction.request import Request
 

@@ -13,12 +13,13 @@ from conftest import GENES, SLIDE, make_model
 from same_results import assert_same
 from slides_to_try import leica_with_bounds, tiff_pyramid
 
-from stpredict.batch.jobs import Job, find_jobs
+from stpredict.batch.jobs import find_jobs
 from stpredict.batch.slides import predict_slides
-from stpredict.engines import EngineRequest
 from stpredict.engines.eager import load_network
+from stpredict.engines.engine import EngineRequest
 from stpredict.errors import ResultError, UsageError
 from stpredict.model.file import load_model
+from stpredict.prediction.job import Job
 from stpredict.prediction.one_slide import Request
 from stpredict.prediction.request import warn_of_unpredicted_genes
 from stpredict.prediction.shards import Shards, describe_difference
@@ -255,7 +256,7 @@ def interrupt(model, out, monkeypatch, **request):
 def test_shards_of_other_spots_are_not_taken_for_these(tiny_model, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(
-            "stpredict.prediction.one_slide.block_order", lambda raster, origins: block_order(raster, origins)[::-1]
+            "stpredict.prediction.preparation.block_order", lambda raster, origins: block_order(raster, origins)[::-1]
         )
         interrupt(tiny_model, tmp_path, patch, pitch_um=100.0)
     (refused,) = predict(tiny_model, tmp_path, pitch_um=100.0)

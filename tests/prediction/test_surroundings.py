@@ -10,8 +10,8 @@ from conftest import GENES, SLIDE, make_model
 from stpredict.batch.jobs import find_jobs
 from stpredict.batch.shared_slide import help_slide
 from stpredict.batch.slides import Warm, plan_slides, predict_slides
-from stpredict.engines import EngineRequest
 from stpredict.engines.eager import load_network
+from stpredict.engines.engine import EngineRequest
 from stpredict.model.file import load_model
 from stpredict.networks.triplex import TARGET, TriplexConfig
 from stpredict.prediction import shards, surroundings

@@ -11,8 +11,8 @@ from test_one_slide import EAGER, Killed, predict
 
 from stpredict.batch.jobs import find_jobs
 from stpredict.batch.slides import plan_slides
-from stpredict.engines import EngineRequest
 from stpredict.engines.eager import load_network
+from stpredict.engines.engine import EngineRequest
 from stpredict.errors import ResultError
 from stpredict.prediction.one_slide import Request
 from stpredict.prediction.shards import Shards

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from results_to_draw import made_up
 
+from stpredict.colour_maps import COLOUR_MAPS, lookup_table
 from stpredict.errors import ResultError, UsageError
-from stpredict.rendering.colour import COLOUR_MAPS, Cohort, ColourScale, ScaleRequest, colour_scale, lookup_table
+from stpredict.rendering.colour import Cohort, ColourScale, ScaleRequest, colour_scale
 from stpredict.slides.lattice import lattice
 from stpredict.slides.slide import Bounds, Mpp
 

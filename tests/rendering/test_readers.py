@@ -18,12 +18,13 @@ from slides_to_try import leica_with_bounds, tiff_pyramid
 
 from stpredict.batch.jobs import find_jobs
 from stpredict.batch.slides import predict_slides
-from stpredict.engines import EngineRequest
+from stpredict.engines.engine import EngineRequest
 from stpredict.prediction.one_slide import Request
 from stpredict.rendering.colour import ScaleRequest
 from stpredict.rendering.render import render
 from stpredict.rendering.styles import RenderRequest, Style
-from stpredict.result.file import Gene, Result, read_result, write_result
+from stpredict.result.file import Gene, Result, read_result
+from stpredict.result.writing import write_result
 from stpredict.slides.lattice import Spots, lattice
 from stpredict.slides.slide import Bounds, Mpp, open_slide
 

@@ -13,8 +13,8 @@ from conftest import GENES, SLIDE
 
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles
-from stpredict.engines import EngineRequest
 from stpredict.engines.eager import load_network
+from stpredict.engines.engine import EngineRequest
 from stpredict.evaluation.assessment import predict_spots
 from stpredict.evaluation.scores import Shares
 from stpredict.model.card import show_card

@@ -1,0 +1,72 @@
+"""Draw docs/house.md from the layers that pyproject.toml has import-linter keep: `python docs/house.py`."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = Path(__file__).with_name("house.md")
+INTRO = """# The house
+
+Each room of `stpredict/` is a folder or, on the ground floor, a file. A room imports only rooms on floors below its
+own: not those above it, nor those beside it on its floor. `lint-imports` keeps it so, from the layers in
+`pyproject.toml`, and this page is drawn from them by `python docs/house.py`.
+
+```mermaid
+flowchart TB
+{picture}
+```
+
+| floor | room | who lives there, and what it may import |
+|---|---|---|
+{rows}
+
+## Which room for what is new
+
+| you bring | it goes to |
+|---|---|
+| a slide format | `slides/slide.py`, which opens each; what its file states is read beside it |
+| a layout of measured sections | a reader in `data/`, and its line in `data/dataset.py` |
+| a network | a file in `networks/`, and its line in `networks/__init__.py`; how it is trained, in `training/` |
+| a published checkpoint | `model/published.py` |
+| an engine | a file in `engines/`, and its lines in `engines/engine.py`, `engines/opening.py` and `engines/selection.py` |
+| a score | `statistics/metrics.py`, or `statistics/spatial.py` if it looks at neighbours; `evaluation/scores.py` puts it in tables |
+| a picture | a file in `rendering/`, and its line in `rendering/styles.py` |
+| a way to spread slides over machines | `batch/` |
+| a command | its options in `cli/`, what it does in `commands/` |
+"""
+
+
+def floors() -> list[list[str]]:
+    """Rooms per floor, from the top."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    return [[room.strip() for room in layer.split("|")] for layer in layers]
+
+
+def what_lives_in(room: str) -> str:
+    """The docstring of a room, as one line."""
+    folder = ROOT / "stpredict" / room / "__init__.py"
+    path = folder if folder.exists() else ROOT / "stpredict" / f"{room}.py"
+    return " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
+
+
+def page() -> str:
+    house = floors()
+    picture = []
+    for number, rooms in zip(range(len(house), 0, -1), house, strict=True):
+        inside = "; ".join(f'{room.strip("_")}["{room}"]' for room in rooms)
+        picture.append(f'  subgraph f{number}["floor {number}"]\n    direction LR\n    {inside}\n  end')
+    picture += [f"  f{number} --> f{number - 1}" for number in range(len(house), 1, -1)]
+    rows = [
+        f"| {number} | `{room}` | {what_lives_in(room)} |"
+        for number, rooms in zip(range(len(house), 0, -1), house, strict=True)
+        for room in rooms
+    ]
+    return INTRO.format(picture="\n".join(picture), rows="\n".join(rows))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,93 @@
+"""Open the engine that suits a request, checked against fp32 eager on real patches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stpredict.arrays import UInt8
+from stpredict.console import Report
+from stpredict.engines.engine import ENGINES, SUPPORTED, Engine, EngineRequest
+from stpredict.errors import EngineError, PrecisionError
+from stpredict.model.file import Model
+
+
+def open_engine(
+    model: Model, request: EngineRequest, sample: UInt8, report: Report, n_spots: int = 0, keep: bool = True
+) -> Engine:
+    """Build, or take from the cache, the engine that suits the request, and check it on the `sample` of real patches.
+
+    With `auto`, nothing is built that takes longer than it saves on `n_spots` spots, a precision or engine that fails
+    its check gives way to the next, and `report` is told. Without `keep` what is built is forgotten.
+    Raises EngineError if an engine that was named cannot run here, or none passes.
+    """
+    from stpredict.engines.selection import candidates
+
+    failures = []
+    for name, precision in candidates(model, request, n_spots):
+        try:
+            engine = _open_smaller(name, model, precision, request, sample, report, keep)
+        except PrecisionError as error:
+            if request.precision != "auto":  # unasked, an older processor is no failure
+                failures.append(str(error))
+            continue
+        except EngineError as error:
+            failures.append(str(error))
+            continue
+        if engine.verdict.passed:
+            for failure in failures:
+                report(f"engine: {failure} Using {name} {precision}.")
+            return engine
+        failures.append(f"{name} {precision} failed its numeric check ({engine.verdict.summary()}).")
+    raise EngineError(" ".join([*dict.fromkeys(failures), "Another --engine or --precision may do."]))
+
+
+def _open_smaller(
+    name: str, model: Model, precision: str, request: EngineRequest, sample: UInt8, report: Report, keep: bool
+) -> Engine:
+    """Open an engine, with batches of half the size, aloud, for as long as a GPU has no memory for them."""
+    while True:
+        try:
+            return _open(name, model, precision, request, sample, report, keep)
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
+            from stpredict.engines.running import BATCH_SIZES
+
+            size = request.batch_size or BATCH_SIZES["cuda"]
+            if size == 1:
+                raise EngineError(f"{name}: the GPU has no memory for even one patch at a time.") from error
+            report(f"{name}: the GPU has no memory for {size} patches at a time; trying {size // 2}.")
+            request = replace(request, batch_size=size // 2)
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Did torch run out of a GPU's memory, here or in what this error came from? Without importing torch."""
+    while error is not None and type(error).__name__ != "OutOfMemoryError":
+        error = error.__cause__
+    return error is not None
+
+
+def _open(
+    name: str, model: Model, precision: str, request: EngineRequest, sample: UInt8, report: Report, keep: bool
+) -> Engine:
+    if precision not in SUPPORTED[name]:
+        able = ", ".join(engine for engine in ENGINES if precision in SUPPORTED[engine])
+        raise EngineError(f"{name}: runs in {', '.join(SUPPORTED[name])}; for {precision} there is {able}.")
+    if name == "openvino":
+        try:
+            from stpredict.engines.openvino import open_openvino
+        except ImportError as error:
+            raise EngineError(f"openvino: cannot be imported ({error}); pip install openvino.") from error
+
+        return open_openvino(model, precision, request, sample, report, keep)
+    if name == "tensorrt":
+        from stpredict.engines.tensorrt import open_tensorrt
+
+        return open_tensorrt(model, precision, request, sample, report, keep)
+    if name == "compile":
+        from stpredict.engines.compile import open_compile
+
+        return open_compile(model, precision, request, sample, report)
+    from stpredict.engines.eager import open_eager
+
+    return open_eager(model, precision, request, sample)

@@ -1,0 +1,69 @@
+"""One slide to predict: where its result goes, and what messages call it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def without_names(text: str, names: Mapping[Path, str]) -> str:
+    """The text with another name for each of some files, and without the folders that they lie in."""
+    parents = {path.parent for path in names}
+    folders = {
+        written for parent in parents for written in (str(parent), os.path.normpath(parent), str(parent.resolve()))
+    }
+    for folder in sorted(folders - {"."}, key=len, reverse=True):
+        text = text.replace(f"{folder}{os.sep}", "")
+        if os.sep in folder.rstrip(os.sep) and Path(folder).name != "..":  # else it may be any word
+            text = re.sub(rf"(?<![\w/]){re.escape(folder)}(?![^\W_])", "the slides' folder", text)
+    known: dict[str, str] = {}
+    for path, name in names.items():
+        decoded = os.fsencode(path.name).decode("utf-8", "replace")
+        known |= dict.fromkeys((path.name, path.stem, decoded, repr(path.name)[1:-1]), name) | {name: name}
+    longest_first = "|".join(re.escape(written) for written in sorted(known, key=len, reverse=True))
+    return re.sub(rf"(?<![^\W_])(?:{longest_first})(?![^\W_])", lambda found: known[found[0]], text)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One slide, where its result goes, and its um per pixel and its mask if they are given for it alone."""
+
+    slide: Path
+    result: Path
+    mpp: float | None = None
+    mask: Path | None = None
+    anonymous: str | None = None  # what all output calls the slide
+
+    @property
+    def name(self) -> str:
+        """The slide's name in its result."""
+        return self.anonymous or slide_name(self.slide)
+
+    @property
+    def shown(self) -> Path:
+        """What messages call the slide."""
+        return Path(self.anonymous) if self.anonymous else self.slide
+
+    @property
+    def lease(self) -> Path:
+        """The file that says that somebody is at the slide."""
+        return self.result.with_name(f"{self.result.name}.lease")
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What each event of the log says of the slide."""
+        return {"slide": str(self.shown), "output": str(self.result)}
+
+    def hide_names(self, error: Exception) -> None:
+        """Let an error of an anonymous slide call it by that name only."""
+        if self.anonymous:
+            names = ({self.mask: "mask"} if self.mask else {}) | {self.slide: self.anonymous}
+            error.args = tuple(without_names(part, names) if isinstance(part, str) else part for part in error.args)
+
+
+def slide_name(path: Path) -> str:
+    """The slide's name in results: its file name without the suffix, as valid text."""
+    return os.fsencode(path.stem).decode("utf-8", "replace")
