@@ -31,8 +31,8 @@ flowchart TB
 | a layout of measured sections | a reader in `data/`, and its line in `data/dataset.py` |
 | a network | a file in `networks/`, and its line in `networks/__init__.py`; how it is trained, in `training/` |
 | a published checkpoint | `model/published.py` |
-| an engine | a file in `engines/`, and its lines in `engines/engine.py`, `engines/opening.py` and `engines/selection.py` |
-| a score | `statistics/metrics.py`, or `statistics/spatial.py` if it looks at neighbours; `evaluation/scores.py` puts it in tables |
+| an engine | a file in `engines/`; `engine.py`, `opening.py` and `selection.py` there name it |
+| a score | `statistics/metrics.py`, or `spatial.py` there if it looks at neighbours; then `evaluation/scores.py` |
 | a picture | a file in `rendering/`, and its line in `rendering/styles.py` |
 | a way to spread slides over machines | `batch/` |
 | a command | its options in `cli/`, what it does in `commands/` |

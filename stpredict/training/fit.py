@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,35 @@ class Log:
             if row["stage"] == stage and row["validation"]
         ]
         return -max(scored)[1] if scored else None
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all stages of one network's training share: how it is trained, its log, its states' folder, its device."""
+
+    settings: Settings
+    log: Log
+    folder: Path
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of training: the items that it trains on, how often, and the peak of its learning rate."""
+
+    name: str
+    items: Int
+    epochs: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Student:
+    """A network that is trained on measured spots, the loss of a batch, and its raw output for spots."""
+
+    network: Network
+    step: Step
+    predict: Callable[[Int], Float]
 
 
 def is_main_process() -> bool:
@@ -162,28 +192,21 @@ def plain_step(loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
 
 
 def fit(
-    network: nn.Module,
-    read: Callable[[Int], UInt8],
-    step: Step,
-    index: Int,
-    *,
-    epochs: int,
-    learning_rate: float,
-    settings: Settings,
-    state: Path,
-    device: torch.device,
+    network: nn.Module, read: Callable[[Int], UInt8], step: Step, stage: Stage, course: Course
 ) -> Iterator[tuple[int, float, float]]:
-    """Train on the items `index`; yield (epoch from 1, mean loss, seconds) after each epoch.
+    """Train on the items of a `stage`; yield (epoch from 1, mean loss, seconds) after each epoch.
 
-    The state after each epoch is kept in the file `state`, from which a killed run resumes as if undisturbed.
+    The state after each epoch is kept in the course's folder, from which a killed run resumes as if undisturbed.
     Under torchrun each process takes its share of every batch.
     """
+    settings, device, index, epochs = course.settings, course.device, stage.items, stage.epochs
+    state = course.folder / f"{stage.name}.pt"
     world, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
     network.to(device)
     model: nn.Module = DistributedDataParallel(network) if world > 1 else network
-    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(network.parameters(), stage.learning_rate, weight_decay=settings.weight_decay)
     steps = -(-len(index) // settings.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps * epochs)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.learning_rate, total_steps=steps * epochs)
     done = 0
     if state.exists():
         saved = torch.load(state, map_location=device, weights_only=True)
@@ -246,35 +269,17 @@ def ridge_lessons(features: Float, unlabelled_features: Float, objective: Object
     return np.hstack([predicted, unlabelled_features])
 
 
-def teach_values(
-    student: nn.Module, tiles: Tiles, wanted: Tensor, places: Int, settings: Settings, log: Log, state: Path,
-    device: torch.device,
-) -> None:  # fmt: skip
+def teach_values(network: nn.Module, tiles: Tiles, wanted: Tensor, places: Int, course: Course) -> None:
     """Train a network to say the `wanted` values, a row per unlabelled place, at some `places`."""
-    for epoch, loss, seconds in fit(
-        student,
-        lambda index: tiles.read_patches(index, unlabelled=True),
-        plain_step(lambda z, index: F.mse_loss(z, wanted[index].to(z.device))),
-        places,
-        epochs=-(-settings.teach_patches // len(places)),
-        learning_rate=settings.teach_learning_rate,
-        settings=settings,
-        state=state,
-        device=device,
-    ):
-        log.add("teach", epoch, loss, seconds)
+    settings = course.settings
+    stage = Stage("teach", places, -(-settings.teach_patches // len(places)), settings.teach_learning_rate)
+    step = plain_step(lambda z, index: F.mse_loss(z, wanted[index].to(z.device)))
+    read = partial(tiles.read_patches, unlabelled=True)
+    for epoch, loss, seconds in fit(network, read, step, stage, course):
+        course.log.add(stage.name, epoch, loss, seconds)
 
 
-def teach(
-    network: Network,
-    tiles: Tiles,
-    taught: Float,
-    places: Int,
-    settings: Settings,
-    log: Log,
-    state: Path,
-    device: torch.device,
-) -> None:
+def teach(network: Network, tiles: Tiles, taught: Float, places: Int, course: Course) -> None:
     """Teach a network what a teacher predicts at the unlabelled `places`.
 
     `taught` has a row per place and first a column per gene, z; further columns are taught beside them.
@@ -283,51 +288,26 @@ def teach(
     wanted = torch.as_tensor(np.clip((taught - mean) / spread, -TAUGHT_LIMIT, TAUGHT_LIMIT), dtype=torch.float32)
     head, n_genes = network.head, network.config.n_genes
     network.head = Head(head.in_features, taught.shape[1], "identity")
-    teach_values(network, tiles, wanted, places, settings, log, state, device)
-    scale, shift = (torch.as_tensor(x[:n_genes], dtype=torch.float32, device=device) for x in (spread, mean))
+    teach_values(network, tiles, wanted, places, course)
+    scale, shift = (torch.as_tensor(x[:n_genes], dtype=torch.float32, device=course.device) for x in (spread, mean))
     with torch.no_grad():
-        head = head.to(device)
+        head = head.to(course.device)
         head.weight.copy_(network.head.weight[:n_genes] * scale[:, None])
         head.bias.copy_(network.head.bias[:n_genes] * scale + shift)
     network.head = head
 
 
 def train_on_spots(
-    network: Network,
-    tiles: Tiles,
-    objective: Objective,
-    rows: Int,
-    validation: Int,
-    panel_counts: Float,
-    epochs: int,
-    stage: str,
-    settings: Settings,
-    log: Log,
-    state: Path,
-    device: torch.device,
-    step: Step,
-    predict: Callable[[Int], Float],
-) -> None:
-    """Train on the measured spots `rows`; after each epoch log the score on the spots `validation`, if any.
-
-    `predict` gives the network's raw output for spots.
-    """
-    for epoch, loss, seconds in fit(
-        network,
-        tiles.read_patches,
-        step,
-        rows,
-        epochs=epochs,
-        learning_rate=settings.learning_rate,
-        settings=settings,
-        state=state,
-        device=device,
-    ):
+    student: Student, tiles: Tiles, objective: Objective, panel_counts: Float, stage: Stage, validation: Int,
+    course: Course,
+) -> None:  # fmt: skip
+    """Train on the measured spots of a `stage`; after each epoch log the score on the spots `validation`, if any."""
+    for epoch, loss, seconds in fit(student.network, tiles.read_patches, student.step, stage, course):
         score = None
         if len(validation):
-            expression = objective.expression(predict(validation))
+            expression = objective.expression(student.predict(validation))
             per_gene = metrics.depth_controlled_correlation(
                 expression, panel_counts[validation], objective.depth[validation], tiles.section[validation]
             )
             score = float(np.nanmean(per_gene))
-        log.add(stage, epoch, loss, seconds, score)
+        course.log.add(stage.name, epoch, loss, seconds, score)

@@ -27,8 +27,11 @@ from stpredict.statistics.spatial import neighbour_mean
 from stpredict.storage.files import atomic_path
 from stpredict.training.dictionary import learn_windows
 from stpredict.training.fit import (
+    Course,
     Log,
     Report,
+    Stage,
+    Student,
     agree_on,
     is_main_process,
     new_network,
@@ -178,38 +181,39 @@ def train_epochs(
     tiles, settings = run.tiles, run.settings
     counted = objective.depth > 0
     in_training, in_validation = (np.isin(tiles.section, names) & counted for names in (sections, validation))
-    log = Log(folder / "log.csv", run.report)
+    course = Course(settings, Log(folder / "log.csv", run.report), folder, run.device)
     network = new_network(settings, tiles, counts.shape[1])
     places = np.flatnonzero(np.isin(tiles.unlabelled_section, sections))
     # The teacher must not know the validation's counts, or the first epochs would look too good.
     known = np.flatnonzero(in_training & ~in_validation)
     surroundings: dict[str, Surroundings] = {}
     if isinstance(network, Triplex):
-        surroundings = prepare_triplex(network, run.weights, run.sections, sections, tiles, run.unlabelled_features,
-                                       settings, log, folder, run.device, run.report)  # fmt: skip
+        surroundings = prepare_triplex(
+            network, run.weights, run.sections, sections, tiles, run.unlabelled_features, course
+        )
     elif settings.teach_patches and len(places):
         taught = ridge_lessons(run.features, run.unlabelled_features, objective, known)
-        teach(network, tiles, taught, places, settings, log, folder / "teach.pt", run.device)
+        teach(network, tiles, taught, places, course)
 
-    def train(rows: Int, tested: Int, n_epochs: int, stage: str) -> Network:
+    def train(name: str, rows: Int, tested: Int, n_epochs: int) -> Network:
         student = copy.deepcopy(network)
         step, predict = plain_step(objective.loss), partial(predict_z, student, tiles, device=run.device)
         if isinstance(student, Triplex):
             detach = settings.fusion_teacher == "detached"
             step = triplex_step(student, surroundings, tiles, objective, detach, run.device)
             predict = partial(predict_triplex, student, surroundings, tiles, device=run.device)
-        train_on_spots(student, tiles, objective, rows, tested, counts, n_epochs, stage,
-                       settings, log, folder / f"{stage}.pt", run.device, step, predict)  # fmt: skip
+        stage = Stage(name, rows, n_epochs, settings.learning_rate)
+        train_on_spots(Student(student, step, predict), tiles, objective, counts, stage, tested, course)
         return student
 
     if epochs is None and len(validation):
-        train(known, np.flatnonzero(in_validation), settings.epochs, "select")
-        epochs = agree_on(log.best_epoch("select"))
+        train("select", known, np.flatnonzero(in_validation), settings.epochs)
+        epochs = agree_on(course.log.best_epoch("select"))
     # Without a validation, stop half way: on few spots the later epochs were seen to overfit.
     epochs = epochs or max(1, settings.epochs // 2)
-    student = train(np.flatnonzero(in_training), np.empty(0, np.int64), epochs, "train")
+    student = train("train", np.flatnonzero(in_training), np.empty(0, np.int64), epochs)
     if is_main_process():
-        draw_curves(log, folder / "curves.png")
+        draw_curves(course.log, folder / "curves.png")
     return student, epochs, surroundings
 
 

@@ -6,8 +6,7 @@ and stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,8 +19,7 @@ from stpredict.engines.eager import two_passes
 from stpredict.networks.triplex import Triplex, Trunk, fusion_loss
 from stpredict.prediction.surroundings import Surroundings, look_around_sections, predict_in_sections
 from stpredict.statistics.objectives import Objective
-from stpredict.training.fit import TAUGHT_LIMIT, Log, Step, in_bf16, teach_values
-from stpredict.training.settings import Settings
+from stpredict.training.fit import TAUGHT_LIMIT, Course, Step, in_bf16, teach_values
 
 #: The folder of what the frozen trunk says of patches; it is removed when the network is done.
 SURROUNDINGS = "surroundings"
@@ -39,16 +37,13 @@ class Describing(nn.Module):
         return self.head(self.trunk(patches).mean(dim=1))  # type: ignore[no-any-return]
 
 
-def teach_trunk(
-    network: Triplex, tiles: Tiles, unlabelled_features: Float, places: Int, settings: Settings, log: Log, state: Path,
-    device: torch.device,
-) -> None:  # fmt: skip
+def teach_trunk(network: Triplex, tiles: Tiles, unlabelled_features: Float, places: Int, course: Course) -> None:
     """Teach the trunk the colour and texture features of the unlabelled `places`. No counts are looked at."""
     mean, spread = unlabelled_features[places].mean(axis=0), unlabelled_features[places].std(axis=0) + 1e-9
     standardised = np.clip((unlabelled_features - mean) / spread, -TAUGHT_LIMIT, TAUGHT_LIMIT)
     wanted = torch.as_tensor(standardised, dtype=torch.float32)
     student = Describing(network.trunk, 8 * network.config.trunk_width, wanted.shape[1])
-    teach_values(student, tiles, wanted, places, settings, log, state, device)
+    teach_values(student, tiles, wanted, places, course)
 
 
 def freeze_trunk(network: Triplex) -> None:
@@ -61,8 +56,7 @@ def freeze_trunk(network: Triplex) -> None:
 
 def prepare_triplex(
     network: Triplex, weights: Mapping[str, Tensor] | None, sections: Sequence[Section], trained_on: Sequence[str],
-    tiles: Tiles, unlabelled_features: Float, settings: Settings, log: Log, folder: Path, device: torch.device,
-    report: Callable[[str], None],
+    tiles: Tiles, unlabelled_features: Float, course: Course,
 ) -> dict[str, Surroundings]:  # fmt: skip
     """Begin with the user's `weights`, or teach the trunk; returns the surroundings of all sections' spots.
 
@@ -71,14 +65,14 @@ def prepare_triplex(
     places = np.flatnonzero(np.isin(tiles.unlabelled_section, trained_on))
     if weights is not None:
         network.trunk.load_state_dict(weights)
-    elif settings.teach_patches and len(places):
-        teach_trunk(network, tiles, unlabelled_features, places, settings, log, folder / "teach.pt", device)
+    elif course.settings.teach_patches and len(places):
+        teach_trunk(network, tiles, unlabelled_features, places, course)
     else:
-        report("the frozen ResNet18 has random weights: nothing taught it, and --encoder-weights names none")
+        course.log.report("the frozen ResNet18 has random weights: nothing taught it, and --encoder-weights names none")
     freeze_trunk(network)
-    cache = (folder if weights is None else folder.parent) / SURROUNDINGS
-    passes = two_passes(network.to(device).eval(), device)
-    return look_around_sections(sections, tiles, passes, tiles.pitch_um, cache, report)
+    cache = (course.folder if weights is None else course.folder.parent) / SURROUNDINGS
+    passes = two_passes(network.to(course.device).eval(), course.device)
+    return look_around_sections(sections, tiles, passes, tiles.pitch_um, cache, course.log.report)
 
 
 def triplex_step(

@@ -25,7 +25,10 @@ from stpredict.training.crossvalidation import write_trained
 from stpredict.training.dictionary import learn_windows
 from stpredict.training.fit import (
     TAUGHT_LIMIT,
+    Course,
     Log,
+    Stage,
+    Student,
     new_network,
     plain_step,
     predict_z,
@@ -98,27 +101,27 @@ def train_student(row: str, part: Part, seed: int) -> Float:
     rows, tested = np.flatnonzero(part.train), np.flatnonzero(part.test)
     smooth = neighbour_mean(tiles.section, tiles.centres) if recipe.smooth_labels else None
     objective = make_objective(recipe.objective, part.counts, tiles.depth, tiles.section, part.train, smooth)
-    log = Log(part.scratch / f"{row}-{seed}.csv", lambda line: print(f"{row}: {line}", flush=True))
+    folder = part.scratch / f"{row}-{seed}"
+    folder.mkdir(exist_ok=True)
+    log = Log(folder / "log.csv", lambda line: print(f"{row}: {line}", flush=True))
+    course = Course(settings, log, folder, CPU)
     torch.manual_seed(seed)
     network = M2ORT(M2ORTConfig(len(part.panel), **(SIZES | recipe.sizes)))
     places = np.flatnonzero(np.isin(tiles.unlabelled_section, part.sections))
     places = np.random.default_rng(seed).choice(places, min(TEACH_PATCHES, len(places)), replace=False)
-    state = part.scratch / f"{row}-{seed}-teach.pt"
     if recipe.teacher == "visual words":
-        teach_words(network, part, places, settings, log, state)
+        teach_words(network, part, places, course)
     elif recipe.teacher != "nobody":
         lessons = ridge_lessons(part.colour, part.unlabelled_colour, objective, rows)
         if recipe.teacher != "ridge":
             seeds = range(3) if recipe.teacher == "ensemble" else [seed]
             said = [dictionary_lessons(part, rows, places, each) for each in seeds]
             lessons[places, : len(part.panel)] = np.mean(said, axis=0)
-        teach(network, tiles, lessons, places, settings, log, state, CPU)
+        teach(network, tiles, lessons, places, course)
     if recipe.epochs:
-        train_on_spots(
-            network, tiles, objective, rows, np.empty(0, np.int64), part.counts, recipe.epochs, "train", settings, log,
-            part.scratch / f"{row}-{seed}-train.pt", CPU, plain_step(objective.loss),
-            partial(predict_z, network, tiles, device=CPU),
-        )  # fmt: skip
+        student = Student(network, plain_step(objective.loss), partial(predict_z, network, tiles, device=CPU))
+        stage = Stage("train", rows, recipe.epochs, settings.learning_rate)
+        train_on_spots(student, tiles, objective, part.counts, stage, np.empty(0, np.int64), course)
     if not recipe.fitted_head:
         return objective.expression(predict_z(network, tiles, tested, CPU))
     network.eval()
@@ -143,20 +146,20 @@ def say(said: Callable[[Tensor], Tensor], part: Part, places: Int) -> Iterator[T
             yield said(torch.from_numpy(part.tiles.read_patches([place], unlabelled=True)))
 
 
-def teach_words(network: M2ORT, part: Part, places: Int, settings: Settings, log: Log, state: Path) -> None:
+def teach_words(network: M2ORT, part: Part, places: Int, course: Course) -> None:
     """Teach a network, without any counts, how near a patch's windows are to each of the dictionary's, which never saw
     any either.
 
     The patch is turned and its stains are varied, what it is taught is of the patch as it was (Gidaris et al. 2020,
     CVPR, "Learning representations by predicting bags of visual words").
     """
-    dictionary = learn_windows(part.tiles, part.sections, len(part.panel), settings.seed)
+    dictionary = learn_windows(part.tiles, part.sections, len(part.panel), course.settings.seed)
     words = torch.cat(list(say(dictionary.features, part, places))).float()
     wanted = torch.zeros(len(part.tiles.unlabelled_section), words.shape[1])
     wanted[places] = ((words - words.mean(0)) / (words.std(0) + 1e-9)).clip(-TAUGHT_LIMIT, TAUGHT_LIMIT)
     head = network.head
     network.head = nn.Linear(head.in_features, words.shape[1])
-    teach_values(network, part.tiles, wanted, places, settings, log, state, CPU)
+    teach_values(network, part.tiles, wanted, places, course)
     network.head = head
 
 
@@ -186,7 +189,7 @@ def taught_trunk(run: Run, part: Part) -> dict[str, Tensor]:
         settings = replace(run.settings, seed=0)
         network = new_network(settings, run.tiles, len(part.panel))
         places = np.flatnonzero(np.isin(run.tiles.unlabelled_section, part.sections))
-        log = Log(path.with_suffix(".csv"), run.report)
-        teach_trunk(network, run.tiles, run.unlabelled_features, places, settings, log, path.with_suffix(".pt"), CPU)
+        course = Course(settings, Log(path.with_suffix(".csv"), run.report), path.parent, CPU)
+        teach_trunk(network, run.tiles, run.unlabelled_features, places, course)
         save_file(network.trunk.state_dict(), path)
     return load_file(path)
