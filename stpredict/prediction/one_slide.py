@@ -28,7 +28,7 @@ from stpredict.prediction.shards import (
 )
 from stpredict.prediction.surroundings import first_pass
 from stpredict.result.file import CHUNK_SPOTS, UNUSUAL
-from stpredict.result.writing import write_result
+from stpredict.result.writing import Content, write_result
 from stpredict.slides.overview import make_thumbnail
 
 #: Turns of a patch that differ by less, in the unit of expression, differ by rounding.
@@ -91,12 +91,13 @@ def predict_slide(
     }
     with clock.stage("result"):
         thumbnail, thumbnail_downsample = make_thumbnail(slide, prepared.tissue.overview, threads)
-        write_result(
-            job.result, job.name, spots, {"tissue_fraction": prepared.fraction.astype(np.float32), **quality.columns},
+        content = Content(
+            job.name, spots, {"tissue_fraction": prepared.fraction.astype(np.float32), **quality.columns},
             describe_genes(model, columns), shards.rows(CHUNK_SPOTS), provenance, clock.seconds, thumbnail,
             thumbnail_downsample, model.card["spot_diameter_um"] / prepared.mpp.x,
             shards.rows(CHUNK_SPOTS, spread=True) if unstable else None,
         )  # fmt: skip
+        write_result(job.result, content)
         shards.remove()
     return engine
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,55 +26,61 @@ from stpredict.slides.lattice import Spots
 from stpredict.storage.new_hdf5 import new_hdf5
 
 
-def write_result(
-    path: Path,
-    name: str,
-    spots: Spots,
-    columns: Mapping[str, Float32 | Bool],
-    genes: Sequence[Gene],
-    rows: Iterable[Float32],
-    provenance: dict[str, Any],
-    timings: dict[str, float],
-    thumbnail: UInt8,
-    thumbnail_downsample: float,
-    spot_diameter_px: float,
-    spread: Iterable[Float32] | None = None,
-) -> None:
-    """Write a result, whole or not at all; `rows` are blocks of spots x genes in the order of the spots.
+@dataclass(frozen=True)
+class Content:
+    """What a result holds. `columns`, per spot: `tissue_fraction`, UNUSUAL and FLAGS, as far as they are known.
 
-    So is `spread`, how much each value depends on how its patch is turned.
-
-    `columns` hold `tissue_fraction`, UNUSUAL and FLAGS, as far as they are known.
+    `rows` are blocks of spots x genes in the order of the spots; so is `spread`, how much each value depends on how
+    its patch is turned. The thumbnail has one pixel for `downsample` level-0 pixels.
     """
+
+    name: str
+    spots: Spots
+    columns: Mapping[str, Float32 | Bool]
+    genes: Sequence[Gene]
+    rows: Iterable[Float32]
+    provenance: dict[str, Any]
+    timings: dict[str, float]
+    thumbnail: UInt8
+    downsample: float
+    spot_diameter_px: float
+    spread: Iterable[Float32] | None = None
+
+
+def write_result(path: Path, content: Content) -> None:
+    """Write a result, whole or not at all."""
+    name, spots, genes = content.name, content.spots, content.genes
     with new_hdf5(path) as file:
         _tag(file, "anndata", "0.1.0")
         shape = (len(spots), len(genes))
-        _write_blocks(file, "X", shape, rows)
+        _write_blocks(file, "X", shape, content.rows)
         _write_table(file, "obs", spot_names(name, spots), {
-            "row": spots.row, "col": spots.column, **columns,
+            "row": spots.row, "col": spots.column, **content.columns,
         })  # fmt: skip
         said = {column: np.array([getattr(gene, column) for gene in genes], np.float32) for column in GENE_COLUMNS}
         known = {name: values for name, values in said.items() if name not in HALF_WIDTHS or np.isfinite(values).any()}
         _write_table(file, "var", [gene.name for gene in genes], known)
         for group in ("obsm", "varm", "obsp", "varp", "layers", "uns", "uns/log1p", "uns/spatial"):
             _tag(file.create_group(group), "dict", "0.1.0")
-        if spread is not None:
-            _write_blocks(file, "layers/spread", shape, spread)
+        if content.spread is not None:
+            _write_blocks(file, "layers/spread", shape, content.spread)
             file["layers/spread"].attrs["meaning"] = SPREAD_MEANS
         _write_array(file, "obsm/spatial", spots.centres.astype(np.float64))
         library = f"uns/spatial/{name}"
         for group in ("", "/images", "/scalefactors", "/metadata"):
             _tag(file.create_group(library + group), "dict", "0.1.0")
-        _write_array(file, f"{library}/images/hires", thumbnail)
+        _write_array(file, f"{library}/images/hires", content.thumbnail)
         scale_factors = {
-            "tissue_hires_scalef": 1 / thumbnail_downsample,
-            "spot_diameter_fullres": spot_diameter_px,
-            "fiducial_diameter_fullres": spot_diameter_px,
+            "tissue_hires_scalef": 1 / content.downsample,
+            "spot_diameter_fullres": content.spot_diameter_px,
+            "fiducial_diameter_fullres": content.spot_diameter_px,
         }
         for key, value in scale_factors.items():
             _tag(file.create_dataset(f"{library}/scalefactors/{key}", data=value), "numeric-scalar", "0.2.0")
-        _write_text(file, "uns/stpredict", json.dumps({"format_version": FORMAT_VERSION, **provenance}, sort_keys=True))
-        _write_text(file, "uns/stpredict_timings", json.dumps(timings))
+        _write_text(
+            file, "uns/stpredict", json.dumps({"format_version": FORMAT_VERSION, **content.provenance}, sort_keys=True)
+        )
+        _write_text(file, "uns/stpredict_timings", json.dumps(content.timings))
 
 
 def _tag(item: h5py.Group | h5py.Dataset, encoding: str, version: str) -> None:

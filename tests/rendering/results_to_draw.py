@@ -14,7 +14,7 @@ from stpredict.prediction.one_slide import Request
 from stpredict.rendering.render import render
 from stpredict.rendering.styles import RenderRequest
 from stpredict.result.file import Gene, Result, read_result
-from stpredict.result.writing import write_result
+from stpredict.result.writing import Content, write_result
 from stpredict.slides.lattice import Spots
 from stpredict.slides.slide import Bounds, Mpp
 
@@ -52,9 +52,10 @@ def made_up(
         "unusual_patches": 0.0,
         "display_range": None,
     }  # fmt: skip
-    write_result(
-        path, path.stem, spots, {"tissue_fraction": np.ones(len(spots), np.float32), **(quality or {})},
+    content = Content(
+        path.stem, spots, {"tissue_fraction": np.ones(len(spots), np.float32), **(quality or {})},
         [Gene(name, 0.3, 5.0) for name in names],
         [values.astype(np.float32)], provenance, {}, np.full((40, 60, 3), 255, np.uint8), max(size) / 60, 100.0,
     )  # fmt: skip
+    write_result(path, content)
     return read_result(path)

@@ -24,7 +24,7 @@ from stpredict.rendering.colour import ScaleRequest
 from stpredict.rendering.render import render
 from stpredict.rendering.styles import RenderRequest, Style
 from stpredict.result.file import Gene, Result, read_result
-from stpredict.result.writing import write_result
+from stpredict.result.writing import Content, write_result
 from stpredict.slides.lattice import Spots, lattice
 from stpredict.slides.slide import Bounds, Mpp, open_slide
 
@@ -55,11 +55,12 @@ def make_result(
         "tissue": {"tissue_fraction_of_slide": 0.5}, "unusual_patches": 0.0, "card": None,
         "display_range": [[4.0] * len(genes), [6.0] * len(genes)],
     }  # fmt: skip
-    write_result(
-        path, path.stem, spots, {"tissue_fraction": np.full(len(spots), 0.75, np.float32)},
+    content = Content(
+        path.stem, spots, {"tissue_fraction": np.full(len(spots), 0.75, np.float32)},
         [Gene(name, 0.3, 5.0) for name in genes], [values], provenance, {}, np.full((40, 30, 3), 255, np.uint8),
         max(size) / 40, 100 / mpp.x,
     )  # fmt: skip
+    write_result(path, content)
     return read_result(path)
 
 
