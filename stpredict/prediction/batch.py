@@ -25,6 +25,7 @@ from stpredict.prediction.one_slide import (
     prepare_slide,
     requested_settings,
     sample_patches,
+    tell_notes,
 )
 from stpredict.prediction.pipeline import one_ahead
 from stpredict.prediction.request import (
@@ -151,6 +152,7 @@ def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Rep
                     continue
                 raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
                 _, spots, _ = choose_spots(slide, mpp, own.grid(model), request.engine.threads)
+                tell_notes(slide, job)
                 if not rate:
                     sample = sample_patches(raster, spots, model, request.engine.threads)
                     n_patches = len(spots) * len(jobs) * request.patches_per_spot

@@ -133,8 +133,17 @@ def prepare_slide(
             return "elsewhere"
         with clock.stage("sample"):
             sample = sample_patches(raster, spots, model, request.engine.threads)
+        if not helping:
+            tell_notes(slide, job)
         held = stack.pop_all()
     return Prepared(held, slide, mpp, settings, raster, tissue, spots, fraction, shards, sample, clock)
+
+
+def tell_notes(slide: Slide, job: Job) -> None:
+    """Warn, once, of what there is to know of how the slide is read."""
+    for note in slide.notes:
+        log("warning", f"{job.shown.name}: {note}.", slide=str(job.shown))
+    slide.notes.clear()
 
 
 def predict_slide(
