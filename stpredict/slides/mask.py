@@ -64,8 +64,9 @@ def read_mask(path: Path) -> list[Region] | Bool:
     if path.suffix.lower() in GEOJSON:
         return list(read_regions(path).values())
     try:
-        with Image.open(path) as image:
-            return _not_black(ImageOps.exif_transpose(image))  # as it was drawn
+        # As it was drawn. By its name, Pillow would map a TIFF to memory, and turn it twice.
+        with path.open("rb") as file, Image.open(file) as image:
+            return _not_black(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise MaskError(f"{path}: too large for a mask; a thumbnail's size will do.") from error
     except (OSError, ValueError) as error:
