@@ -116,13 +116,14 @@ def _readable(pages: Iterator[tifffile.TiffPage | tifffile.TiffFrame]) -> Iterat
 
 def _planes(page: tifffile.TiffPage, ome: OmeImage | None, n_alike: int) -> list[tuple[str, int]]:
     """The axes along which there are more planes than one, and how many, as the file names them."""
-    counts: dict[str, int] = {}
     if ome:
-        counts = ome.planes | {"c": ome.planes["c"] // page.samplesperpixel}
-    elif imagej := _imagej(page.description):
-        counts = {axis: int(number) for axis, key in IMAGEJ_AXES.items() if (number := imagej.get(key, "")).isdecimal()}
-        if any(counts.get(axis, 1) > 1 for axis in "ztc"):
+        counts = dict(ome.planes)
+    else:
+        said = _imagej(page.description)
+        counts = {axis: int(said[key]) for axis, key in IMAGEJ_AXES.items() if said.get(key, "").isdecimal()}
+        if len(counts) > 1:  # the number of images is that of the others' product
             counts.pop("", None)
+    counts["c"] = counts.get("c", 1) // page.samplesperpixel  # each of red, green and blue counts
     found = [(axis, count) for axis, count in counts.items() if count > 1]
     return found or ([("", n_alike)] if n_alike > 1 else [])
 

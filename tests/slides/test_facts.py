@@ -113,7 +113,9 @@ def test_the_planes_of_an_ome_stack_are_told(tmp_path, pixels, storage, axes, sa
         assert slide.notes == [f"it holds {says}, of which the first is read"]
 
 
-@pytest.mark.parametrize(("axes", "says"), [("Z", "3 focal planes"), ("T", "3 time points"), ("C", "3 channels")])
+@pytest.mark.parametrize(
+    ("axes", "says"), [("Z", "3 focal planes"), ("T", "3 time points"), ("C", "3 pages of one size")]
+)
 def test_the_planes_of_an_imagej_stack_are_told(tmp_path, pixels, axes, says):
     stack = np.stack([pixels] * 3)
     metadata = {"axes": f"{axes}YXS", "unit": "um"}
@@ -145,6 +147,17 @@ def test_a_stack_of_imagej_in_one_page_is_no_single_image(tmp_path, pixels):
     tifffile.imwrite(tmp_path / "s.tif", pixels[..., 0], photometric="minisblack", metadata=None, description=text)
     with pytest.raises(SlideError, match="focal planes"):
         open_slide(tmp_path / "s.tif")
+
+
+def test_red_green_and_blue_are_no_stack(tmp_path, pixels):
+    """Bio-Formats writes them as planes of one page, and counts them for ImageJ."""
+    text = "ImageJ=\nhyperstack=true\nimages=3\nchannels=3\nslices=1\nframes=1"
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    separate = {"photometric": "rgb", "planarconfig": "separate", "metadata": None, "description": text}
+    tifffile.imwrite(tmp_path / "s.tif", planes, **separate, **PER_CM)
+    with open_slide(tmp_path / "s.tif") as slide:
+        assert (resolve_mpp(slide), slide.notes) == ((0.5, 0.5), [])
+        np.testing.assert_array_equal(slide.read(0, 0, 0, 600, 400), pixels)
 
 
 def turned_image(path, pixels, orientation):
