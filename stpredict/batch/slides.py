@@ -23,7 +23,14 @@ from stpredict.model.file import Model
 from stpredict.prediction.job import Job
 from stpredict.prediction.one_slide import predict_slide
 from stpredict.prediction.pipeline import one_ahead
-from stpredict.prediction.preparation import Prepared, is_done, prepare_slide, requested_settings, sample_patches
+from stpredict.prediction.preparation import (
+    Prepared,
+    is_done,
+    prepare_slide,
+    requested_settings,
+    sample_patches,
+    tell_notes,
+)
 from stpredict.prediction.request import (
     Request,
     SlideProgress,
@@ -147,6 +154,7 @@ def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Rep
                     continue
                 raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
                 _, spots, _ = choose_spots(slide, mpp, own.grid(model), request.engine.threads)
+                tell_notes(slide, job)
                 if not rate:
                     sample = sample_patches(raster, spots, model, request.engine.threads)
                     n_patches = len(spots) * len(jobs) * request.patches_per_spot

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stpredict.arrays import Float, UInt8
+from stpredict.console import log
 from stpredict.errors import MaskError, ResultError, StpredictError, UsageError
 from stpredict.machine import give_back_memory
 from stpredict.model.file import Model
@@ -116,8 +117,17 @@ def prepare_slide(
             return "elsewhere"
         with clock.stage("sample"):
             sample = sample_patches(raster, spots, model, request.engine.threads)
+        if not helping:
+            tell_notes(slide, job)
         held = stack.pop_all()
     return Prepared(held, slide, mpp, settings, raster, tissue, spots, fraction, shards, sample, clock)
+
+
+def tell_notes(slide: Slide, job: Job) -> None:
+    """Warn, once, of what there is to know of how the slide is read."""
+    for note in slide.notes:
+        log("warning", f"{job.shown.name}: {note}.", slide=str(job.shown))
+    slide.notes.clear()
 
 
 def requested_settings(slide: Slide, mpp: Mpp, model: Model, request: Request) -> dict[str, Any]:

@@ -29,6 +29,7 @@ TTA = {
 def describe_prediction(prepared: Prepared, job: Job, model: Model, request: Request) -> dict[str, Any]:
     """What a result records of slide, model and grid; of the slide's own metadata nothing but its resolution."""
     slide, raster, spots = prepared.slide, prepared.raster, prepared.spots
+    used = slide.resolution.used
     diameter_um = model.card["spot_diameter_um"]
     return {
         "stpredict": stpredict.__version__,
@@ -43,7 +44,10 @@ def describe_prediction(prepared: Prepared, job: Job, model: Model, request: Req
             "dimensions": list(slide.dimensions),
             "bounds": list(slide.bounds),
             "native_mpp": list(slide.native_mpp) if slide.native_mpp else None,
+            "stated_mpp": {one.by: list(one.mpp) for one in slide.resolution.statements},
             "given_mpp": request.of(job).mpp,
+            "mpp_by": "--mpp" if request.of(job).mpp else used.by if used else None,
+            "of_file": list(slide.of_file),
             "mpp": list(prepared.mpp),
             "reader": slide.reader,
         },

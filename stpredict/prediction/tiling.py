@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 from PIL import Image, ImageDraw
 
+from stpredict.console import log
 from stpredict.errors import UsageError
 from stpredict.model.file import Model
 from stpredict.prediction.job import slide_name
@@ -62,6 +63,8 @@ def tile_slide(path: Path, model: Model, request: Request, out: Path, patches: b
                         for i, patch in zip(index, block, strict=True):
                             stored[i] = patch
             yield tiles
+        for note in slide.notes:
+            log("warning", f"{path.name}: {note}.", slide=str(path))
 
 
 def draw_grid(slide: Slide, mpp: Mpp, tissue: Tissue, spots: Spots, diameter_um: float, threads: int) -> Image.Image:

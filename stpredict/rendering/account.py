@@ -42,10 +42,13 @@ def facts(result: Result, genes: Sequence[int]) -> Iterator[tuple[str, bool]]:
     native, given, used = (provenance["slide"].get(key) for key in ("native_mpp", "given_mpp", "mpp"))
     um = " × ".join(dict.fromkeys(f"{side:.4g}" for side in used)) + " µm per pixel"
     if given is None:
-        yield f"{um}, from the slide file", False
+        by = provenance["slide"].get("mpp_by")
+        yield f"{um}, from the slide file{f' ({by})' if by else ''}", False
     else:
         said = f"the slide file says {native[0]:.4g}" if native else "the slide file says nothing"
         yield f"{um}, given by hand; {said}", True
+    for note in provenance["slide"].get("of_file", []):
+        yield f"Of the slide file: {note}", True
     spacing = {
         "square": f"Square lattice, one spot per {spots.pitch_um:g} µm",
         "hex": f"Hexagonal lattice, one spot per {spots.pitch_um:g} µm",

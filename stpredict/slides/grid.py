@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 
 from stpredict.arrays import Float
-from stpredict.errors import NoTissueError
+from stpredict.errors import NoTissueError, SpotsError
 from stpredict.slides.lattice import Spots, given_spots, lattice
 from stpredict.slides.mask import MaskRequest, inside_mask
+from stpredict.slides.resolution import in_words
 from stpredict.slides.slide import Mpp, Slide
 from stpredict.slides.tissue import Tissue, find_tissue
 
@@ -31,13 +32,21 @@ class GridRequest:
 def choose_spots(slide: Slide, mpp: Mpp, request: GridRequest, threads: int) -> tuple[Tissue, Spots, Float]:
     """The tissue, the spots, and the tissue fraction of each one's disk. Given spots are all kept.
 
-    Raises NoTissueError if no spot of the lattice holds enough tissue, MaskError for a mask that does not fit.
+    Raises NoTissueError if no spot of the lattice holds enough tissue, SpotsError for a slide smaller than a lattice's
+    first spot, MaskError for a mask that does not fit.
     """
     tissue = find_tissue(slide, mpp, threads)
     if request.spots_file:
         spots = given_spots(request.spots_file, slide.dimensions, request.pitch_um)
         return tissue, spots, tissue.fraction(spots.centres, request.spot_diameter_um, mpp)
     spots = lattice(slide.bounds, mpp, request.pitch_um, request.layout)
+    sides_um = slide.bounds.width * mpp.x, slide.bounds.height * mpp.y
+    extent = f"{sides_um[0]:.4g} x {sides_um[1]:.4g} um, at {in_words(mpp)} um per pixel"
+    if not len(spots):
+        raise SpotsError(
+            f"{slide.path.name}: too small for spots {request.pitch_um:g} um apart: it is {extent}; "
+            "if that is wrong, give the right --mpp, else a smaller --pitch."
+        )
     fraction = tissue.fraction(spots.centres, request.spot_diameter_um, mpp)
     enough = fraction >= request.min_tissue
     if request.mask and enough.any():
@@ -47,5 +56,6 @@ def choose_spots(slide: Slide, mpp: Mpp, request: GridRequest, threads: int) -> 
     kept = np.flatnonzero(enough)
     if not len(kept) or (request.min_tissue > 0 and not tissue.mask.any()):
         share = f"none of {len(spots)} spots is at least {request.min_tissue:.0%} tissue"
-        raise NoTissueError(f"{slide.path.name}: no tissue found: {share}.")
+        small = f" (it is {extent}; is its um per pixel right?)" if min(sides_um) < request.pitch_um else ""
+        raise NoTissueError(f"{slide.path.name}: no tissue found: {share}{small}.")
     return tissue, spots.take(kept), fraction[kept]

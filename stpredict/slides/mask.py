@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from stpredict.arrays import Bool, Float
 from stpredict.errors import MaskError
@@ -44,9 +44,10 @@ def inside_mask(request: MaskRequest, slide: Slide, centres: Float) -> Bool:
         return np.asarray(np.any([region.contains(places) for region in mask], axis=0), dtype=np.bool_)
     height, width = mask.shape
     if abs(width / height * size[1] / size[0] - 1) > MAX_DISTORTION:
+        turned = abs(height / width * size[1] / size[0] - 1) <= MAX_DISTORTION
         raise MaskError(
             f"{request.path}: {width} x {height} pixels do not have the proportions of {slide.path.name}, "
-            f"{size[0]} x {size[1]}."
+            f"{size[0]} x {size[1]}{'; turn it by 90 degrees' if turned else ''}."
         )
     column, row = np.floor(places * (width, height) / size).astype(np.int64).T
     within = (column >= 0) & (column < width) & (row >= 0) & (row < height)
@@ -63,8 +64,9 @@ def read_mask(path: Path) -> list[Region] | Bool:
     if path.suffix.lower() in GEOJSON:
         return list(read_regions(path).values())
     try:
-        with Image.open(path) as image:
-            return _not_black(image)
+        # As it was drawn. By its name, Pillow would map a TIFF to memory, and turn it twice.
+        with path.open("rb") as file, Image.open(file) as image:
+            return _not_black(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise MaskError(f"{path}: too large for a mask; a thumbnail's size will do.") from error
     except (OSError, ValueError) as error:

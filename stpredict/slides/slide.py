@@ -15,16 +15,12 @@ import pyvips
 
 from stpredict.arrays import Float32, UInt8
 from stpredict.errors import MissingMppError, SlideError, SlideNotFoundError, UsageError
-from stpredict.slides.stored_tiles import (
-    StoredTiles,
-    TileError,
-    check_jpeg_segments,
-    has_channel_pages,
-    open_stored_tiles,
-)
+from stpredict.slides.facts import Facts, read_facts, refuse_turned, stated_by_openslide
+from stpredict.slides.resolution import PLAUSIBLE_MPP as PLAUSIBLE_MPP
+from stpredict.slides.resolution import Mpp as Mpp
+from stpredict.slides.resolution import Resolution, in_words
+from stpredict.slides.stored_tiles import StoredTiles, TileError, check_jpeg_segments, open_stored_tiles
 
-#: Native values outside this range are resolution tags of a camera or a printer, not of a microscope.
-PLAUSIBLE_MPP = (0.05, 5.0)
 MAX_ANISOTROPY = 0.02
 PLAIN_IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 FINGERPRINT_BYTES = 1 << 20
@@ -37,13 +33,6 @@ TILED_TIFF = {"aperio", "generic-tiff"}
 #: Grey levels by which blurred pixels of two readers may differ where one of them interpolates.
 MAX_DIFFERENCE = 8.0
 BLUR_PX = 16
-
-
-class Mpp(NamedTuple):
-    """Micrometres per level-0 pixel along x and y."""
-
-    x: float
-    y: float
 
 
 class Bounds(NamedTuple):
@@ -65,7 +54,11 @@ class Slide(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.level_dimensions: list[tuple[int, int]] = []
-        self.native_mpp: Mpp | None = None
+        self.resolution = Resolution()
+        #: What the user should know of how the slide is read, as sentences without its name.
+        self.notes: list[str] = []
+        #: What of the file is read, in words, where it holds more than one picture.
+        self.of_file: tuple[str, ...] = ()
         self.bounds = Bounds(0, 0, 0, 0)
 
     @property
@@ -75,6 +68,16 @@ class Slide(ABC):
     @property
     def dimensions(self) -> tuple[int, int]:
         return self.level_dimensions[0]
+
+    @property
+    def native_mpp(self) -> Mpp | None:
+        """What the file says of itself, plausible or not; None if it says nothing."""
+        return self.resolution.used.mpp if self.resolution.used else None
+
+    def _know(self, facts: Facts) -> None:
+        """Keep what the file states of itself."""
+        self.resolution, self.of_file = facts.resolution, facts.notes
+        self.notes += facts.notes
 
     def downsample(self, level: int) -> tuple[float, float]:
         """Level-0 pixels per pixel of `level`, along x and y."""
@@ -129,17 +132,16 @@ class OpenSlideSlide(Slide):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._slide = openslide.OpenSlide(path)
-        if self._slide.properties.get("openslide.vendor") == "generic-tiff":
-            refuse_channel_pages(path)
         self.level_dimensions = list(self._slide.level_dimensions)
         properties = self._slide.properties
+        facts = read_facts(path) if properties.get("openslide.vendor") == "generic-tiff" else None
+        self._know(facts or Facts(stated_by_openslide(properties)))
+        #: Whether the image is what OpenSlide shows, rather than a page that it does not see.
+        self.is_whole = not facts or math.prod(facts.size) <= math.prod(self.dimensions)
         for level in range(len(self.level_dimensions)):
             sides = (_number(properties.get(f"openslide.level[{level}].tile-{side}")) for side in ("width", "height"))
             if math.prod(side or 1 for side in sides) > MAX_TILE_PIXELS:
                 raise SlideError(f"{path.name}: its tiles are too large to be a slide's.")
-        mpp_x, mpp_y = (_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
-        if mpp_x is not None and mpp_y is not None:
-            self.native_mpp = Mpp(mpp_x, mpp_y)
         bounds = [_number(properties.get(f"openslide.bounds-{side}")) for side in ("x", "y", "width", "height")]
         self.bounds = Bounds(0, 0, *self.dimensions)
         if None not in bounds:
@@ -216,18 +218,19 @@ class PlainImageSlide(Slide):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         # As strict as OpenSlide, and never the pixels that an earlier file of this name had.
-        image = pyvips.Image.new_from_file(str(path), access="random", fail_on="warning", revalidate=True)
+        self._know(facts := read_facts(path) or Facts())
+        of_page = {"page": facts.page} if facts.page else {}
+        image = pyvips.Image.new_from_file(str(path), access="random", fail_on="warning", revalidate=True, **of_page)
         if image.width * image.height > MAX_PLAIN_PIXELS:
             raise SlideError(f"{path.name}: {image.width} x {image.height} pixels are too many for a plain image.")
         if image.get("vips-loader") == "tiffload":
-            refuse_channel_pages(path)
-            check_jpeg_segments(path)  # libvips fills what is missing of them with grey, and says nothing
+            check_jpeg_segments(path, facts.page)  # libvips fills what is missing of them with grey, and says nothing
         if image.format not in ("uchar", "ushort") or image.bands > 4:
             raise SlideError(f"{path.name}: neither a colour nor a grey image ({image.bands} bands of {image.format}).")
         self.level_dimensions = [(image.width, image.height)]
         self.bounds = Bounds(0, 0, image.width, image.height)
-        if image.xres > 0 and image.yres > 0 and (image.xres, image.yres) != (1, 1):  # 1 / mm: libvips knows nothing
-            self.native_mpp = Mpp(1000 / image.xres, 1000 / image.yres)
+        if image.get_typeof("orientation"):  # in places where only libvips looks
+            refuse_turned(path, image.get("orientation"))
         image = image.colourspace("srgb")
         self._image = image.flatten(background=255) if image.hasalpha() else image
         if self._image.bands != 3:
@@ -245,12 +248,6 @@ class PlainImageSlide(Slide):
         del self._image
 
 
-def refuse_channel_pages(path: Path) -> None:
-    """Raise SlideError for a TIFF file of which only one channel would be read."""
-    if has_channel_pages(path):
-        raise SlideError(f"{path.name}: its channels are separate pages, of which one would be read; save it as RGB.")
-
-
 def open_slide(path: str | Path) -> Slide:
     """Open a slide with OpenSlide, or as a plain image.
 
@@ -264,7 +261,10 @@ def open_slide(path: str | Path) -> Slide:
     if path.stat().st_size == 0:
         raise SlideError(f"{path.name}: the file is empty.")
     try:
-        return OpenSlideSlide(path)
+        slide = OpenSlideSlide(path)
+        if slide.is_whole:
+            return slide
+        slide.close()
     except openslide.OpenSlideError as error:
         if path.suffix.lower() not in PLAIN_IMAGES:
             raise SlideError(f"{path.name}: not a slide, or a damaged one ({_one_line(error)}).") from error
@@ -275,7 +275,7 @@ def open_slide(path: str | Path) -> Slide:
 
 
 def resolve_mpp(slide: Slide, given_mpp: float | None = None) -> Mpp:
-    """The slide's mpp: `given_mpp` if there is one, else the slide's own.
+    """The slide's mpp: `given_mpp` if there is one, else the slide's own, and a note if its file contradicts itself.
 
     Raises UsageError for a nonsensical `given_mpp`, MissingMppError where the slide has none or an implausible one.
     """
@@ -284,16 +284,20 @@ def resolve_mpp(slide: Slide, given_mpp: float | None = None) -> Mpp:
             raise UsageError(f"--mpp {given_mpp:g}: must be a positive number of micrometres per pixel.")
         return Mpp(given_mpp, given_mpp)
     remedy = "give it with --mpp, in micrometres per pixel of the finest level"
-    if slide.native_mpp is None:
+    used = slide.resolution.used
+    if used is None:
         raise MissingMppError(f"{slide.path.name}: the file does not say its micrometres per pixel; {remedy}.")
-    x, y = slide.native_mpp
-    low, high = PLAUSIBLE_MPP
-    if not all(low <= value <= high for value in (x, y)):
-        raise MissingMppError(f"{slide.path.name}: {x:.4g} x {y:.4g} um per pixel is implausible; {remedy}.")
+    x, y = used.mpp
+    by = f"um per pixel, by its {used.by},"
+    if not used.mpp.plausible:
+        raise MissingMppError(f"{slide.path.name}: {in_words(used.mpp)} {by} is implausible; {remedy}.")
     if abs(x - y) > MAX_ANISOTROPY * max(x, y):
-        differ = f"{x:.4g} and {y:.4g} um per pixel along x and y differ too much"
+        differ = f"{x:.4g} and {y:.4g} {by} differ too much along x and y"
         raise MissingMppError(f"{slide.path.name}: {differ}; {remedy}.")
-    return slide.native_mpp
+    disagreement = slide.resolution.disagreement
+    if disagreement and disagreement not in slide.notes:
+        slide.notes.append(disagreement)
+    return used.mpp
 
 
 def _blurred(pixels: UInt8) -> Float32:

@@ -147,21 +147,13 @@ def open_stored_tiles(path: Path, level_dimensions: Sequence[tuple[int, int]]) -
         return None
 
 
-def has_channel_pages(path: Path) -> bool:
-    """Are the channels of a TIFF file's image separate grey pages, of which slide readers see but the first?"""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            first, second = tiff.pages.first, tiff.pages[1]
-            return bool(first.samplesperpixel == 1 and first.shape == second.shape)
-    except Exception:  # noqa: BLE001 (one page, or whatever tifffile stumbles over)
-        return False
-
-
-def check_jpeg_segments(path: Path) -> None:
-    """Decode the JPEG strips or tiles of the first image of a TIFF file, if it has any. Raises TileError for damage."""
+def check_jpeg_segments(path: Path, number: int = 0) -> None:
+    """Decode the JPEG strips or tiles of a page of a TIFF file, if it has any. Raises TileError for damage."""
     try:
         with tifffile.TiffFile(path) as tiff, path.open("rb") as file:
-            page = tiff.pages.first
+            page = tiff.pages[number]
+            if not isinstance(page, tifffile.TiffPage):
+                return
             if page.compression != tifffile.COMPRESSION.JPEG or page.samplesperpixel > 3:
                 return
             tables = (page.jpegtables or b"\xff\xd8\xff\xd9")[:-2]
