@@ -6,14 +6,14 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from stpredict.arrays import Float, UInt8
+from stpredict.arrays import Float, Int, UInt8
 from stpredict.cards import card_without_genes
 from stpredict.console import Report, log
 from stpredict.data.panel import match_genes
@@ -31,6 +31,7 @@ from stpredict.prediction.shards import (
     Shards,
     describe_difference,
     join_shards,
+    levels_left_out,
     open_shards,
     pin_engine,
     pinned_engine,
@@ -39,6 +40,7 @@ from stpredict.prediction.surroundings import first_pass
 from stpredict.result import CHUNK_SPOTS, UNUSUAL, read_provenance, write_result
 from stpredict.slides.grid import choose_spots
 from stpredict.slides.lattice import Spots
+from stpredict.slides.levels import leave_out, on_readable_levels
 from stpredict.slides.overview import make_thumbnail
 from stpredict.slides.raster import Raster, block_order, make_raster, read_patches
 from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
@@ -122,19 +124,57 @@ def prepare_slide(
             stack.callback(lease.release)
             if is_done(job, settings, request.overwrite_before):  # by whoever held the lease until now
                 return "up to date"
-        raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
+        make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)  # soon, where the slide is too coarse
         with clock.stage("tissue_and_spots"):
             tissue, spots, fraction = choose_spots(slide, mpp, request.grid(model), request.engine.threads)
-        order = block_order(raster, raster.origins(spots.centres, model.card["patch_px"]))
         folder = job.result.with_name(job.result.name + ".parts")
-        of = folder, order, spots.centres, len(settings["genes"]), settings
-        shards = join_shards(*of) if helping else open_shards(*of, request.overwrite_before)
+        leave_out(slide, levels_left_out(folder, request.overwrite_before))
+        with clock.stage("sample"):
+            raster, sample = choose_level(slide, mpp, spots, model, request)
+        of = folder, block_order_of(raster, spots, model), spots.centres, len(settings["genes"]), settings
+        left_out = tuple(sorted(slide.unreadable))
+        shards = join_shards(*of, left_out) if helping else open_shards(*of, left_out, request.overwrite_before)
         if shards is None:
             return "elsewhere"
-        with clock.stage("sample"):
-            sample = sample_patches(raster, spots, model, request.engine.threads)
+        if not helping:
+            tell_notes(slide, job)
         held = stack.pop_all()
     return Prepared(held, slide, mpp, settings, raster, tissue, spots, fraction, shards, sample, clock)
+
+
+def choose_level(slide: Slide, mpp: Mpp, spots: Spots, model: Model, request: Request) -> tuple[Raster, UInt8]:
+    """The raster, and a sample of its patches. Raises LevelError where the finest level cannot be decoded."""
+
+    def sampled() -> tuple[Raster, UInt8]:
+        raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
+        return raster, sample_patches(raster, spots, model, request.engine.threads)
+
+    return on_readable_levels(slide, sampled)
+
+
+def block_order_of(raster: Raster, spots: Spots, model: Model) -> Int:
+    """The order in which the spots are read."""
+    return block_order(raster, raster.origins(spots.centres, model.card["patch_px"]))
+
+
+def tell_notes(slide: Slide, job: Job) -> None:
+    """Warn, once, of what there is to know of how the slide is read."""
+    for note in slide.notes:
+        log("warning", f"{job.shown.name}: {note}.", slide=str(job.shown))
+    slide.notes.clear()
+
+
+def from_finer_level(prepared: Prepared, job: Job, model: Model, request: Request) -> Prepared:
+    """The slide read from the levels that are not left out; what was predicted from others is discarded."""
+    slide, spots, request = prepared.slide, prepared.spots, request.of(job)
+    raster, sample = choose_level(slide, prepared.mpp, spots, model, request)
+    tell_notes(slide, job)
+    prepared.shards.remove()
+    shards = open_shards(
+        prepared.shards.folder, block_order_of(raster, spots, model), spots.centres, prepared.shards.n_genes,
+        prepared.settings, tuple(sorted(slide.unreadable)),
+    )  # fmt: skip
+    return replace(prepared, raster=raster, sample=sample, shards=shards)
 
 
 def predict_slide(
@@ -143,8 +183,23 @@ def predict_slide(
 ) -> Engine | None:  # fmt: skip
     """Predict the first of `n_slides` slides. Returns the engine, for the others.
 
-    Raises SlideError, ResultError or EngineError.
+    Where a level turns out to be damaged, the slide is predicted anew from a finer one: which level a result is of
+    does not depend on where a call was interrupted. Raises SlideError, ResultError or EngineError.
     """
+
+    def predict() -> Engine | None:
+        one = prepared
+        if prepared.slide.unreadable - set(prepared.shards.left_out):
+            one = from_finer_level(prepared, job, model, request)
+        return _predict(one, job, model, request, engine, n_slides, report, progress)
+
+    return on_readable_levels(prepared.slide, predict)
+
+
+def _predict(
+    prepared: Prepared, job: Job, model: Model, request: Request, engine: Engine | None, n_slides: int, report: Report,
+    progress: Progress,
+) -> Engine | None:  # fmt: skip
     slide, spots, shards, clock = prepared.slide, prepared.spots, prepared.shards, prepared.clock
     threads = request.engine.threads
     with clock.stage("engine"):
@@ -182,6 +237,9 @@ def predict_slide(
     if request.tta and not unstable:
         said = f"{model.name} predicts the same for each flip and rotation of a patch, so --tta says nothing of it."
         log("warning", f"{job.shown.name}: {said}", slide=str(job.shown))
+    with clock.stage("thumbnail"):
+        thumbnail, thumbnail_downsample = make_thumbnail(slide, prepared.tissue.overview, threads)
+    tell_notes(slide, job)
     provenance = {
         **used.description(),
         **describe_prediction(prepared, job, model, request),
@@ -190,7 +248,6 @@ def predict_slide(
         "card": card_without_genes(model.card),
     }
     with clock.stage("result"):
-        thumbnail, thumbnail_downsample = make_thumbnail(slide, prepared.tissue.overview, threads)
         write_result(
             job.result, job.name, spots, {"tissue_fraction": prepared.fraction.astype(np.float32), **quality.columns},
             describe_genes(model, columns), shards.rows(CHUNK_SPOTS), provenance, clock.seconds, thumbnail,
