@@ -86,7 +86,8 @@ def note_of_range(dtype: np.dtype[Any], bits: int, high: float, top: float) -> s
 
 
 def as_rgb(raw: npt.NDArray[Any], samples: Samples) -> UInt8:
-    """RGB on white, H x W x 3, of H x W x S samples."""
+    """RGB on white, H x W x 3, of H x W x S samples, or H x W."""
+    raw = np.atleast_3d(raw)
     colours = raw[..., : COUNT[samples.colour]]
     if samples.colour == "palette":
         assert samples.palette is not None

@@ -49,8 +49,10 @@ COLOURS: dict[int, Colour] = {
 }  # fmt: skip
 #: What OpenSlide and libvips read alike: photometric interpretations, and compressions.
 ORDINARY = {*range(4), int(PHOTOMETRIC.YCBCR)}
-READ_ALIKE = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 50001}
+READ_ALIKE = {1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50001}
 APERIO_JPEG_2000 = (33003, 33005)
+#: What is decoded here; other decoders, as that of JPEG XR, make something up where a file is damaged.
+DECODED = READ_ALIKE | {33003, 33005, 34712, 34887, 34925, 34933, 50000, 50002, 52546}
 #: Codecs that give RGB themselves.
 OWN_COLOURS = {COMPRESSION.JPEG, 50001, 50002, 52546, 33005}
 ASSOCIATED, UNASSOCIATED = 1, 2
@@ -146,9 +148,9 @@ class TiffSamples:
             raise SlideError(cannot_decode(self._path, page.compression)) from error
         except Exception as error:  # codecs stumble in many ways, each of which is damage
             raise TileError(str(error) or type(error).__name__) from error
-        if segment.dtype.kind == "b":
-            segment = segment.astype(np.uint8)
-        return np.asarray(segment[0])
+        if segment.dtype.newbyteorder("=") != level.dtype.newbyteorder("="):
+            raise TileError(f"one of its strips or tiles is of {segment.dtype}")
+        return np.asarray(segment[0], dtype=np.uint8 if segment.dtype.kind == "b" else None)
 
     def _stored(self, offset: int, size: int) -> bytes:
         with self._lock:
@@ -216,7 +218,7 @@ def open_tiff_samples(
     try:
         tiff = tifffile.TiffFile(path)
         page = tiff.pages.first
-        pages = [page]
+        pages: list[tifffile.TiffPage | None] = [page]
         if (aperio and page.compression in APERIO_JPEG_2000) or not _is_odd(page):
             tiff.close()
             return None
@@ -226,22 +228,21 @@ def open_tiff_samples(
                 for each in reversed(list(tiff.pages[:MAX_PAGES]))
                 if isinstance(each, tifffile.TiffPage) and _same_kind(each, page)
             }
-            pages = [found[size] for size in level_dimensions]
+            pages = [found.get(size) for size in level_dimensions]
     except Exception:  # noqa: BLE001 (whatever tifffile stumbles over, the other readers say what it is)
         return None
     try:
-        if page.compression not in tifffile.TIFF.DECOMPRESSORS or page.bitspersample != _bits_of(page):
+        if None in pages:
+            raise SamplesError("its levels are stored in different ways; save it anew, as a pyramid")
+        if page.compression not in DECODED or (page.compression == COMPRESSION.JPEG and page.bitspersample != 8):
             raise SlideError(cannot_decode(path, page.compression))
-        return TiffSamples(path, tiff, pages)
+        return TiffSamples(path, tiff, [each for each in pages if each])
     except SamplesError as error:
+        tiff.close()
         raise SlideError(f"{path.name}: {error}.") from error
     except TileError as error:
+        tiff.close()
         raise SlideError(f"{path.name}: damaged, a region cannot be decoded ({error}).") from error
-
-
-def _bits_of(page: tifffile.TiffPage) -> int:
-    """Bits of a sample that is read: JPEG of 12 bits would be filled in where it is damaged."""
-    return 8 if page.compression == COMPRESSION.JPEG else int(page.bitspersample)
 
 
 def _is_odd(page: tifffile.TiffPage) -> bool:
@@ -250,6 +251,8 @@ def _is_odd(page: tifffile.TiffPage) -> bool:
     kind = page.photometric
     if page.compression not in READ_ALIKE or kind not in ORDINARY or page.bitspersample > 8 or page.sampleformat != 1:
         return True
+    if kind == PHOTOMETRIC.YCBCR and page.compression not in OWN_COLOURS and not page.is_subsampled:
+        return True  # libvips takes it for RGB
     if kind in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR):
         return not (n == 3 or (n == 4 and tuple(extra[:1]) in ((ASSOCIATED,), (UNASSOCIATED,))))
     return bool(n != 1)
@@ -278,6 +281,8 @@ def _described(page: tifffile.TiffPage) -> Samples:
     colour = COLOURS.get(page.photometric)
     if colour is None:
         raise SamplesError(f"its colours are {getattr(page.photometric, 'name', page.photometric)}; save it as RGB")
+    if colour == "cmyk" and page.tags.valueof(332, 1) != 1:  # InkSet
+        raise SamplesError("its inks are not those of CMYK; save it as RGB")
     if colour == "ycbcr" and page.compression in OWN_COLOURS:
         colour = "rgb"
     extra = [int(kind) for kind in page.extrasamples]

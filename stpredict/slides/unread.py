@@ -12,9 +12,9 @@ WAY_OUT = "save it with JPEG, LZW or deflate compression, as `vips tiffsave` or 
 OTHER_WAY_OUT = "save it as a TIFF, PNG or JPEG image"
 #: TIFF compressions as people call them; others go by the name that tifffile has for them.
 COMPRESSIONS = {
-    2: "CCITT fax", 3: "CCITT fax", 4: "CCITT fax", 6: "old-style JPEG", 7: "JPEG of this kind", 33003: "JPEG 2000",
-    33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA", 34933: "PNG", 34934: "JPEG XR",
-    22610: "JPEG XR", 34892: "lossy JPEG of DNG", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL",
+    2: "CCITT fax", 3: "CCITT fax", 4: "CCITT fax", 6: "old-style JPEG", 7: "JPEG of an unusual kind",
+    33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA", 34933: "PNG",
+    34934: "JPEG XR", 22610: "JPEG XR", 34892: "lossy JPEG of DNG", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL",
     52546: "JPEG XL", 34661: "JBIG",
 }  # fmt: skip
 #: How files of other kinds begin, and what those are called.
