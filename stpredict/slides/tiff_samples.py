@@ -6,6 +6,7 @@ Pixels come through tifffile and imagecodecs. What those would fill in where a f
 from __future__ import annotations
 
 import re
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -81,7 +82,7 @@ class TiffSamples:
     """The pixels of some pages of a TIFF file, which are its levels. `notes` say what was guessed of their values."""
 
     def __init__(self, path: Path, tiff: tifffile.TiffFile, pages: Sequence[tifffile.TiffPage]) -> None:
-        self._path, self._tiff, self._file = path, tiff, path.open("rb")
+        self._path, self._tiff = path, tiff
         self._lock = threading.Lock()
         self._levels = [_level(page) for page in pages]
         biggest = max(level.height * level.width for level in self._levels)
@@ -100,7 +101,10 @@ class TiffSamples:
     def um_per_pixel(self) -> tuple[float, float] | None:
         """What the first page's tags say."""
         page = self._levels[0].page
-        x, y = page.get_resolution("MICROMETER") if page.resolutionunit > 1 else (0, 0)
+        try:
+            x, y = page.get_resolution("MICROMETER") if page.resolutionunit > 1 else (0, 0)
+        except (ValueError, TypeError, ZeroDivisionError):
+            return None
         return (1 / x, 1 / y) if x > 0 and y > 0 else None
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> UInt8:
@@ -117,7 +121,6 @@ class TiffSamples:
         return out
 
     def close(self) -> None:
-        self._file.close()
         self._tiff.close()
 
     def _rgb_segment(self, level: int, index: int) -> UInt8:
@@ -142,7 +145,10 @@ class TiffSamples:
         stored = self._stored(page.dataoffsets[index], page.databytecounts[index])
         try:
             if page.compression == COMPRESSION.JPEG:
-                return _strict_jpeg(stored, page)
+                rows = min(level.height, page.imagelength - place // level.columns * level.height)
+                return _strict_jpeg(stored, level, rows)
+            if _claimed_pixels(stored) > MAX_SEGMENT_PIXELS:
+                raise TileError("one of its strips or tiles claims to be larger than its place")
             segment = level.decode(stored, index)[0]
         except (ImportError, NotImplementedError) as error:
             raise SlideError(cannot_decode(self._path, page.compression)) from error
@@ -154,8 +160,8 @@ class TiffSamples:
 
     def _stored(self, offset: int, size: int) -> bytes:
         with self._lock:
-            self._file.seek(offset)
-            stored = self._file.read(size)
+            self._tiff.filehandle.seek(offset)
+            stored: bytes = self._tiff.filehandle.read(size)
         if len(stored) < size or not size:
             raise TileError("one of its strips or tiles is missing")
         return stored
@@ -170,7 +176,7 @@ class TiffSamples:
         colours = COUNT[samples.colour]
         if samples.colour in ("palette", "lab"):
             if samples.colour == "lab" or dtype.kind != "u":
-                raise SamplesError("its CIELAB colours are not of 8 bits; save it as RGB")
+                raise SamplesError(f"its {samples.colour} colours are not of 8 bits; save it as RGB")
             return samples
         (low, high), (alpha_low, alpha_high) = self._extremes(colours, samples.alpha)
         top = full_value(dtype, page.bitspersample, low, high, _stated(page))
@@ -312,10 +318,24 @@ def _stated(page: tifffile.TiffPage) -> float | None:
     return min(map(float, found), default=None)
 
 
-def _strict_jpeg(stored: bytes, page: tifffile.TiffPage) -> UInt8:
+def _strict_jpeg(stored: bytes, level: Level, rows: int) -> UInt8:
     """A JPEG of four components as it is stored. imagecodecs would fill in what is damaged."""
-    if page.samplesperpixel != 4:
+    if level.page.samplesperpixel != 4 or level.planes > 1:
         raise NotImplementedError
-    tables = (page.jpegtables or b"\xff\xd8\xff\xd9")[:-2]
-    pixels: UInt8 = simplejpeg.decode_jpeg(tables + stored[2:], "CMYK", strict=True)
+    tables = (level.page.jpegtables or b"\xff\xd8\xff\xd9")[:-2]
+    buffer = np.empty(4 * level.height * level.width, np.uint8)  # too small for one that claims to be larger
+    pixels: UInt8 = simplejpeg.decode_jpeg(tables + stored[2:], "CMYK", buffer=buffer, strict=True)
+    if pixels.shape[0] < rows or pixels.shape[1] != level.width:
+        raise ValueError(f"a strip or tile of {pixels.shape[1]} x {pixels.shape[0]} pixels")
     return pixels
+
+
+def _claimed_pixels(stored: bytes) -> int:
+    """Width times height, as a JPEG 2000 stream or a PNG image says; 0 for anything else."""
+    if (start := stored.find(b"\xff\x4f\xff\x51", 0, 1024)) >= 0 and len(stored) >= start + 24:
+        right, bottom, left, top = struct.unpack_from(">4I", stored, start + 8)
+        return int((right - left) * (bottom - top))
+    if stored[:8] == b"\x89PNG\r\n\x1a\n" and len(stored) >= 24:
+        width, height = struct.unpack_from(">2I", stored, 16)
+        return int(width * height)
+    return 0
