@@ -89,7 +89,7 @@ def predict(path: Path, out: Path, model, stop_in: int | None = None):
         if beginning == stop_in and done >= 24:
             raise KeyboardInterrupt
 
-    request = Request(genes=["GNAS"], pitch_um=80, engine=EngineRequest("eager", "fp32", batch_size=8))
+    request = Request(genes=["GNAS"], pitch_um=80, min_tissue=0, engine=EngineRequest("eager", "fp32", batch_size=8))
     (outcome,) = predict_slides(find_jobs([str(path)], out, print), model, request, print, progress)
     assert outcome.status == "done", outcome.error
     return read_result(outcome.job.result)
@@ -99,7 +99,8 @@ def test_a_slide_is_predicted_from_one_level_wherever_it_was_interrupted(
     tmp_path, image, tiny_model, monkeypatch, capsys
 ):
     monkeypatch.setattr("stpredict.prediction.shards.SHARD_SPOTS", 16)
-    damaged = damage(pyramid(tmp_path / "damaged.tif", image, "jpeg"), 1)
+    monkeypatch.setattr("stpredict.prediction.one_slide.N_SAMPLE", 4)  # which the damage is not in
+    damaged = damage(pyramid(tmp_path / "damaged.tif", image, "jpeg"), 1, tile=10)
     lacking = predict(pyramid(tmp_path / "lacking.tif", image, "jpeg", (1, 4)), tmp_path / "lacking", tiny_model)
     once = predict(damaged, tmp_path / "once", tiny_model)
     assert capsys.readouterr().err.count("level 1 is damaged and cannot be decoded") == 1
