@@ -69,6 +69,17 @@ class SlideError(StpredictError):
     """One slide that cannot be processed."""
 
 
+class LevelError(SlideError):
+    """A region of one level of a slide that cannot be decoded. Finer levels hold the same tissue."""
+
+    def __init__(self, message: str, level: int = 0) -> None:
+        super().__init__(message, level)
+        self.level = level
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class SlideNotFoundError(SlideError):
     """A path where there is no slide file."""
 

@@ -20,7 +20,10 @@ from stpredict.prediction.job import Job, slide_name
 from stpredict.result.file import RESULT_SUFFIX
 
 #: What folders are searched for. Plain images and DICOM have to be named: in folders they are mostly something else.
-SLIDE_SUFFIXES = {".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu"}
+SLIDE_SUFFIXES = {
+    ".bif", ".btf", ".mrxs", ".ndpi", ".qptiff", ".scn", ".svs", ".svslide", ".tf2", ".tf8", ".tif", ".tiff", ".vms",
+    ".vmu",
+}  # fmt: skip
 OWN_PICTURES = re.compile(r"\.(heatmap|overlay|pca|channels(-\d+)?\.ome)\.(tif|png|json)$")
 LIST_COLUMNS = {"slide", "mpp", "mask", "out"}
 

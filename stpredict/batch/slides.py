@@ -25,10 +25,10 @@ from stpredict.prediction.one_slide import predict_slide
 from stpredict.prediction.pipeline import one_ahead
 from stpredict.prediction.preparation import (
     Prepared,
+    choose_level,
     is_done,
     prepare_slide,
     requested_settings,
-    sample_patches,
     tell_notes,
 )
 from stpredict.prediction.request import (
@@ -156,7 +156,7 @@ def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Rep
                 _, spots, _ = choose_spots(slide, mpp, own.grid(model), request.engine.threads)
                 tell_notes(slide, job)
                 if not rate:
-                    sample = sample_patches(raster, spots, model, request.engine.threads)
+                    raster, sample = choose_level(slide, mpp, spots, model, request)
                     n_patches = len(spots) * len(jobs) * request.patches_per_spot
                     engine = open_engine(model, request.engine, sample, report, n_patches, keep=False)
                     rate = spots_per_second(engine, sample) / request.patches_per_spot
@@ -167,6 +167,7 @@ def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Rep
                     n_around = len(around_spots(model, passes, raster, spots.centres, mpp).centres)
                     seconds *= (n_around + len(spots)) / (2 * len(spots))  # the rate is of two patches for each spot
                     n_bytes += n_around * passes.width * 2
+                tell_notes(slide, job)
             yield Plan(job, len(spots), seconds, n_bytes)
         except Exception as error:  # noqa: BLE001 (told as this slide's, or raised again)
             yield Plan(job, error=as_ours(error, job, alone=len(jobs) == 1))

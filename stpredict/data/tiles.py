@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import h5py
@@ -18,8 +18,9 @@ from stpredict.data.hdf5 import opened_hdf5
 from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section, demand_slides
 from stpredict.errors import DatasetError, some
 from stpredict.slides.lattice import lattice
+from stpredict.slides.levels import on_readable_levels
 from stpredict.slides.raster import MAX_UPSAMPLING, SAME_MPP, make_raster, read_patches
-from stpredict.slides.slide import Slide, open_slide
+from stpredict.slides.slide import Mpp, Slide, open_slide
 from stpredict.slides.tissue import find_tissue
 from stpredict.slides.views import ONE_VIEW, Views, patch_shape
 from stpredict.storage.new_hdf5 import new_hdf5
@@ -191,11 +192,13 @@ def write_tiles(
                 _store(section.patches.read(), patches, start)
             else:
                 with open_slide(section.image) as slide:
-                    raster = make_raster(slide, section.mpp, mpp)
-                    _store(read_patches(raster, section.centres, patch_px, threads, views), patches, start)
+                    wanted = [(section.centres, patches, start)]
                     if n_extra:
-                        places = _tissue_places(slide, section, n_extra, rng)
-                        _store(read_patches(raster, places, patch_px, threads, views), extra, extra_start)
+                        wanted.append((_tissue_places(slide, section, n_extra, rng), extra, extra_start))
+                    cut = partial(_cut, slide, section.mpp, mpp, patch_px, threads, views, wanted)
+                    on_readable_levels(slide, cut)
+                    for note in slide.notes:
+                        report(f"{section.name}: {note}")
             lacked = "counts, position or patch" if section.patches else "counts or position"
             report(f"{section.name}: {len(section.spot_names)} spots, {section.lost_spots} without {lacked}, "
                    f"mpp {section.mpp.x:.4f} x {section.mpp.y:.4f}")  # fmt: skip
@@ -277,6 +280,16 @@ def check_views(tiles: Tiles, views: Views) -> None:
             f"{tiles.path}: holds patches of {fields[0]} times the field, the network looks at {fields[1]} times; "
             "name the folder they were cut from."
         )
+
+
+def _cut(
+    slide: Slide, slide_mpp: Mpp, mpp: float, patch_px: int, threads: int, views: Views,
+    wanted: Sequence[tuple[Float, h5py.Dataset, int]],
+) -> None:  # fmt: skip
+    """Cut patches around some centres into the rows of data sets that begin at some row."""
+    raster = make_raster(slide, slide_mpp, mpp)
+    for centres, dataset, start in wanted:
+        _store(read_patches(raster, centres, patch_px, threads, views), dataset, start)
 
 
 def _store(blocks: Generator[tuple[Int, list[UInt8]], None, None], dataset: h5py.Dataset, start: int) -> None:

@@ -18,7 +18,7 @@ from stpredict.model.file import Model
 from stpredict.model.reference import UNUSUAL_FROM
 from stpredict.prediction.job import Job
 from stpredict.prediction.pipeline import finish_shards, predict_shards
-from stpredict.prediction.preparation import Prepared
+from stpredict.prediction.preparation import Prepared, from_finer_level, tell_notes
 from stpredict.prediction.provenance import describe_genes, describe_prediction, display_range
 from stpredict.prediction.quality import flags_in_words, judge_spots
 from stpredict.prediction.request import Request
@@ -29,6 +29,7 @@ from stpredict.prediction.shards import (
 from stpredict.prediction.surroundings import first_pass
 from stpredict.result.file import CHUNK_SPOTS, UNUSUAL
 from stpredict.result.writing import Content, write_result
+from stpredict.slides.levels import on_readable_levels
 from stpredict.slides.overview import make_thumbnail
 
 #: Turns of a patch that differ by less, in the unit of expression, differ by rounding.
@@ -43,8 +44,23 @@ def predict_slide(
 ) -> Engine | None:  # fmt: skip
     """Predict the first of `n_slides` slides. Returns the engine, for the others.
 
-    Raises SlideError, ResultError or EngineError.
+    Where a level turns out to be damaged, the slide is predicted anew from a finer one: which level a result is of
+    does not depend on where a call was interrupted. Raises SlideError, ResultError or EngineError.
     """
+
+    def predict() -> Engine | None:
+        one = prepared
+        if prepared.slide.unreadable - set(prepared.shards.left_out):
+            one = from_finer_level(prepared, job, model, request)
+        return _predict(one, job, model, request, engine, n_slides, report, progress)
+
+    return on_readable_levels(prepared.slide, predict)
+
+
+def _predict(
+    prepared: Prepared, job: Job, model: Model, request: Request, engine: Engine | None, n_slides: int, report: Report,
+    progress: Progress,
+) -> Engine | None:  # fmt: skip
     slide, spots, shards, clock = prepared.slide, prepared.spots, prepared.shards, prepared.clock
     threads = request.engine.threads
     with clock.stage("engine"):
@@ -82,6 +98,9 @@ def predict_slide(
     if request.tta and not unstable:
         said = f"{model.name} predicts the same for each flip and rotation of a patch, so --tta says nothing of it."
         log("warning", f"{job.shown.name}: {said}", slide=str(job.shown))
+    with clock.stage("thumbnail"):
+        thumbnail, thumbnail_downsample = make_thumbnail(slide, prepared.tissue.overview, threads)
+    tell_notes(slide, job)
     provenance = {
         **used.description(),
         **describe_prediction(prepared, job, model, request),
@@ -90,7 +109,6 @@ def predict_slide(
         "card": card_without_genes(model.card),
     }
     with clock.stage("result"):
-        thumbnail, thumbnail_downsample = make_thumbnail(slide, prepared.tissue.overview, threads)
         content = Content(
             job.name, spots, {"tissue_fraction": prepared.fraction.astype(np.float32), **quality.columns},
             describe_genes(model, columns), shards.rows(CHUNK_SPOTS), provenance, clock.seconds, thumbnail,

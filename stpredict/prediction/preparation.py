@@ -6,13 +6,13 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from stpredict.arrays import Float, UInt8
+from stpredict.arrays import Float, Int, UInt8
 from stpredict.console import log
 from stpredict.errors import MaskError, ResultError, StpredictError, UsageError
 from stpredict.machine import give_back_memory
@@ -24,11 +24,13 @@ from stpredict.prediction.shards import (
     Shards,
     describe_difference,
     join_shards,
+    levels_left_out,
     open_shards,
 )
 from stpredict.result.file import read_provenance
 from stpredict.slides.grid import choose_spots
 from stpredict.slides.lattice import Spots
+from stpredict.slides.levels import leave_out, on_readable_levels
 from stpredict.slides.raster import Raster, block_order, make_raster, read_patches
 from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
 from stpredict.slides.symmetry import SYMMETRIES
@@ -106,21 +108,37 @@ def prepare_slide(
             stack.callback(lease.release)
             if is_done(job, settings, request.overwrite_before):  # by whoever held the lease until now
                 return "up to date"
-        raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
+        make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)  # soon, where the slide is too coarse
         with clock.stage("tissue_and_spots"):
             tissue, spots, fraction = choose_spots(slide, mpp, request.grid(model), request.engine.threads)
-        order = block_order(raster, raster.origins(spots.centres, model.card["patch_px"]))
         folder = job.result.with_name(job.result.name + ".parts")
-        of = folder, order, spots.centres, len(settings["genes"]), settings
-        shards = join_shards(*of) if helping else open_shards(*of, request.overwrite_before)
+        leave_out(slide, levels_left_out(folder, request.overwrite_before))
+        with clock.stage("sample"):
+            raster, sample = choose_level(slide, mpp, spots, model, request)
+        of = folder, block_order_of(raster, spots, model), spots.centres, len(settings["genes"]), settings
+        left_out = tuple(sorted(slide.unreadable))
+        shards = join_shards(*of, left_out) if helping else open_shards(*of, left_out, request.overwrite_before)
         if shards is None:
             return "elsewhere"
-        with clock.stage("sample"):
-            sample = sample_patches(raster, spots, model, request.engine.threads)
         if not helping:
             tell_notes(slide, job)
         held = stack.pop_all()
     return Prepared(held, slide, mpp, settings, raster, tissue, spots, fraction, shards, sample, clock)
+
+
+def choose_level(slide: Slide, mpp: Mpp, spots: Spots, model: Model, request: Request) -> tuple[Raster, UInt8]:
+    """The raster, and a sample of its patches. Raises LevelError where the finest level cannot be decoded."""
+
+    def sampled() -> tuple[Raster, UInt8]:
+        raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
+        return raster, sample_patches(raster, spots, model, request.engine.threads)
+
+    return on_readable_levels(slide, sampled)
+
+
+def block_order_of(raster: Raster, spots: Spots, model: Model) -> Int:
+    """The order in which the spots are read."""
+    return block_order(raster, raster.origins(spots.centres, model.card["patch_px"]))
 
 
 def tell_notes(slide: Slide, job: Job) -> None:
@@ -128,6 +146,19 @@ def tell_notes(slide: Slide, job: Job) -> None:
     for note in slide.notes:
         log("warning", f"{job.shown.name}: {note}.", slide=str(job.shown))
     slide.notes.clear()
+
+
+def from_finer_level(prepared: Prepared, job: Job, model: Model, request: Request) -> Prepared:
+    """The slide read from the levels that are not left out; what was predicted from others is discarded."""
+    slide, spots, request = prepared.slide, prepared.spots, request.of(job)
+    raster, sample = choose_level(slide, prepared.mpp, spots, model, request)
+    tell_notes(slide, job)
+    prepared.shards.remove()
+    shards = open_shards(
+        prepared.shards.folder, block_order_of(raster, spots, model), spots.centres, prepared.shards.n_genes,
+        prepared.settings, tuple(sorted(slide.unreadable)),
+    )  # fmt: skip
+    return replace(prepared, raster=raster, sample=sample, shards=shards)
 
 
 def requested_settings(slide: Slide, mpp: Mpp, model: Model, request: Request) -> dict[str, Any]:

@@ -52,7 +52,12 @@ def describe_prediction(prepared: Prepared, job: Job, model: Model, request: Req
             "reader": slide.reader,
         },
         "tissue": {"mask_um": MASK_UM, "tissue_fraction_of_slide": round(float(prepared.tissue.mask.mean()), 4)},
-        "raster": {"mpp": raster.mpp, "level": raster.level, "scale": list(raster.scale)},
+        "raster": {
+            "mpp": raster.mpp,
+            "level": raster.level,
+            "scale": list(raster.scale),
+            **({"unreadable_levels": sorted(slide.unreadable)} if slide.unreadable else {}),
+        },
         "lattice": {
             "layout": spots.layout,
             "pitch_um": spots.pitch_um,

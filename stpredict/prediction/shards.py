@@ -41,6 +41,7 @@ class Shards:
 
     Each has the expression of the genes, with `tta` then its spread, then the measures of the patches, in columns.
     `digest` tells these spots in this order from others that the same settings may give, as another version would.
+    `left_out` are levels of the slide that could not be decoded, so that whoever goes on reads the same ones.
     Files are named by the `run`, so that a process that is still at a prediction which was discarded does no harm.
     """
 
@@ -50,6 +51,7 @@ class Shards:
     settings: dict[str, Any]
     digest: str
     run: str
+    left_out: tuple[int, ...] = ()
 
     @property
     def tta(self) -> bool:
@@ -173,16 +175,17 @@ def is_shards(folder: Path) -> bool:
 
 
 def open_shards(
-    folder: Path, order: Int, centres: Float, n_genes: int, settings: dict[str, Any], overwrite_before: float = 0.0
-) -> Shards:
+    folder: Path, order: Int, centres: Float, n_genes: int, settings: dict[str, Any],
+    left_out: tuple[int, ...] = (), overwrite_before: float = 0.0,
+) -> Shards:  # fmt: skip
     """Find the shards of a prediction of these spots with these settings, if it was begun; nothing is written yet.
 
     Those that were begun before `overwrite_before` (seconds since 1970) are discarded. Raises ResultError if the folder
     holds shards of others.
     """
-    manifest, digest = _manifest(folder), _digest(order, centres)
-    if manifest is None or (folder / MANIFEST).stat().st_mtime < overwrite_before:
-        shards = Shards(folder, order, n_genes, settings, digest, secrets.token_hex(4))
+    manifest, digest = _manifest(folder, overwrite_before), _digest(order, centres)
+    if manifest is None:
+        shards = Shards(folder, order, n_genes, settings, digest, secrets.token_hex(4), left_out)
         shards.remove()
         return shards
     run = _run_of(manifest)
@@ -197,16 +200,24 @@ def open_shards(
             f"{folder.name}: an interrupted prediction with other settings stands here "
             f"({difference or 'the spots lie elsewhere or in another order'}); --overwrite discards it."
         )
-    return Shards(folder, order, n_genes, settings, digest, run)
+    return Shards(folder, order, n_genes, settings, digest, run, left_out)
 
 
-def join_shards(folder: Path, order: Int, centres: Float, n_genes: int, settings: dict[str, Any]) -> Shards | None:
+def levels_left_out(folder: Path, overwrite_before: float = 0.0) -> list[int]:
+    """The levels that a prediction that was begun found it could not decode."""
+    levels = (_manifest(folder, overwrite_before) or {}).get("left_out")
+    return [level for level in levels if type(level) is int] if isinstance(levels, list) else []
+
+
+def join_shards(
+    folder: Path, order: Int, centres: Float, n_genes: int, settings: dict[str, Any], left_out: tuple[int, ...] = ()
+) -> Shards | None:
     """The shards of a prediction of these spots with these settings that another process is at; None if none is."""
     manifest = _manifest(folder)
     run = manifest and _run_of(manifest)
     if not manifest or not run:
         return None
-    shards = Shards(folder, order, n_genes, settings, _digest(order, centres), run)
+    shards = Shards(folder, order, n_genes, settings, _digest(order, centres), run, left_out)
     return shards if manifest == {**_described(shards), "engine": manifest["engine"]} else None
 
 
@@ -229,12 +240,15 @@ def pin_engine(shards: Shards, name: str, precision: str, calibration: str | Non
 
 
 def _described(shards: Shards) -> dict[str, Any]:
-    return {"settings": shards.settings, "spots": shards.digest, "columns": COLUMNS, "run": shards.run}
+    known = {"left_out": list(shards.left_out)} if shards.left_out else {}
+    return {"settings": shards.settings, "spots": shards.digest, "columns": COLUMNS, "run": shards.run, **known}
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    """What the manifest says; None if there is none, or one that is damaged."""
+def _manifest(folder: Path, overwrite_before: float = 0.0) -> dict[str, Any] | None:
+    """What the manifest says; None if there is none, an older one, or one that is damaged."""
     try:
+        if (folder / MANIFEST).stat().st_mtime < overwrite_before:
+            return None
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return None

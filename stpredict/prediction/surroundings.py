@@ -21,9 +21,10 @@ from stpredict.engines.engine import Engine, TwoPasses
 from stpredict.model.file import Model
 from stpredict.prediction.pipeline import fixed_batches
 from stpredict.prediction.shards import Shards, read_array, write_array
+from stpredict.slides.levels import on_readable_levels
 from stpredict.slides.neighbourhoods import Neighbourhoods, find_neighbourhoods
 from stpredict.slides.raster import Raster, make_raster, read_patches
-from stpredict.slides.slide import Mpp, open_slide
+from stpredict.slides.slide import Mpp, Slide, open_slide
 
 #: Patches whose features are in one file.
 FILE_PATCHES = 4096
@@ -165,12 +166,16 @@ def look_around_sections(
     for number, section in enumerate(sections):
         centres = tiles.centres[tiles.section == section.name]
         with open_slide(section.image) as slide:
-            raster = make_raster(slide, section.mpp, tiles.mpp)
-            around = find_neighbourhoods(raster, centres, tiles.patch_px, passes.side, section.mpp, pitch_um)
-            own = folder / f"section-{number}"
-            if PatchFeatures(own, len(around.centres), passes.width).missing():
-                report(f"{section.name}: features of {len(around.centres)} patches around {len(centres)} spots")
-            found[section.name] = look_around(own, raster, around, tiles.patch_px, passes, BATCH)
+
+            def look(slide: Slide, number: int, section: Section, centres: Float) -> Surroundings:
+                raster = make_raster(slide, section.mpp, tiles.mpp)
+                around = find_neighbourhoods(raster, centres, tiles.patch_px, passes.side, section.mpp, pitch_um)
+                own = folder / "-without-".join([f"section-{number}", *map(str, sorted(slide.unreadable))])
+                if PatchFeatures(own, len(around.centres), passes.width).missing():
+                    report(f"{section.name}: features of {len(around.centres)} patches around {len(centres)} spots")
+                return look_around(own, raster, around, tiles.patch_px, passes, BATCH)
+
+            found[section.name] = on_readable_levels(slide, partial(look, slide, number, section, centres))
     return found
 
 

@@ -18,6 +18,7 @@ from stpredict.prediction.job import slide_name
 from stpredict.prediction.request import Request
 from stpredict.slides.grid import choose_spots
 from stpredict.slides.lattice import Spots
+from stpredict.slides.levels import on_readable_levels
 from stpredict.slides.overview import make_thumbnail
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
@@ -40,7 +41,7 @@ def tile_slide(path: Path, model: Model, request: Request, out: Path, patches: b
         demand_new(*(table, picture, tiles)[: 3 if patches else 2])
     with open_slide(path) as slide:
         mpp = resolve_mpp(slide, request.mpp)
-        raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
+        make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)  # soon, where the slide is too coarse
         diameter_um = model.card["spot_diameter_um"]
         tissue, spots, fraction = choose_spots(slide, mpp, request.grid(model), request.engine.threads)
         with atomic_path(table) as temporary, temporary.open("w", newline="") as file:
@@ -53,18 +54,25 @@ def tile_slide(path: Path, model: Model, request: Request, out: Path, patches: b
             draw_grid(slide, mpp, tissue, spots, diameter_um, request.engine.threads).save(temporary)
         yield picture
         if patches:
-            patch_px, threads = model.card["patch_px"], request.engine.threads
-            with atomic_path(tiles) as temporary, h5py.File(temporary, "w") as file:
-                file.attrs.update(format="stpredict-patches", format_version=1, patch_px=patch_px, mpp=raster.mpp)
-                file["centres"] = spots.centres
-                stored = file.create_dataset("patches", (len(spots), *model.patch_shape), np.uint8)
-                with closing(read_patches(raster, spots.centres, patch_px, threads, model.views)) as blocks:
-                    for index, block in blocks:
-                        for i, patch in zip(index, block, strict=True):
-                            stored[i] = patch
+            with atomic_path(tiles) as temporary:
+                on_readable_levels(slide, lambda: write_patches(slide, mpp, spots, model, request, temporary))
             yield tiles
         for note in slide.notes:
             log("warning", f"{path.name}: {note}.", slide=str(path))
+
+
+def write_patches(slide: Slide, mpp: Mpp, spots: Spots, model: Model, request: Request, path: Path) -> None:
+    """Write the patches of all spots. Raises LevelError where the level they are cut from cannot be decoded."""
+    raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
+    patch_px, threads = model.card["patch_px"], request.engine.threads
+    with h5py.File(path, "w") as file:
+        file.attrs.update(format="stpredict-patches", format_version=1, patch_px=patch_px, mpp=raster.mpp)
+        file["centres"] = spots.centres
+        stored = file.create_dataset("patches", (len(spots), *model.patch_shape), np.uint8)
+        with closing(read_patches(raster, spots.centres, patch_px, threads, model.views)) as blocks:
+            for index, block in blocks:
+                for i, patch in zip(index, block, strict=True):
+                    stored[i] = patch
 
 
 def draw_grid(slide: Slide, mpp: Mpp, tissue: Tissue, spots: Spots, diameter_um: float, threads: int) -> Image.Image:

@@ -14,6 +14,7 @@ from stpredict.rendering.cells import Layer
 from stpredict.rendering.jpeg import write_jpeg
 from stpredict.result.file import Result
 from stpredict.result.frame import Frame
+from stpredict.slides.levels import on_readable_levels
 from stpredict.slides.slide import Slide, open_slide
 
 #: A level of the slide may be this much coarser than the picture.
@@ -27,10 +28,12 @@ def write_overlay(path: Path, frame: Frame, layer: Layer, opacity: float, slide:
 
     Raises SlideError where the slide cannot be decoded, OSError if the picture cannot be written.
     """
-    fine_enough = [
-        i for i in range(len(slide.level_dimensions)) if max(slide.downsample(i)) <= frame.downsample * COARSER
-    ]
-    level = max(fine_enough)
+    on_readable_levels(slide, lambda: _write(path, frame, layer, opacity, slide))
+
+
+def _write(path: Path, frame: Frame, layer: Layer, opacity: float, slide: Slide) -> None:
+    readable = (i for i in range(len(slide.level_dimensions)) if i not in slide.unreadable)
+    level = max(i for i in readable if max(slide.downsample(i)) <= frame.downsample * COARSER)
 
     def make_block(left: int, top: int, width: int, height: int) -> UInt8:
         base = _reduced(slide, level, frame, (left, top, width, height))

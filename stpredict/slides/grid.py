@@ -10,6 +10,7 @@ import numpy as np
 
 from stpredict.arrays import Float
 from stpredict.errors import NoTissueError, SpotsError
+from stpredict.slides.appearance import note_appearance
 from stpredict.slides.lattice import Spots, given_spots, lattice
 from stpredict.slides.mask import MaskRequest, inside_mask
 from stpredict.slides.resolution import in_words
@@ -32,10 +33,12 @@ class GridRequest:
 def choose_spots(slide: Slide, mpp: Mpp, request: GridRequest, threads: int) -> tuple[Tissue, Spots, Float]:
     """The tissue, the spots, and the tissue fraction of each one's disk. Given spots are all kept.
 
-    Raises NoTissueError if no spot of the lattice holds enough tissue, SpotsError for a slide smaller than a lattice's
-    first spot, MaskError for a mask that does not fit.
+    What is implausible of an H&E slide is noted. Raises NoTissueError if no spot of the lattice holds enough tissue,
+    SpotsError for a slide smaller than a lattice's first spot, MaskError for a mask that does not fit, SlideError for a
+    slide of one colour.
     """
     tissue = find_tissue(slide, mpp, threads)
+    note_appearance(slide, tissue.overview)
     if request.spots_file:
         spots = given_spots(request.spots_file, slide.dimensions, request.pitch_um)
         return tissue, spots, tissue.fraction(spots.centres, request.spot_diameter_um, mpp)

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from stpredict.arrays import UInt8
+from stpredict.slides.levels import on_readable_levels
 from stpredict.slides.slide import Slide
 
 THUMBNAIL_PX = 1500
@@ -16,8 +17,16 @@ BLOCK_PX = 4096
 
 
 def make_overview(slide: Slide, width: int, height: int, threads: int = 2) -> UInt8:
-    """The whole slide reduced to `width` x `height` pixels; read block by block. Raises SlideError."""
-    fine_enough = [i for i, size in enumerate(slide.level_dimensions) if size[0] >= width and size[1] >= height]
+    """The whole slide reduced to `width` x `height` pixels; read block by block.
+
+    Raises LevelError where no level that is fine enough can be decoded.
+    """
+    return on_readable_levels(slide, lambda: _reduce(slide, width, height, threads))
+
+
+def _reduce(slide: Slide, width: int, height: int, threads: int) -> UInt8:
+    sizes = enumerate(slide.level_dimensions)
+    fine_enough = [i for i, (w, h) in sizes if w >= width and h >= height and i not in slide.unreadable]
     level = max(fine_enough, default=0)
     level_width, level_height = slide.level_dimensions[level]
     overview = np.full((height, width, 3), 255, np.uint8)

@@ -64,7 +64,7 @@ class Raster:
 
 
 def make_raster(slide: Slide, slide_mpp: Mpp, model_mpp: float, allow_upsampling: bool = False) -> Raster:
-    """The raster from the coarsest stored level that is not coarser than the model's mpp.
+    """The raster from the coarsest stored level that can be read and is not coarser than the model's mpp.
 
     Raises SlideError for a slide coarser than 1.25 times the model's mpp, unless `allow_upsampling`.
     """
@@ -75,6 +75,8 @@ def make_raster(slide: Slide, slide_mpp: Mpp, model_mpp: float, allow_upsampling
         )
     level, ratio = 0, (1.0, 1.0)
     for candidate in range(len(slide.level_dimensions)):
+        if candidate in slide.unreadable:
+            continue
         downsample = slide.downsample(candidate)
         here = (slide_mpp.x * downsample[0] / model_mpp, slide_mpp.y * downsample[1] / model_mpp)
         if candidate == 0 or max(here) <= 1 + SAME_MPP:
@@ -102,7 +104,7 @@ def read_patches(
     Where there are several `views`, each is V x P x P x 3, all made from one reading of the widest.
     With `parts`, indices into `centres`, one is read after the other; what is next is asked when its reading begins.
     Close it before the slide where it may not come to its end: its threads read ahead.
-    Raises SlideError where the slide cannot be decoded.
+    Raises LevelError where the raster's level cannot be decoded.
     """
     origins = raster.origins(centres, patch_px)
     most = len(origins) if views == ONE_VIEW else MOST_STACKS

@@ -13,26 +13,25 @@ import numpy as np
 import openslide
 import pyvips
 
-from stpredict.arrays import Float32, UInt8
-from stpredict.errors import MissingMppError, SlideError, SlideNotFoundError, UsageError
+from stpredict.arrays import UInt8
+from stpredict.errors import LevelError, MissingMppError, SlideError, SlideNotFoundError, UsageError
 from stpredict.slides.facts import Facts, read_facts, refuse_turned, stated_by_openslide
+from stpredict.slides.image_samples import open_image
 from stpredict.slides.resolution import PLAUSIBLE_MPP as PLAUSIBLE_MPP
 from stpredict.slides.resolution import Mpp as Mpp
 from stpredict.slides.resolution import Resolution, in_words
-from stpredict.slides.stored_tiles import StoredTiles, TileError, check_jpeg_segments, open_stored_tiles
+from stpredict.slides.samples import SamplesError, as_rgb
+from stpredict.slides.stored_tiles import BLUR_PX, StoredTiles, TileError, blurred_alike, open_stored_tiles
+from stpredict.slides.tiff_samples import TiffSamples, open_tiff_samples
+from stpredict.slides.unread import demand_readable, no_slide, one_line
 
 MAX_ANISOTROPY = 0.02
-PLAIN_IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
+PLAIN_IMAGES = {".btf", ".jpg", ".jpeg", ".png", ".qptiff", ".tf2", ".tf8", ".tif", ".tiff"}
 FINGERPRINT_BYTES = 1 << 20
 #: OpenSlide ends the process if there is no memory for a tile.
 MAX_TILE_PIXELS = 1 << 26
-#: An image without tiles is decoded as a whole, to a temporary file.
-MAX_PLAIN_PIXELS = 3_000_000_000
 #: Vendors, as OpenSlide names them, whose levels are plain tiled TIFF pages.
 TILED_TIFF = {"aperio", "generic-tiff"}
-#: Grey levels by which blurred pixels of two readers may differ where one of them interpolates.
-MAX_DIFFERENCE = 8.0
-BLUR_PX = 16
 
 
 class Bounds(NamedTuple):
@@ -60,6 +59,8 @@ class Slide(ABC):
         #: What of the file is read, in words, where it holds more than one picture.
         self.of_file: tuple[str, ...] = ()
         self.bounds = Bounds(0, 0, 0, 0)
+        #: Levels that could not be decoded, and are read no more.
+        self.unreadable: set[int] = set()
 
     @property
     def name(self) -> str:
@@ -87,7 +88,7 @@ class Slide(ABC):
     def read(self, level: int, x: int, y: int, width: int, height: int) -> UInt8:
         """RGB, height x width x 3, of a region given in pixels of `level`; white beyond the slide.
 
-        Raises SlideError where the file cannot be decoded.
+        Raises LevelError where the level cannot be decoded.
         """
         level_width, level_height = self.level_dimensions[level]
         left, top = max(x, 0), max(y, 0)
@@ -103,6 +104,10 @@ class Slide(ABC):
 
     @abstractmethod
     def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> UInt8: ...
+
+    def leave_out(self, level: int) -> None:
+        """Read a level no more, which could not be decoded. Nothing may be read meanwhile."""
+        self.unreadable.add(level)
 
     @abstractmethod
     def close(self) -> None: ...
@@ -146,9 +151,19 @@ class OpenSlideSlide(Slide):
         self.bounds = Bounds(0, 0, *self.dimensions)
         if None not in bounds:
             self.bounds = Bounds(*(int(side) for side in bounds if side is not None))
-        self._tiles = self._stored_tiles() if properties.get("openslide.vendor") in TILED_TIFF else None
-        self.reader = "stored tiles" if self._tiles else "openslide"
+        self._tiles: StoredTiles | TiffSamples | None = None
+        self.reader = "openslide"
+        if properties.get("openslide.vendor") in TILED_TIFF:
+            self._find_tiles(properties.get("openslide.vendor") == "aperio")
         self.interpolates = self._tiles is None
+
+    def _find_tiles(self, aperio: bool) -> None:
+        """Read the file's tiles past OpenSlide, where it misreads their samples or takes longer."""
+        if samples := open_tiff_samples(self.path, self.level_dimensions, aperio):
+            self._tiles, self.reader = samples, "tifffile"
+            self.notes += samples.notes
+        elif tiles := self._stored_tiles():
+            self._tiles, self.reader = tiles, "stored tiles"
 
     def _stored_tiles(self) -> StoredTiles | None:
         """The slide's tiles, if OpenSlide sees the same in the three of each level that hold most."""
@@ -159,6 +174,7 @@ class OpenSlideSlide(Slide):
             same = all(self._agrees(tiles, level) for level in range(len(tiles.levels)))
         except (TileError, SlideError):
             same = False
+            self._reopen()
         if not same:
             tiles.close()
         return tiles if same else None
@@ -176,7 +192,7 @@ class OpenSlideSlide(Slide):
             if all(round(at * step) / mean_step == at for at, step in zip((x, y), steps, strict=True)):
                 same = bool((ours == theirs).all())
             else:  # OpenSlide interpolates between pixels there
-                same = float(np.abs(_blurred(ours) - _blurred(theirs)).max()) <= MAX_DIFFERENCE
+                same = blurred_alike(ours, theirs)
             if not same:
                 return False
         return True
@@ -187,7 +203,17 @@ class OpenSlideSlide(Slide):
         try:
             return self._tiles.read(level, x, y, width, height)
         except TileError as error:
-            raise SlideError(f"{self.path.name}: damaged slide, a region cannot be decoded ({error}).") from error
+            reason = f"{self.path.name}: damaged slide, a region cannot be decoded ({error})."
+            raise LevelError(reason, level) from error
+
+    def leave_out(self, level: int) -> None:
+        super().leave_out(level)
+        self._reopen()
+
+    def _reopen(self) -> None:
+        """OpenSlide reads no more of a slide once anything of it could not be decoded."""
+        self._slide.close()
+        self._slide = openslide.OpenSlide(self.path)
 
     def _compose(self, level: int, x: int, y: int, width: int, height: int) -> UInt8:
         """A region as OpenSlide composes it, on white."""
@@ -195,8 +221,8 @@ class OpenSlideSlide(Slide):
         try:
             image = self._slide.read_region((round(x * scale_x), round(y * scale_y)), level, (width, height))
         except openslide.OpenSlideError as error:
-            reason = f"{self.path.name}: damaged slide, a region cannot be decoded ({_one_line(error)})."
-            raise SlideError(reason) from error
+            reason = f"{self.path.name}: damaged slide, a region cannot be decoded ({one_line(error)})."
+            raise LevelError(reason, level) from error
         rgba = np.asarray(image)
         rgb, alpha = rgba[..., :3], rgba[..., 3:]
         if alpha.min() < 255:
@@ -211,41 +237,39 @@ class OpenSlideSlide(Slide):
 
 
 class PlainImageSlide(Slide):
-    """A JPEG, PNG or TIFF image without a pyramid, read through libvips."""
-
-    reader = "libvips"
+    """A JPEG, PNG or TIFF image without a pyramid, read through libvips, or tifffile where libvips would misread it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        # As strict as OpenSlide, and never the pixels that an earlier file of this name had.
         self._know(facts := read_facts(path) or Facts())
-        of_page = {"page": facts.page} if facts.page else {}
-        image = pyvips.Image.new_from_file(str(path), access="random", fail_on="warning", revalidate=True, **of_page)
-        if image.width * image.height > MAX_PLAIN_PIXELS:
-            raise SlideError(f"{path.name}: {image.width} x {image.height} pixels are too many for a plain image.")
-        if image.get("vips-loader") == "tiffload":
-            check_jpeg_segments(path, facts.page)  # libvips fills what is missing of them with grey, and says nothing
-        if image.format not in ("uchar", "ushort") or image.bands > 4:
-            raise SlideError(f"{path.name}: neither a colour nor a grey image ({image.bands} bands of {image.format}).")
-        self.level_dimensions = [(image.width, image.height)]
-        self.bounds = Bounds(0, 0, image.width, image.height)
-        if image.get_typeof("orientation"):  # in places where only libvips looks
-            refuse_turned(path, image.get("orientation"))
-        image = image.colourspace("srgb")
-        self._image = image.flatten(background=255) if image.hasalpha() else image
-        if self._image.bands != 3:
-            raise SlideError(f"{path.name}: neither a colour nor a grey image ({self._image.bands} bands).")
+        self._image: pyvips.Image | None = None
+        self._tiff = open_tiff_samples(path, page=facts.page)
+        if self._tiff:
+            self.reader, (width, height), notes = "tifffile", self._tiff.dimensions, self._tiff.notes
+        else:
+            self.reader = "libvips"
+            self._image, self._samples, notes = open_image(path, facts.page)
+            width, height = self._image.width, self._image.height
+            if self._image.get_typeof("orientation"):  # in places where only libvips looks
+                refuse_turned(path, self._image.get("orientation"))
+        self.notes += notes
+        self.level_dimensions, self.bounds = [(width, height)], Bounds(0, 0, width, height)
 
-    def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> UInt8:  # noqa: ARG002 (one level)
+    def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> UInt8:
         try:
-            region: UInt8 = self._image.crop(x, y, width, height).numpy()
-        except pyvips.Error as error:
-            reason = f"{self.path.name}: damaged image, a region cannot be decoded ({_one_line(error)})."
-            raise SlideError(reason) from error
-        return region
+            if self._tiff:
+                return self._tiff.read(level, x, y, width, height)
+            assert self._image is not None
+            region = self._image.crop(x, y, width, height).numpy()
+        except (pyvips.Error, TileError) as error:
+            reason = f"{self.path.name}: damaged image, a region cannot be decoded ({one_line(error)})."
+            raise LevelError(reason, level) from error
+        return as_rgb(region, self._samples) if self._samples else region
 
     def close(self) -> None:
-        del self._image
+        if self._tiff:
+            self._tiff.close()
+        self._image = None
 
 
 def open_slide(path: str | Path) -> Slide:
@@ -258,8 +282,7 @@ def open_slide(path: str | Path) -> Slide:
         raise SlideNotFoundError(f"{path}: no such file.")
     if path.is_dir():
         raise SlideNotFoundError(f"{path}: is a directory; name the slide files in it.")
-    if path.stat().st_size == 0:
-        raise SlideError(f"{path.name}: the file is empty.")
+    demand_readable(path)
     try:
         slide = OpenSlideSlide(path)
         if slide.is_whole:
@@ -267,11 +290,13 @@ def open_slide(path: str | Path) -> Slide:
         slide.close()
     except openslide.OpenSlideError as error:
         if path.suffix.lower() not in PLAIN_IMAGES:
-            raise SlideError(f"{path.name}: not a slide, or a damaged one ({_one_line(error)}).") from error
+            raise no_slide(path, "not a slide, or a damaged one", error) from error
     try:
         return PlainImageSlide(path)
+    except SamplesError as error:
+        raise SlideError(f"{path.name}: {error}.") from error
     except (pyvips.Error, TileError, UnicodeEncodeError) as error:
-        raise SlideError(f"{path.name!r}: not an image that can be read ({_one_line(error)}).") from error
+        raise no_slide(path, "not an image that can be read", error) from error
 
 
 def resolve_mpp(slide: Slide, given_mpp: float | None = None) -> Mpp:
@@ -300,22 +325,9 @@ def resolve_mpp(slide: Slide, given_mpp: float | None = None) -> Mpp:
     return used.mpp
 
 
-def _blurred(pixels: UInt8) -> Float32:
-    """Means of squares of BLUR_PX pixels; what does not fill the last ones is left out."""
-    rows, columns = (side // BLUR_PX for side in pixels.shape[:2])
-    squares = pixels[: BLUR_PX * rows, : BLUR_PX * columns].reshape(rows, BLUR_PX, columns, BLUR_PX, 3)
-    return np.asarray(squares.mean(axis=(1, 3), dtype=np.float32))
-
-
 def _number(text: str | None) -> float | None:
     try:
         value = float(text) if text is not None else math.nan
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _one_line(error: Exception) -> str:
-    """What a library says, which may quote the file: its last line, without control characters."""
-    line = str(error).strip().split("\n")[-1].strip()
-    return "".join(letter if letter.isprintable() else "?" for letter in line)

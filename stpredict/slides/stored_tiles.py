@@ -20,12 +20,15 @@ import numpy as np
 import simplejpeg
 import tifffile
 
-from stpredict.arrays import Int, UInt8
+from stpredict.arrays import Float32, Int, UInt8
 
 #: Decoded tiles that are kept, in bytes: those at the borders of the blocks that are read next.
 CACHE_BYTES = 96 << 20
 MAX_TILE_PX = 4096
 MAX_PAGES = 64
+#: Grey levels by which blurred pixels of two readers may differ where one of them interpolates.
+MAX_DIFFERENCE = 8.0
+BLUR_PX = 16
 #: An Adobe marker whose last byte says what the three components are.
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 COMPONENTS = {int(tifffile.PHOTOMETRIC.RGB): b"\x00", int(tifffile.PHOTOMETRIC.YCBCR): b"\x01"}
@@ -147,6 +150,11 @@ def open_stored_tiles(path: Path, level_dimensions: Sequence[tuple[int, int]]) -
         return None
 
 
+def blurred_alike(one: UInt8, other: UInt8) -> bool:
+    """Are two regions the same but for what interpolation between pixels does?"""
+    return float(np.abs(_blurred(one) - _blurred(other)).max()) <= MAX_DIFFERENCE
+
+
 def check_jpeg_segments(path: Path, number: int = 0) -> None:
     """Decode the JPEG strips or tiles of a page of a TIFF file, if it has any. Raises TileError for damage."""
     try:
@@ -186,3 +194,10 @@ def _tiled_level(page: tifffile.TiffPage) -> TiledLevel:
     tables = (page.jpegtables or b"\xff\xd8\xff\xd9")[:-2]
     head = tables + ADOBE + COMPONENTS[page.photometric]
     return TiledLevel(page.tilewidth, page.tilelength, columns, offsets, sizes, head)
+
+
+def _blurred(pixels: UInt8) -> Float32:
+    """Means of squares of BLUR_PX pixels; what does not fill the last ones is left out."""
+    rows, columns = (side // BLUR_PX for side in pixels.shape[:2])
+    squares = pixels[: BLUR_PX * rows, : BLUR_PX * columns].reshape(rows, BLUR_PX, columns, BLUR_PX, 3)
+    return np.asarray(squares.mean(axis=(1, 3), dtype=np.float32))
