@@ -53,8 +53,9 @@ def train(
         ),
     ] = FOLDS,
     hold_out: Annotated[
-        str, typer.Option(help="Further patients or sections to hold out in turn, separated by commas.")
-    ] = "",
+        list[str] | None,
+        typer.Option(help="Further patients or sections to hold out in turn, separated by commas.", show_default=False),
+    ] = None,
     allow_patient_leak: Annotated[
         bool, typer.Option("--allow-patient-leak", help="Hold out sections of patients that are also trained on.")
     ] = False,
@@ -93,7 +94,10 @@ def train(
             help="Choose genes by variance in every section, by mean count, or variable beyond what the mean explains."
         ),
     ] = PANEL_RULE,
-    genes_required: Annotated[str, typer.Option(help="Genes that must be in the panel, separated by commas.")] = "",
+    genes_required: Annotated[
+        list[str] | None,
+        typer.Option(help="Genes that must be in the panel, separated by commas.", show_default=False),
+    ] = None,
     panel_size: Annotated[
         int | None,
         typer.Option(

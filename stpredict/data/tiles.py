@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 
 from stpredict.arrays import Float, Int, Labels, UInt8
-from stpredict.data.genes import ids_of, one_table
+from stpredict.data.genes import ids_of, one_table, why_not_shared
 from stpredict.data.hdf5 import opened_hdf5
 from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section, demand_slides
 from stpredict.errors import DatasetError, some
@@ -117,7 +117,10 @@ def measured_genes(sections: Sequence[Section]) -> tuple[list[str], list[str]]:
     everything: set[str] = set().union(*(section.genes for section in sections))
     everywhere = everything.intersection(*(section.genes for section in sections if section.names_all_genes))
     if not everywhere:
-        raise DatasetError("no gene was measured in all sections; do some name symbols, and others Ensembl ids?")
+        first = set(sections[0].genes)
+        other = next((section for section in sections[1:] if first.isdisjoint(section.genes)), sections[-1])
+        reason = why_not_shared(sections[0].genes, other.genes) or "do some name symbols, and others Ensembl ids?"
+        raise DatasetError(f"no gene was measured in all sections; {reason}")
     return sorted(everywhere), sorted(everything - everywhere)
 
 
