@@ -12,6 +12,7 @@ from stpredict.data.genes import are_ensembl, in_symbols, one_table
 from stpredict.data.hbc import is_hbc, read_hbc
 from stpredict.data.her2st import is_her2st, read_her2st
 from stpredict.data.hest import is_hest, read_hest
+from stpredict.data.outputs import why_no_outputs
 from stpredict.data.rows import unstated
 from stpredict.data.scale import native_mpp, settle_mpp
 from stpredict.data.section import Section
@@ -33,7 +34,7 @@ LAYOUTS = (
     "HER2ST: NAME.jpg, NAME.tsv.gz, NAME_selection.tsv",
     "HBC: NAME.jpg, NAME.tsv.gz, NAME.spots.txt",
     "cSCC: *NAME.jpg, *NAME_stdata.tsv, *spot_data-selection-NAME.tsv",
-    "Visium: filtered_feature_bc_matrix.h5, spatial/, an image, sections.csv",
+    "Visium: filtered_feature_bc_matrix.h5 or the folder of matrix.mtx, spatial/, an image, sections.csv",
     "HEST-1k: st/NAME.h5ad, wsis/NAME.tif or patches/NAME.h5, metadata/NAME.json",
     "AnnData: .h5ad files and images that sections.csv names (section,patient,image,counts)",
 )
@@ -80,6 +81,8 @@ def _find_reader(path: Path) -> Callable[[Path], list[Section]]:
         if annotated:
             what = "which slides and patients its .h5ad files come from"
             raise unstated(path, what, "section,patient,image,counts", annotated)
+        if reason := why_no_outputs(path):
+            raise DatasetError(f"{path}: not a data set that can be read: {reason}.")
     raise UnknownLayoutError(f"{path}: not a data set in a known layout ({'; '.join(LAYOUTS)}).")
 
 

@@ -65,7 +65,7 @@ def read_h5ad(path: Path) -> Spots:
             raise DatasetError(f"{path.name}: needs the spots' level-0 pixels in obsm['spatial']; {there}.")
         inside = np.ones(data.n_obs, np.bool_)
         if "in_tissue" in data.obs:
-            inside = on_tissue(data.obs["in_tissue"].tolist(), path.name)
+            inside = on_tissue(data.obs["in_tissue"], path.name)
         matrix, var, note = _find_counts(data, path.name)
         matrix = whole_counts(matrix, path.name)
         if matrix.shape != (data.n_obs, len(var)):

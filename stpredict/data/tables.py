@@ -63,25 +63,30 @@ def refuse_bomb(path: Path) -> int:
     return n_bytes
 
 
-def on_tissue(values: Sequence[object], file: str) -> Bool:
+def on_tissue(values: pd.Series, file: str) -> Bool:
     """Which spots lie on tissue, from truth values, numbers or words; those of which nothing is said do.
 
     Raises DatasetError for another word, and where no spot does.
     """
-    inside = np.ones(len(values), np.bool_)
-    for i, value in enumerate(values):
-        word = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-        word = word.strip().lower()
-        if word in FALSE:
-            inside[i] = False
-        elif word not in TRUE:
-            try:
-                inside[i] = float(word) != 0
-            except ValueError as error:
-                raise DatasetError(f"{file}: in_tissue holds {word[:40]!r}, which is neither yes nor no.") from error
+    if values.dtype.kind in "biuf":
+        inside = ~(values.to_numpy() == 0)
+    else:
+        words = {value: _truth(value, file) for value in values.unique().tolist()}
+        inside = np.array([words[value] for value in values.tolist()], np.bool_)
     if len(values) and not inside.any():
         raise DatasetError(f"{file}: no spot is in tissue, by its column in_tissue.")
-    return inside
+    return np.asarray(inside, dtype=np.bool_)
+
+
+def _truth(value: object, file: str) -> bool:
+    word = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    word = word.strip().lower()
+    if word in TRUE or word in FALSE:
+        return word in TRUE
+    try:
+        return float(word) != 0
+    except ValueError as error:
+        raise DatasetError(f"{file}: in_tissue holds {word[:40]!r}, which is neither yes nor no.") from error
 
 
 def joined(spots: Sequence[str], others: Sequence[str], file: str, other_file: str) -> tuple[list[int], list[int]]:
