@@ -54,6 +54,14 @@ Upsampling = Annotated[
 ]
 
 
+BinUm = Annotated[
+    float | None,
+    typer.Option(
+        "--bin-um", help="Pool the bins of Visium HD to squares of this side, um.", show_default="8 for smaller ones"
+    ),
+]
+
+
 def split(texts: Sequence[str] | None, separators: str = ",") -> list[str]:
     """The parts of what was given for an option, each time that it was given."""
     parts = [part.strip() for text in texts or () for part in re.split(f"[{separators}]", text)]

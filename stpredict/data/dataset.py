@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stpredict.data.annotated import has_annotated, read_annotated
+from stpredict.data.bins import ANY_BINS, Bins, demand_no_bins
 from stpredict.data.cscc import is_cscc, read_cscc
 from stpredict.data.genes import are_ensembl, in_symbols, one_table
 from stpredict.data.hbc import is_hbc, read_hbc
@@ -21,8 +22,9 @@ from stpredict.data.visium import is_visium, read_visium
 from stpredict.errors import DatasetError, UnknownLayoutError
 from stpredict.slides.slide import open_slide
 
+Reader = Callable[..., list[Section]]
 #: Each layout's test of a folder and its reader; the first that fits is used.
-READERS: tuple[tuple[Callable[[Path], bool], Callable[[Path], list[Section]]], ...] = (
+READERS: tuple[tuple[Callable[[Path], bool], Reader], ...] = (
     (has_annotated, read_annotated),
     (is_hest, read_hest),
     (is_visium, read_visium),
@@ -40,18 +42,25 @@ LAYOUTS = (
 )
 
 
-def read_dataset(path: Path) -> list[Section]:
-    """The sections of a data set's folder.
+def read_dataset(path: Path, bins: Bins = ANY_BINS) -> list[Section]:
+    """The sections of a data set's folder; bins of Visium HD are pooled as `bins` says.
 
     Raises DatasetError if its layout is not known or its files do not fit together, SlideError for a damaged image.
     """
-    return [check_image(section) for section in in_one_naming(_find_reader(path)(path))]
+    return [check_image(section) for section in in_one_naming(_read(path, bins))]
 
 
 def read_counts(path: Path) -> list[Section]:
     """As `read_dataset`, of sections whose images are not used; in the HER2ST layout there need be none."""
     read = _find_reader(path)
     return in_one_naming(read_her2st(path, require_images=False) if read is read_her2st else read(path))
+
+
+def _read(path: Path, bins: Bins) -> list[Section]:
+    read = _find_reader(path)
+    if read in (read_annotated, read_visium):
+        return read(path, bins)
+    return demand_no_bins(bins, read(path))
 
 
 def in_one_naming(sections: Sequence[Section]) -> list[Section]:
@@ -69,7 +78,7 @@ def in_one_naming(sections: Sequence[Section]) -> list[Section]:
     ]
 
 
-def _find_reader(path: Path) -> Callable[[Path], list[Section]]:
+def _find_reader(path: Path) -> Reader:
     """The reader of a folder's layout. Raises DatasetError if that is not known."""
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder.")

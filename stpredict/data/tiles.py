@@ -15,20 +15,17 @@ from scipy.sparse import csr_array, vstack
 from stpredict.arrays import Float, Int, Labels, UInt8
 from stpredict.data.genes import ids_of, one_table, why_not_shared
 from stpredict.data.hdf5 import opened_hdf5
+from stpredict.data.places import tissue_places
 from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section, demand_slides
 from stpredict.errors import DatasetError, some
 from stpredict.new_hdf5 import new_hdf5
-from stpredict.slides.lattice import lattice
 from stpredict.slides.raster import MAX_UPSAMPLING, SAME_MPP, make_raster, read_patches
-from stpredict.slides.slide import Slide, open_slide
-from stpredict.slides.tissue import find_tissue
+from stpredict.slides.slide import open_slide
 from stpredict.slides.views import ONE_VIEW, Views, patch_shape
 
 PATCH_PX = 224
 #: Version 2 has several views of each spot; files of one view are still of version 1.
 FORMAT_VERSION = 2
-#: Unlabelled patches come from places of which at least this fraction is tissue.
-UNLABELLED_MIN_TISSUE = 0.5
 
 
 @dataclass(frozen=True)
@@ -197,7 +194,7 @@ def write_tiles(
                     raster = make_raster(slide, section.mpp, mpp)
                     _store(read_patches(raster, section.centres, patch_px, threads, views), patches, start)
                     if n_extra:
-                        places = _tissue_places(slide, section, n_extra, rng)
+                        places = tissue_places(slide, section, n_extra, rng)
                         _store(read_patches(raster, places, patch_px, threads, views), extra, extra_start)
             lacked = "counts, position or patch" if section.patches else "counts or position"
             report(f"{section.name}: {len(section.spot_names)} spots, {section.lost_spots} without {lacked}, "
@@ -288,16 +285,6 @@ def _store(blocks: Generator[tuple[Int, list[UInt8]], None, None], dataset: h5py
         for index, block in blocks:
             for i, patch in zip(index, block, strict=True):
                 dataset[start + i] = patch
-
-
-def _tissue_places(slide: Slide, section: Section, n: int, rng: np.random.Generator) -> Float:
-    """Centres of `n` places on tissue, drawn at random. Raises DatasetError where there is none."""
-    tissue = find_tissue(slide, section.mpp)
-    places = lattice(slide.bounds, section.mpp, section.spot_diameter_um / 8).centres
-    places = places[tissue.fraction(places, section.spot_diameter_um, section.mpp) >= UNLABELLED_MIN_TISSUE]
-    if not len(places):
-        raise DatasetError(f"{section.image.name}: no tissue found.")
-    return places[rng.choice(len(places), n, replace=len(places) < n)]
 
 
 def _store_counts(sections: Sequence[Section], genes: Sequence[str], group: h5py.Group) -> None:

@@ -14,6 +14,7 @@ import math
 import re
 from pathlib import Path
 
+from stpredict.data.bins import ANY_BINS, Bins, demand_no_bins, pooled
 from stpredict.data.genes import name_genes, symbols_by_id
 from stpredict.data.matrices import read_matrix
 from stpredict.data.outputs import Outputs, find_outputs
@@ -38,8 +39,8 @@ def is_visium(folder: Path) -> bool:
     return bool(find_outputs(folder))
 
 
-def read_visium(folder: Path) -> list[Section]:
-    """All sections of a folder, or those named in sections.csv, sorted by name.
+def read_visium(folder: Path, bins: Bins = ANY_BINS) -> list[Section]:
+    """All sections of a folder, or those named in sections.csv, sorted by name; bins are pooled as `bins` says.
 
     Raises DatasetError for files that are missing, damaged or do not fit together, and where no patients are named.
     """
@@ -52,7 +53,7 @@ def read_visium(folder: Path) -> list[Section]:
     rows = read_rows(folder)
     if not rows:
         raise unstated(folder, "which patients the sections come from", "section,patient,image", sorted(found))
-    return [_read_section(name, found[name], rows[name], folder) for name in chosen(found, rows, folder)]
+    return [_read_section(name, found[name], rows[name], folder, bins) for name in chosen(found, rows, folder)]
 
 
 def _section_name(outputs: Outputs) -> str:
@@ -62,7 +63,7 @@ def _section_name(outputs: Outputs) -> str:
     return outputs.prefix or (place.parent.name if place.name == "outs" else place.name) + bins
 
 
-def _read_section(name: str, outputs: Outputs, row: SectionRow, folder: Path) -> Section:
+def _read_section(name: str, outputs: Outputs, row: SectionRow, folder: Path, bins: Bins) -> Section:
     barcodes, symbols, ids, counts = read_matrix(outputs.matrix, outputs.file_prefix)
     table, scale = read_positions(outputs.positions), read_scale(outputs.scale)
     left, right = joined(barcodes, list(table["barcode"]), outputs.matrix.name, outputs.positions.name)
@@ -78,9 +79,8 @@ def _read_section(name: str, outputs: Outputs, row: SectionRow, folder: Path) ->
     table = table.iloc[right]
     centres = table[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(dtype=float)
     bin_um = scale.get("bin_size_um")
-    lattice = lattice_mpp(
-        table[["array_col", "array_row"]].to_numpy(dtype=float), centres, (bin_um, bin_um) if bin_um else UNIT_UM, name
-    )
+    units = table[["array_col", "array_row"]].to_numpy(dtype=float)
+    lattice = lattice_mpp(units, centres, (bin_um, bin_um) if bin_um else UNIT_UM, name)
     stated = [scale["microns_per_pixel"]] if "microns_per_pixel" in scale else []
     if not stated and "spot_diameter_fullres" in scale:
         stated = [um / scale["spot_diameter_fullres"] for um in STATED_DIAMETERS_UM]
@@ -89,7 +89,7 @@ def _read_section(name: str, outputs: Outputs, row: SectionRow, folder: Path) ->
     mpp, mpp_notes = settle_mpp([*sources, ("scalefactors_json.json", Mpp(nearest, nearest) if nearest else None)])
     assert mpp is not None
     genes, counts, gene_notes = name_genes(symbols, ids, counts[left])
-    return Section(
+    section = Section(
         name=name,
         patient=row.patient,
         image=row.image or the_image(_images(outputs), name, folder),
@@ -105,6 +105,7 @@ def _read_section(name: str, outputs: Outputs, row: SectionRow, folder: Path) ->
         symbols=symbols_by_id(symbols, ids),
         notes=mpp_notes + off_note + gene_notes,
     )
+    return pooled(section, units, bin_um, bins) if bin_um else demand_no_bins(bins, [section])[0]
 
 
 def _images(outputs: Outputs) -> list[Path]:

@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 
 from stpredict.arrays import Int, Labels
 from stpredict.cards import held_out_correlation
+from stpredict.data.bins import Bins
 from stpredict.data.dataset import read_dataset
 from stpredict.data.normalisation import Normalisation, find_normalisation
 from stpredict.data.section import demand_slides
@@ -186,7 +187,7 @@ def open_tiles(
     patch_px, mpp = card.get("patch_px", 224), card.get("mpp")
     if dataset.suffix != ".h5":
         path = folder / "dataset.tiles.h5"
-        sections = read_dataset(dataset)
+        sections = read_dataset(dataset, bins_of(card))
         check(measured_in(sections, ()))
         write_tiles(sections, path, patch_px=patch_px, views=views or ONE_VIEW, mpp=mpp, report=report)
         return read_tiles(path)
@@ -200,6 +201,11 @@ def open_tiles(
     if views:
         check_views(tiles, views)
     return tiles
+
+
+def bins_of(card: dict[str, Any]) -> Bins:
+    """Bins are pooled to squares as large as the spots that a model learnt from, where they fit."""
+    return Bins(like_um=card.get("spot_diameter_um"))
 
 
 def shares_of(tiles: Tiles, card: dict[str, Any], normalisation: Normalisation) -> Shares:
@@ -233,7 +239,7 @@ def predict_spots(
     engine = open_engine(model, request, sample, report)
     columns = [model.panel.index(gene) for gene in panel]
     if engine.two_passes:
-        sections = read_dataset(dataset)
+        sections = read_dataset(dataset, bins_of(model.card))
         known = look_around_sections(sections, tiles, engine.two_passes, model.card["pitch_um"], folder, report)
         expression = predict_in_sections(engine.two_passes, known, tiles, index)[:, columns]
     else:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from stpredict.cards import better_baselines, make_card, show_crossvalidation, write_model
+from stpredict.data.bins import Bins
 from stpredict.data.dataset import read_dataset
 from stpredict.data.normalisation import NORMALISATIONS, check_normalisation
 from stpredict.data.panel import check_rule
@@ -62,8 +63,8 @@ from stpredict.weights import load_model
 def train_model(
     dataset: Path, out: Path, settings: Settings, panel: Panel, *, folds: str, hold_out: Sequence[str],
     allow_patient_leak: bool, protocol: str | None, counts_only: Path | None, encoder: Path | None,
-    encoder_weights: Path | None, unlabelled: int, mpp: float | None, licence: str, device: str, threads: int,
-    overwrite: bool, report: Report,
+    encoder_weights: Path | None, unlabelled: int, mpp: float | None, bin_um: float | None, licence: str,
+    device: str, threads: int, overwrite: bool, report: Report,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a model from a data set or a tiles file, by way of the folder MODEL.run; returns its card.
 
@@ -96,6 +97,8 @@ def train_model(
         "unlabelled": unlabelled, "licence": licence, "dataset": dataset.name, "files": fingerprint(dataset),
         "counts_only": counts_only and [counts_only.name, fingerprint(counts_only)],
     }  # fmt: skip
+    if bin_um is not None:  # a run that was begun without it is the same as ever
+        wanted["bin_um"] = bin_um
     wanted = json.loads(json.dumps(wanted))
     if not overwrite and is_finished(folder, out, wanted):
         report(f"{out}: up to date")
@@ -104,8 +107,8 @@ def train_model(
         if is_main_process():
             prepare_run(
                 dataset, out, wanted, settings, panel, plan, allow_patient_leak=allow_patient_leak, protocol=protocol,
-                counts_only=counts_only, encoder=opened, views=views, unlabelled=unlabelled, mpp=mpp, threads=threads,
-                overwrite=overwrite, report=report,
+                counts_only=counts_only, encoder=opened, views=views, unlabelled=unlabelled, mpp=mpp, bin_um=bin_um,
+                threads=threads, overwrite=overwrite, report=report,
             )  # fmt: skip
         wait_for_all()
         tiles = read_tiles(tiles_of(dataset, out))
@@ -113,7 +116,7 @@ def train_model(
         torch.set_num_threads(threads)
         run = Run(
             tiles, features, unlabelled_features, panel, settings, licence, place, report,
-            sections=read_dataset(dataset) if in_slides else (), weights=weights,
+            sections=read_dataset(dataset, Bins(bin_um)) if in_slides else (), weights=weights,
         )  # fmt: skip
         if opened and settings.encoder:
             run = with_encoder(run, opened, settings.encoder, folder / ENCODED)
