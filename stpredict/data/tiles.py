@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from stpredict.data.genes import ids_of, one_table, why_not_shared
 from stpredict.data.hdf5 import opened_hdf5
 from stpredict.data.places import tissue_places
 from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section, demand_slides
+from stpredict.data.twins import Twins, find_twins, tied_patients, twins_of_spots
 from stpredict.errors import DatasetError, some
 from stpredict.new_hdf5 import new_hdf5
 from stpredict.slides.raster import MAX_UPSAMPLING, SAME_MPP, make_raster, read_patches
@@ -50,6 +52,12 @@ class Measured:
     depth: Float
     counted_genes: list[str]
     gene_ids: list[str]  # of these genes, as in Tiles
+    twins: tuple[Twins, ...] = ()  # as in Tiles
+
+    @cached_property
+    def kin(self) -> Labels:
+        """The patients' labels, one for those who share a section under two names."""
+        return tied_patients(self.section, self.patient, self.twins)
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,12 @@ class Tiles:
     counts_only: Counted | None = None  # of sections without images, over the same genes
     views: Views = ONE_VIEW
     gene_ids: list[str] = field(default_factory=list)  # the genes' Ensembl ids, "" where they are not known
+    twins: tuple[Twins, ...] = ()  # sections that are there twice, those of counts alone among them
+
+    @cached_property
+    def kin(self) -> Labels:
+        """The patients' labels, one for those who share a section under two names."""
+        return tied_patients(self.section, self.patient, self.twins)
 
     @cached_property
     def depth(self) -> Float:
@@ -136,6 +150,7 @@ def measured_in(sections: Sequence[Section], counts_only: Sequence[Section]) -> 
         np.concatenate([np.asarray(_aligned(section, genes).sum(axis=1), dtype=float).ravel() for section in sections]),
         counted_genes,
         ids_of(counted_genes, one_table(section.symbols for section in (*sections, *counts_only))),
+        find_twins([*sections, *counts_only]),
     )
 
 
@@ -208,6 +223,8 @@ def write_tiles(
         file["genes"] = np.array(genes, dtype=object).astype(text)
         gene_ids = ids_of(genes, one_table(section.symbols for section in (*sections, *counts_only)))
         file["gene_ids"] = np.array(gene_ids, dtype=object).astype(text)
+        twins = find_twins([*sections, *counts_only])
+        file.attrs["twins"] = json.dumps([[pair.first, pair.second, pair.why] for pair in twins])
         _store_counts(sections, genes, file)
         if counts_only:
             _store_counts(counts_only, genes, file.create_group("counts_only"))
@@ -250,6 +267,7 @@ def read_tiles(path: Path) -> Tiles:
         if len(gene_ids) != len(genes):
             raise ValueError(f"{len(gene_ids)} ids of {len(genes)} genes")
         pictured = _read_counts(file, len(genes))
+        more = _read_counts(file["counts_only"], len(genes)) if "counts_only" in file else None
         return Tiles(
             path=path,
             patch_px=int(file.attrs["patch_px"]),
@@ -265,7 +283,8 @@ def read_tiles(path: Path) -> Tiles:
             gene_ids=gene_ids,
             counts=pictured.counts,
             unlabelled_section=file["unlabelled/section"].asstr()[:],
-            counts_only=_read_counts(file["counts_only"], len(genes)) if "counts_only" in file else None,
+            counts_only=more,
+            twins=_read_twins(file, [pictured, more] if more else [pictured]),
         )
 
 
@@ -304,6 +323,13 @@ def _read_counts(group: h5py.Group, n_genes: int) -> Counted:
     counts = csr_array(parts, (len(section), n_genes))
     counts.check_format(full_check=True)  # what works on it trusts its indices
     return Counted(section, patient, counts)
+
+
+def _read_twins(file: h5py.File, counted: Sequence[Counted]) -> tuple[Twins, ...]:
+    """The sections that are there twice; of older files, as far as their counts tell."""
+    if "twins" in file.attrs:
+        return tuple(Twins(*map(str, pair)) for pair in json.loads(file.attrs["twins"]))
+    return twins_of_spots([(one.section, one.counts) for one in counted])
 
 
 def columns(counts: csr_array, genes: Sequence[str], panel: Sequence[str]) -> Float:

@@ -18,6 +18,7 @@ from stpredict.data.dataset import read_dataset
 from stpredict.data.normalisation import Normalisation, find_normalisation
 from stpredict.data.section import demand_slides
 from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles, write_tiles
+from stpredict.data.twins import told_twins
 from stpredict.engines import EngineRequest, open_engine
 from stpredict.errors import DatasetError, UsageError, some
 from stpredict.evaluation.features import colour_texture_features
@@ -90,6 +91,7 @@ def assess(
         shallow = int((~deep[scored]).sum())
         uncounted = int(deep[scored].sum()) - len(np.intersect1d(scored, known))
         notes = [
+            *told_twins(tiles.twins),
             *about_patients,
             f"{shallow} of {len(scored)} spots have fewer than {min_depth} counts and are left out",
         ]
@@ -138,6 +140,7 @@ def unseen(
     Raises UsageError where there are none, unless `allow_patient_leak`.
     """
     seen = np.isin(found.patient, sorted(training_patients(card)))
+    seen = np.isin(found.kin, found.kin[seen])  # and who shares a section with one of them
     if allow_patient_leak or seen[scored].all():
         leak = check_training_patients(name, card, found.patient[scored], allow_patient_leak)
         known = sorted(set(card.get("training", {}).get("sections", [])) & set(found.section[scored].tolist()))

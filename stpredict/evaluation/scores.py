@@ -142,7 +142,7 @@ def measure(tiles: Tiles, predicted: Predicted, index: Int) -> Measured:
     """What was measured in the spots `index`."""
     return Measured(
         tiles.panel_counts(predicted.panel)[index], predicted.shares.depth[index], tiles.section[index],
-        tiles.patient[index], tiles.centres[index], predicted.shares.normalisation.per,
+        tiles.kin[index], tiles.centres[index], predicted.shares.normalisation.per,
     )  # fmt: skip
 
 

@@ -162,7 +162,7 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     held_out = np.isin(tiles.section, fold.test_sections)
     test = held_out & (objective.depth > 0) & (tiles.depth >= run.settings.min_depth)
     split = Split(
-        tiles.panel_counts(panel), objective.depth, tiles.section, tiles.patient, tiles.centres, training, test,
+        tiles.panel_counts(panel), objective.depth, tiles.section, tiles.kin, tiles.centres, training, test,
         NORMALISATIONS[run.settings.normalisation].per,
     )  # fmt: skip
     predicted = objective.expression(predict_rows(run, trained, np.flatnonzero(test)))
@@ -175,7 +175,7 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     if is_main_process():
         missed = abs(predicted - log_cpm(split.counts[test], split.depth[test], split.per))
-        save_errors(folder / ERRORS, missed, tiles.patient[test], panel)
+        save_errors(folder / ERRORS, missed, tiles.kin[test], panel)
         rows = {k: v[DEPTH_CONTROLLED] for k, v in scores["rows"].items()}
         run.report(f"held-out {fold.name}: " + ", ".join(f"{k} {v}" for k, v in rows.items()))
         beaten_by = better_baselines(scores)
@@ -208,7 +208,7 @@ def run_crossvalidation(
     if not NORMALISATIONS[run.settings.normalisation].of_panel:  # else each fold's panel makes a unit of its own
         intervals = calibrate([folder / f"fold-{number}" / ERRORS for number in by_patient], trained.panel)
         tested = np.isin(run.tiles.section, [name for fold in by_patient.values() for name in fold.test_sections])
-        for line in describe_intervals(intervals, len(set(run.tiles.patient[tested])), unit):
+        for line in describe_intervals(intervals, len(set(run.tiles.kin[tested])), unit):
             run.report(line)
     card = write_trained(run, trained, out, out.stem, held_out, intervals)
     for made in (folder, folder / "all"):
@@ -236,7 +236,7 @@ def write_trained(
     card = make_card(name, run.tiles, trained.panel, trained.network, trained.objective, expression, training, held_out,
                      intervals)  # fmt: skip
     if is_main_process():
-        part = parts_left_out(run.tiles.patient[rows], run.tiles.section[rows])
+        part = parts_left_out(run.tiles.kin[rows], run.tiles.section[rows])
         reference = make_feature_reference(read, part)
         write_model(path, card, trained.network, trained.objective, run.features[rows], part, reference)
     return card

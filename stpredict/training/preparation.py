@@ -28,6 +28,7 @@ from stpredict.data.tiles import (
     settle_cut,
     write_tiles,
 )
+from stpredict.data.twins import told_twins
 from stpredict.errors import ResultError, UsageError
 from stpredict.evaluation.features import colour_texture_features
 from stpredict.files import atomic_path, output_folders
@@ -74,6 +75,8 @@ def prepare_run(
         check_resolution(tiles, mpp)
         check_views(tiles, views)
         patch_px = tiles.patch_px
+    for line in told_twins(found.twins):
+        report(line)
     folds = plan(found)
     check_leaks(folds, allow_patient_leak, protocol)
     check_depth(found, folds, settings.min_depth)
