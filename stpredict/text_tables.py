@@ -13,8 +13,8 @@ from pathlib import Path
 
 from stpredict.errors import StpredictError, UsageError
 
-#: No table holds more; what is packed so that it does is a trap.
-MAX_BYTES = 4 << 30
+#: No table holds more. What is packed so that it holds a fraction of that may be a trap.
+MAX_BYTES, MAX_UNPACKED_BYTES = 4 << 30, 256 << 20
 SEPARATORS = (",", ";", "\t", "|")
 #: How files begin that are no text: spreadsheets and archives.
 SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
@@ -39,9 +39,11 @@ def read_text(path: Path) -> str:
     if content.startswith(b"\x1f\x8b"):
         try:
             with gzip.open(io.BytesIO(content)) as packed:
-                content = packed.read(MAX_BYTES + 1)
+                content = packed.read(MAX_UNPACKED_BYTES + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError("it is packed, and damaged") from error
+        if len(content) > MAX_UNPACKED_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_UNPACKED_BYTES >> 20} MB")
     if len(content) > MAX_BYTES:
         raise ValueError(f"it holds more than {MAX_BYTES >> 20} MB")
     if content.startswith(SPREADSHEETS):

@@ -25,6 +25,8 @@ MONTHS = {
     10: (r"oct|okt|october|oktober|octobre|out|ott", ("OCT",)),
     12: (r"dec|dez|december|dezember|déc|décembre|dic", ("DEC", "DELEC")),
 }
+#: What parts the day of a date from its month.
+PARTED = re.compile(r"[\s./-]")
 #: Genes that were renamed for what spreadsheets did to them.
 RENAMED = {"MARCH": "MARCHF", "SEPT": "SEPTIN", "MARC": "MTARC", "DEC": "DELEC"}
 
@@ -102,6 +104,8 @@ def _is_table(table: Sequence[Sequence[str]]) -> bool:
 def genes_of_a_date(name: str) -> list[str]:
     """The genes that a spreadsheet made this date of, as 1-Mar or 2001-09-02; none for what is no date."""
     text = name.strip().lower()
+    if not (text[:1].isdecimal() or PARTED.search(text)):  # most names, which are many
+        return []
     if match := re.fullmatch(r"(\d{4})-(\d{2})-(\d{2})(?:[ t]00:00:00)?", text):
         return _dated(int(match[2]), int(match[3]))
     if match := re.fullmatch(r"(\d{1,2})(?:[/-](\d{1,2})(?:[/-]\d{2,4})?|\.(\d{1,2})\.(?:\d{2,4})?)", text):

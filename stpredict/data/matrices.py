@@ -100,7 +100,7 @@ def _read_market(path: Path, prefix: str) -> Matrix10x:
             raise ValueError(
                 f"it is {n_rows} x {n_columns}, with {len(ids)} genes in {features.name} and {len(barcodes)} barcodes"
             )
-        if n_entries * MIN_ENTRY_BYTES > n_bytes:
+        if n_entries > min(n_rows * n_columns, n_bytes // MIN_ENTRY_BYTES):
             raise ValueError("it claims more entries than the file can hold, or ends early")
         counts: Any = mmread(path)
         return _of_genes(

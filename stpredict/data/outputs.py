@@ -20,7 +20,9 @@ SCALE = r"(?:spatial[_.-])?scalefactors_json\.json(?:\.gz)?"
 #: The forms of the table of spots that Space Ranger writes, the first that is there is read.
 POSITIONS_NAMES = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
 #: Archives of what has to be unpacked first.
-PACKED = re.compile(r".*(?:spatial|bc_matri(?:x|ces)|_raw)[^/]*\.(?:tar|tgz|zip|tar\.gz)", re.IGNORECASE)
+PACKED = re.compile(
+    r".*(?:spatial|bc_matri(?:x|ces)|_raw)[^/]*\.(?:tar|tgz|zip|tar\.gz)|.*\.(?:h5|h5ad)\.gz", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)

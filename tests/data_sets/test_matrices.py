@@ -190,6 +190,9 @@ def test_a_matrix_without_spots_says_what_it_lacks(tmp_path: Path):
     (tmp_path / "packed" / "GSE1_RAW.tar").write_bytes(b"")
     with pytest.raises(DatasetError, match=r"is packed; unpack GSE1_RAW\.tar"):
         read_dataset(tmp_path / "packed")
+    (tmp_path / "packed" / "GSE1_RAW.tar").rename(tmp_path / "packed" / "GSM1_S1.h5ad.gz")
+    with pytest.raises(DatasetError, match=r"is packed; unpack GSM1_S1\.h5ad\.gz"):
+        read_dataset(tmp_path / "packed")
 
 
 def change(name: str, content: bytes):
