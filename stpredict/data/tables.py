@@ -101,5 +101,6 @@ def joined(spots: Sequence[str], others: Sequence[str], file: str, other_file: s
     position = {spot: i for i, spot in enumerate(others)}
     left = [i for i, spot in enumerate(spots) if spot in position]
     if not left:
-        raise DatasetError(f"{file}: no spot in common with {other_file}.")
+        named = f" ({spots[0]} and {others[0]} are their first)" if spots and others else ""
+        raise DatasetError(f"{file}: no spot in common with {other_file}{named}.")
     return left, [position[spots[i]] for i in left]

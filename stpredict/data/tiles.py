@@ -224,7 +224,7 @@ def write_tiles(
         gene_ids = ids_of(genes, one_table(section.symbols for section in (*sections, *counts_only)))
         file["gene_ids"] = np.array(gene_ids, dtype=object).astype(text)
         twins = find_twins([*sections, *counts_only])
-        file.attrs["twins"] = json.dumps([[pair.first, pair.second, pair.why] for pair in twins])
+        file["twins"] = json.dumps([[pair.first, pair.second, pair.why] for pair in twins])
         _store_counts(sections, genes, file)
         if counts_only:
             _store_counts(counts_only, genes, file.create_group("counts_only"))
@@ -327,8 +327,8 @@ def _read_counts(group: h5py.Group, n_genes: int) -> Counted:
 
 def _read_twins(file: h5py.File, counted: Sequence[Counted]) -> tuple[Twins, ...]:
     """The sections that are there twice; of older files, as far as their counts tell."""
-    if "twins" in file.attrs:
-        return tuple(Twins(*map(str, pair)) for pair in json.loads(file.attrs["twins"]))
+    if "twins" in file:
+        return tuple(Twins(*map(str, pair)) for pair in json.loads(file["twins"].asstr()[()]))
     return twins_of_spots([(one.section, one.counts) for one in counted])
 
 

@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from stpredict.arrays import Bool, Float, Int, Labels
 from stpredict.data.normalisation import Normalisation
 from stpredict.data.tiles import Tiles
+from stpredict.data.twins import tied_patients
 from stpredict.evaluation import metrics
 from stpredict.evaluation.conformal import LEVELS, empirical_coverage, half_widths, patients_needed
 from stpredict.evaluation.maps import GeneMap, choose_maps
@@ -67,7 +68,7 @@ class Predicted:
 class Measured:
     """What was measured in the scored spots. `counts` are spots x genes of the panel, `centres` level-0 pixels.
 
-    Expression is ln(1 + `per` x counts / `depth`).
+    Expression is ln(1 + `per` x counts / `depth`). Sections that are one have one `part`, and their patients one label.
     """
 
     counts: Float
@@ -76,6 +77,7 @@ class Measured:
     patient: Labels
     centres: Float
     per: float
+    part: Labels
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ def measure(tiles: Tiles, predicted: Predicted, index: Int) -> Measured:
     return Measured(
         tiles.panel_counts(predicted.panel)[index], predicted.shares.depth[index], tiles.section[index],
         tiles.kin[index], tiles.centres[index], predicted.shares.normalisation.per,
+        tied_patients(tiles.section, tiles.section, tiles.twins)[index],
     )  # fmt: skip
 
 
@@ -153,7 +156,7 @@ def predict_rows(known: Measured, scored: Bool, features: Float, leak: bool) -> 
     left out. Comes with a sentence on how they were trained.
     """
     counts, depth, section, patient = known.counts, known.depth, known.section, known.patient
-    by, groups = ("patients", patient) if len(set(patient)) > 1 and not leak else ("sections", section)
+    by, groups = ("patients", patient) if len(set(patient)) > 1 and not leak else ("sections", known.part)
     if len(set(groups)) == 1:
         rows = {TRUE_DEPTH: np.tile(np.log1p(depth[scored])[:, None], counts.shape[1])}
         return rows, "baselines that need training are missing: there is one section"

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calls import run
 from conftest import write_section
 from scipy.sparse import csr_array
+from test_assessment import made_up
 
 from stpredict.data.dataset import read_dataset
 from stpredict.data.section import Section
 from stpredict.data.tiles import Measured, measured_in, read_tiles, write_tiles
 from stpredict.data.twins import Twins, find_twins, tied_patients, told_twins, with_twins
 from stpredict.errors import UsageError
+from stpredict.evaluation.assessment import unseen
+from stpredict.evaluation.scores import measure, predict_rows
 from stpredict.slides.slide import Mpp
 from stpredict.training.folds import choose_validation, plan_folds
 from stpredict.training.protocols import m2ort_folds
@@ -131,3 +135,31 @@ def test_tiles_know_what_is_there_twice(tmp_path: Path, region: np.ndarray):
     assert tiles.twins == measured_in(sections, ()).twins
     assert names(tiles.twins) == [("A1", "B1")]
     assert sorted(set(tiles.kin)) == ["A+B", "C"]
+
+
+def test_a_model_that_saw_a_section_is_not_scored_on_it_under_another_name():
+    found = measured()
+    card = {"training": {"patients": ["A"]}}
+    scored, notes = unseen("m", card, found, np.arange(len(found.section)), False)
+    assert set(found.patient[scored]) == {"C", "D"}
+    assert notes == ["not scored, as the model was trained on patients of these names: A, B"]
+
+
+def test_train_tells_of_them_and_refuses_to_part_them(tmp_path: Path, region: np.ndarray):
+    for name, seed in (("A1", 0), ("A2", 1), ("B1", 0), ("C1", 2)):
+        write_section(tmp_path, name, region[:2000, :2000], seed)
+    done = run("train", tmp_path, "-o", tmp_path / "m.safetensors", "--folds", "none", "--hold-out", "B1")
+    assert done.exit_code == 2, done.output
+    assert "A1 and B1 have equal counts, so they count as one patient's and are held out together" in done.stderr
+    assert "holding out section A1+B1 trains on the same patient" in done.stderr
+
+
+def test_baselines_of_a_section_do_not_learn_from_it_under_another_name():
+    tiles, predicted, features = made_up(3, truth=True)
+    again = replace(tiles, patient=np.full(len(tiles.spot), "P"), twins=(Twins("P0s", "P1s", "equal counts"),))
+    known = measure(again, predicted, predicted.index)
+    assert sorted(set(known.part)) == ["P0s+P1s", "P2s"]
+    every = np.ones(len(tiles.spot), np.bool_)
+    rows, _ = predict_rows(known, every, features, leak=False)
+    mean = rows["training mean"]
+    np.testing.assert_allclose(mean[tiles.section == "P0s"], mean[tiles.section == "P1s"][:60])  # both of P2s alone

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stpredict.errors import RegionsError
+from stpredict.commands.predict import check_mask
+from stpredict.errors import RegionsError, UsageError
+from stpredict.prediction.request import Request
 from stpredict.slides.mask import read_mask
 from stpredict.slides.regions import read_regions
 
@@ -203,3 +205,13 @@ def test_what_cannot_be_is_named_in_words(tmp_path: Path, content: object, says:
         read_regions(path)
     assert says in str(refused.value)
     assert not any(word in str(refused.value) for word in ("NoneType", "subscript", "codec", "float()", "inhomogen"))
+
+
+def test_what_a_mask_passes_over_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "m.geojson"
+    path.write_text(json.dumps(collection(feature(), feature(POINT))))
+    check_mask(Request(mask=path))
+    assert capsys.readouterr().err == f"{path}: passed over what is no region: points (1)\n"
+    path.write_text(json.dumps(corner([1])))
+    with pytest.raises(UsageError, match=r"--mask .*m\.geojson: not a GeoJSON .*object 2, 'nest': a corner"):
+        check_mask(Request(mask=path))
