@@ -103,10 +103,14 @@ def _spots_of(place: Path, prefix: str) -> Path | None:
 
 
 def _named(folder: Path, prefix: str, pattern: str) -> Path | None:
-    """The file of a folder whose name, after the sample's, fits a pattern."""
+    """The file of a folder whose name, after the sample's, fits a pattern; in `spatial/`, the only one that does."""
     if not folder.is_dir():
         return None
-    name = re.compile(rf"(?:{re.escape(prefix)}[_.-]?)?{pattern}" if folder.name.endswith("spatial") else (
-        rf"{re.escape(prefix)}[_.-]?{pattern}"
-    ), re.IGNORECASE)  # fmt: skip
-    return next((path for path in sorted(folder.iterdir()) if name.fullmatch(path.name) and path.is_file()), None)
+    alone = folder.name.endswith("spatial")
+    own = re.compile(rf"(?:{re.escape(prefix)}[_.-]?){'?' if alone else ''}{pattern}", re.IGNORECASE)
+    anybody = re.compile(rf".*[_.-]{pattern}", re.IGNORECASE)
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    found = [name for name in names if own.fullmatch(name)]
+    others = [name for name in names if alone and anybody.fullmatch(name)]
+    chosen = found[:1] or (others if len(others) == 1 else [])
+    return folder / chosen[0] if chosen else None

@@ -110,6 +110,17 @@ def test_samples_of_geo_in_one_folder(tmp_path: Path, form: str):
         assert not any("scalefactors" in note for note in section.notes)
 
 
+def test_a_sample_of_geo_in_a_folder_of_its_own(tmp_path: Path):
+    counts = write_outs(tmp_path / SAMPLE, FORMS[0])
+    expected = write_outs(tmp_path / "made" / "S9", FORMS[0], seed=9)
+    for name in (FORMS[0], "scalefactors_json.json"):
+        (tmp_path / SAMPLE / "spatial" / name).rename(tmp_path / SAMPLE / "spatial" / f"{SAMPLE}_{name}")
+    name_patient(tmp_path, f"{SAMPLE},first\nS9,second\n")
+    found = {section.name: section for section in read_dataset(tmp_path)}
+    np.testing.assert_array_equal(found[SAMPLE].counts.toarray(), counts[:-1, :4])
+    np.testing.assert_array_equal(found["S9"].counts.toarray(), expected[:-1, :4])
+
+
 @pytest.mark.parametrize("kind", ["h5", "folder"])
 def test_a_raw_matrix_is_read_for_the_spots_on_tissue(tmp_path: Path, kind: str):
     outs_without_matrix(tmp_path / "S1")
