@@ -6,8 +6,7 @@ import csv
 import re
 from collections.abc import Sequence
 
-from stpredict.data.genes import ENSEMBL
-
+ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?(_PAR_Y)?")
 #: What heads a column of genes, without case, blanks, points and dashes. Symbols come before ids.
 SYMBOL_HEADERS = {
     "gene", "genes", "symbol", "symbols", "genename", "genenames", "genesymbol", "genesymbols", "hgncsymbol",

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
+from stpredict.data.gene_lists import ENSEMBL
 from stpredict.errors import DatasetError, some
 
-ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?(_PAR_Y)?")
 #: What `name_genes` makes of a symbol of several ids.
 BRACKETED = re.compile(r"(.+) \((ENS[A-Z]*G\d{11}(?:_PAR_Y)?)\)")
 #: Up to here float32 holds whole numbers exactly.
