@@ -23,10 +23,11 @@ from scipy.sparse import csc_array, csr_array
 
 from stpredict.batch.jobs import find_jobs
 from stpredict.data.h5ad import read_h5ad
+from stpredict.data.matrices import read_10x
 from stpredict.data.panel import read_gene_list
 from stpredict.data.rows import read_rows
 from stpredict.data.section import Section
-from stpredict.data.space_ranger import read_10x, read_positions, read_scale
+from stpredict.data.space_ranger import read_positions, read_scale
 from stpredict.data.spotted import read_counts, read_selection
 from stpredict.data.tiles import read_tiles, write_tiles
 from stpredict.networks.encoder_files import open_encoder
@@ -124,7 +125,7 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "counts TSV.gz": ("counts.tsv.gz", lambda path: _digest(*read_counts(path))),
     "spots TSV": ("S1_selection.tsv", lambda path: _digest(read_selection(path).to_csv())),
     "Space Ranger matrix": ("filtered_feature_bc_matrix.h5", lambda path: _digest(*read_10x(path))),
-    "Space Ranger spots": ("tissue_positions.csv", lambda path: _digest(read_positions(path.parent)[0].to_csv())),
+    "Space Ranger spots": ("tissue_positions.csv", lambda path: _digest(read_positions(path).to_csv())),
     "Space Ranger scale": ("scalefactors_json.json", lambda path: _digest(read_scale(path))),
     "AnnData counts": ("counts.h5ad", use_h5ad),
     "tiles": ("S1.tiles.h5", use_tiles),

@@ -49,7 +49,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, region: np.ndarray) -> Path
     Image.new("L", (100, 100), 255).save(folder / "square.png")
     (folder / "her2st").mkdir()
     for seed, name in enumerate(("A1", "A2", "B1")):
-        write_section(folder / "her2st", name, region[:1600, :1600], seed)
+        write_section(folder / "her2st", name, region[9 * seed : 1600 + 9 * seed, :1600], seed)
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -23,7 +24,7 @@ def _folder(text: str) -> Path:
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="PATH", parser=_folder, help="Folder for the output.")]
 ModelOption = Annotated[str, typer.Option("-m", "--model", help="Name of an installed model, or a model file.")]
 Genes = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--genes", help="Genes, separated by commas, or `reliable`: those the card calls so.", show_default="all"
     ),
@@ -53,8 +54,18 @@ Upsampling = Annotated[
 ]
 
 
-def split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+BinUm = Annotated[
+    float | None,
+    typer.Option(
+        "--bin-um", help="Pool the bins of Visium HD to squares of this side, um.", show_default="8 for smaller ones"
+    ),
+]
+
+
+def split(texts: Sequence[str] | None, separators: str = ",") -> list[str]:
+    """The parts of what was given for an option, each time that it was given."""
+    parts = [part.strip() for text in texts or () for part in re.split(f"[{separators}]", text)]
+    return [part for part in parts if part]
 
 
 def demand_positive(given: dict[str, float | None]) -> None:
@@ -78,9 +89,9 @@ def refuse_with_protocol(protocol: str | None, changed: dict[str, bool]) -> None
         raise UsageError(f"--protocol {protocol} has its own settings; leave {', '.join(given)} out.")
 
 
-def parse_genes(text: str | None) -> list[str]:
-    genes = split(text or "")
-    if text is not None and not genes:
+def parse_genes(texts: Sequence[str] | None) -> list[str]:
+    genes = split(texts, ",;\t\n")
+    if texts and not genes:
         raise UsageError("--genes names no gene.")
     return genes
 

@@ -12,6 +12,7 @@ from stpredict.cli.options import Out, Overwrite, one_of, parse_genes, split
 from stpredict.cli.program import app, command
 from stpredict.errors import UsageError
 
+DEFAULT_STYLES = "heatmap,overlay"
 #: The styles that options are for; the others are for all.
 USED_BY = {
     "--slide": ("overlay", "report"),
@@ -32,11 +33,15 @@ USED_BY = {
 def render(
     results: Annotated[list[Path], typer.Argument(help="Results of predict, or folders of them.", show_default=False)],
     genes: Annotated[
-        str | None, typer.Option("--genes", help="Genes, separated by commas.", show_default="all, if at most 16")
+        list[str] | None, typer.Option("--genes", help="Genes, separated by commas.", show_default="all, if at most 16")
     ] = None,
     style: Annotated[
-        str, typer.Option(help="Of heatmap, overlay, channels, spots, pca, report and csv, separated by commas.")
-    ] = "heatmap,overlay",
+        list[str] | None,
+        typer.Option(
+            help="Of heatmap, overlay, channels, spots, pca, report and csv, separated by commas.",
+            show_default=DEFAULT_STYLES,
+        ),
+    ] = None,
     out: Out = Path(),
     slide: Annotated[Path | None, typer.Option(help="The slide, if it is no longer where it was predicted.")] = None,
     cmap: Annotated[
@@ -80,9 +85,10 @@ def render(
 
     if scale_from and scale != "card":
         raise UsageError("--scale-from takes one range from many slides; leave --scale out.")
-    if not split(style):
+    named_styles = split([DEFAULT_STYLES] if style is None else style)
+    if not named_styles:
         raise UsageError(f"--style: choose from {', '.join(STYLES)}.")
-    styles = [one_of("--style", name, STYLES) for name in dict.fromkeys(split(style))]
+    styles = [one_of("--style", name, STYLES) for name in dict.fromkeys(named_styles)]
     refuse_unused(styles, {
         "--slide": slide is not None, "--cmap": cmap != COLOUR_MAPS[0], "--scale": scale != ScaleRequest.kind,
         "--scale-from": bool(scale_from), "--vmin": vmin is not None, "--vmax": vmax is not None,

@@ -9,6 +9,7 @@ import typer
 
 from stpredict import DEFAULT_MODEL
 from stpredict.cli.options import (
+    BinUm,
     LayoutOption,
     MinTissue,
     ModelOption,
@@ -19,6 +20,7 @@ from stpredict.cli.options import (
     SpotsFile,
     Threads,
     Upsampling,
+    demand_positive,
     parse_layout,
     refuse,
 )
@@ -44,6 +46,7 @@ def tile(
     unlabelled: Annotated[
         int, typer.Option(min=0, help="Further patches of a data set, at random places of its tissue.")
     ] = 0,
+    bin_um: BinUm = None,
     overwrite: Overwrite = False,
     threads: Threads = None,
 ) -> None:
@@ -59,9 +62,12 @@ def tile(
         "--pitch": pitch is not None, "--layout": layout != "square", "--spots": spots is not None,
         "--min-tissue": min_tissue != Request.min_tissue, "--allow-upsampling": allow_upsampling, "--patches": patches,
     })  # fmt: skip
-    refuse(not all(path.is_dir() for path in inputs), "a slide has no measured spots", {"--unlabelled": unlabelled > 0})
+    refuse(not all(path.is_dir() for path in inputs), "a slide has no measured spots", {
+        "--unlabelled": unlabelled > 0, "--bin-um": bin_um is not None,
+    })  # fmt: skip
+    demand_positive({"--bin-um": bin_um})
     request = Request(
         pitch_um=pitch, layout=parse_layout(layout), spots_file=spots, min_tissue=min_tissue, mpp=mpp,
         allow_upsampling=allow_upsampling, engine=EngineRequest(threads=threads or usable_cores()),
     )  # fmt: skip
-    raise typer.Exit(tile_command(inputs, model, request, out, patches, unlabelled, overwrite))
+    raise typer.Exit(tile_command(inputs, model, request, out, patches, unlabelled, bin_um, overwrite))

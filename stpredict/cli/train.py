@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from stpredict import UNKNOWN_LICENCE
-from stpredict.cli.options import Threads, demand_positive, one_of, refuse_epochs, refuse_with_protocol, split
+from stpredict.cli.options import BinUm, Threads, demand_positive, one_of, refuse_epochs, refuse_with_protocol, split
 from stpredict.cli.program import app, command
 from stpredict.errors import UsageError
 from stpredict.evaluation import MIN_DEPTH
@@ -53,8 +53,9 @@ def train(
         ),
     ] = FOLDS,
     hold_out: Annotated[
-        str, typer.Option(help="Further patients or sections to hold out in turn, separated by commas.")
-    ] = "",
+        list[str] | None,
+        typer.Option(help="Further patients or sections to hold out in turn, separated by commas.", show_default=False),
+    ] = None,
     allow_patient_leak: Annotated[
         bool, typer.Option("--allow-patient-leak", help="Hold out sections of patients that are also trained on.")
     ] = False,
@@ -93,7 +94,10 @@ def train(
             help="Choose genes by variance in every section, by mean count, or variable beyond what the mean explains."
         ),
     ] = PANEL_RULE,
-    genes_required: Annotated[str, typer.Option(help="Genes that must be in the panel, separated by commas.")] = "",
+    genes_required: Annotated[
+        list[str] | None,
+        typer.Option(help="Genes that must be in the panel, separated by commas.", show_default=False),
+    ] = None,
     panel_size: Annotated[
         int | None,
         typer.Option(
@@ -158,6 +162,7 @@ def train(
     mpp: Annotated[
         float | None, typer.Option(help="Micrometres per pixel of the model.", show_default="the sections'")
     ] = None,
+    bin_um: BinUm = None,
     licence: Annotated[str, typer.Option(help="Licence of the data, for the model's card.")] = UNKNOWN_LICENCE,
     seed: int = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -171,7 +176,14 @@ def train(
     from stpredict.commands.train import describe_encoder, describe_weights, train_command
     from stpredict.training.settings import Settings
 
-    demand_positive({"--mpp": mpp, "--learning-rate": learning_rate, "--teach-learning-rate": teach_learning_rate})
+    demand_positive(
+        {
+            "--mpp": mpp,
+            "--bin-um": bin_um,
+            "--learning-rate": learning_rate,
+            "--teach-learning-rate": teach_learning_rate,
+        }
+    )
     described = encoder_mean or encoder_std or (encoder_licence and not encoder_weights)
     if not encoder and (described or arch == "encoder"):
         raise UsageError("--encoder FILE names the encoder that --encoder-mean, -std and -licence are of.")
@@ -218,5 +230,5 @@ def train(
         panel_rule=panel, folds=folds, hold_out=split(hold_out), allow_patient_leak=allow_patient_leak,
         protocol=protocol, normalisation=normalisation, min_depth=min_depth, counts_only=counts_only,
         encoder=encoder, encoder_weights=encoder_weights, unlabelled=0 if encoder or encoder_weights else unlabelled,
-        mpp=mpp, licence=licence, device=device, threads=threads or usable_cores(), overwrite=overwrite,
+        mpp=mpp, bin_um=bin_um, licence=licence, device=device, threads=threads or usable_cores(), overwrite=overwrite,
     )  # fmt: skip

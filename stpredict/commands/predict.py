@@ -203,7 +203,7 @@ def check_mask(request: Request) -> None:
         from stpredict.slides.mask import read_mask  # slow to import
 
         try:
-            read_mask(request.mask)
+            read_mask(request.mask, report)
         except (MaskError, RegionsError) as error:
             raise UsageError(f"--mask {error}") from error
 

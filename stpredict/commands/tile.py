@@ -16,7 +16,7 @@ from stpredict.storage.files import demand_new, output_folders
 
 def tile_command(
     inputs: Sequence[Path], model_name: str, request: Request, out: Path, patches: bool, unlabelled: int,
-    overwrite: bool,
+    bin_um: float | None, overwrite: bool,
 ) -> int:  # fmt: skip
     """Write grids of slides and tiles of data sets, and print their paths. Returns the exit code."""
     from stpredict.prediction.tiling import tile_slide
@@ -38,7 +38,7 @@ def tile_command(
             tiles = out / f"{path.resolve().name}.tiles.h5"
             if not overwrite:
                 demand_new(tiles)
-            _tile_dataset(path, model, request, tiles, unlabelled)
+            _tile_dataset(path, model, request, tiles, unlabelled, bin_um)
             yield tiles
         else:
             yield from tile_slide(path, model, request, out, patches, overwrite)
@@ -48,15 +48,18 @@ def tile_command(
     return sum_up(failures, len(inputs), "inputs")
 
 
-def _tile_dataset(path: Path, model: Model, request: Request, tiles: Path, unlabelled: int) -> None:
+def _tile_dataset(
+    path: Path, model: Model, request: Request, tiles: Path, unlabelled: int, bin_um: float | None
+) -> None:
     try:
+        from stpredict.data.bins import Bins
         from stpredict.data.dataset import read_dataset
         from stpredict.data.tiles import write_tiles
     except ModuleNotFoundError as error:
         raise needs_training_extra(error) from error
 
     try:
-        sections = read_dataset(path)
+        sections = read_dataset(path, Bins(bin_um))
     except UnknownLayoutError as error:
         raise UsageError(f"{str(error).removesuffix('.')}; for slides, name the files.") from error
     write_tiles(

@@ -24,8 +24,8 @@ def train_command(
     dataset: Path, out: Path, settings: Settings, *, genes_file: Path | None, genes_required: Sequence[str],
     panel_size: int | None, panel_rule: str, folds: str, hold_out: Sequence[str], allow_patient_leak: bool,
     protocol: str | None, normalisation: str | None, min_depth: int | None, counts_only: Path | None,
-    encoder: Path | None, encoder_weights: Path | None, unlabelled: int, mpp: float | None, licence: str, device: str,
-    threads: int, overwrite: bool,
+    encoder: Path | None, encoder_weights: Path | None, unlabelled: int, mpp: float | None, bin_um: float | None,
+    licence: str, device: str, threads: int, overwrite: bool,
 ) -> None:  # fmt: skip
     """Train a model and print its path."""
     try:
@@ -40,6 +40,8 @@ def train_command(
     for weights in (encoder, encoder_weights):
         if weights and weights.resolve() == out.resolve():
             raise UsageError(f"-o {out}: is the encoder's own file.")
+    if bin_um and dataset.suffix == ".h5":
+        raise UsageError("--bin-um: with a folder of sections, not with a .tiles.h5 file, which is already cut.")
     check_counts_only(counts_only, dataset, settings, protocol)
     if genes_file and (panel_size or panel_rule != Panel.rule):
         raise UsageError("--genes-file names the panel; --panel and --panel-size choose one.")
@@ -59,8 +61,8 @@ def train_command(
         train_model(
             dataset, out, settings, panel, folds=folds, hold_out=hold_out, allow_patient_leak=allow_patient_leak,
             protocol=protocol, counts_only=counts_only, encoder=encoder, encoder_weights=encoder_weights,
-            unlabelled=unlabelled, mpp=mpp, licence=licence, device=device, threads=threads, overwrite=overwrite,
-            report=lambda line: report(line) if is_main_process() else None,
+            unlabelled=unlabelled, mpp=mpp, bin_um=bin_um, licence=licence, device=device, threads=threads,
+            overwrite=overwrite, report=lambda line: report(line) if is_main_process() else None,
         )  # fmt: skip
     if is_main_process():
         if encoder and encoder.resolve().parent != out.resolve().parent:

@@ -10,9 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from stpredict.data.bins import ANY_BINS, Bins, demand_no_bins, pooled
 from stpredict.data.h5ad import Spots, read_h5ad
 from stpredict.data.rows import SectionRow, read_rows, unstated
-from stpredict.data.scale import MAX_DISAGREEMENT, lattice_mpp, neighbour_distance, settle_mpp, slide_mpp
+from stpredict.data.scale import (
+    MAX_DISAGREEMENT,
+    lattice_mpp,
+    neighbour_distance,
+    pixels_per_unit,
+    settle_mpp,
+    slide_mpp,
+)
 from stpredict.data.section import Section
 from stpredict.data.visium import PITCH_UM, SPOT_DIAMETER_UM, UNIT_UM
 from stpredict.errors import DatasetError
@@ -20,29 +28,33 @@ from stpredict.slides.slide import Mpp
 
 #: Spots are not smaller than this part of the pitch; what says so means something else.
 MIN_DIAMETER = 0.1
+#: What lies nearer to its neighbour, on a square array, is a bin.
+MAX_BIN_UM = 40.0
 
 
 def has_annotated(folder: Path) -> bool:
     return any(row.counts is not None and row.counts.suffix == ".h5ad" for row in read_rows(folder).values())
 
 
-def read_annotated(folder: Path) -> list[Section]:
-    """The sections of sections.csv, sorted by name. Raises DatasetError for what is missing or cannot be read."""
+def read_annotated(folder: Path, bins: Bins = ANY_BINS) -> list[Section]:
+    """The sections of sections.csv, sorted by name, bins pooled as `bins` says.
+
+    Raises DatasetError for what is missing or cannot be read."""
     rows = read_rows(folder)
     for row in rows.values():
         if row.counts is None or row.image is None:
             raise unstated(folder, f"the image and counts of {row.section}", "section,patient,image,counts", [*rows])
-    return [annotated_section(rows[name], ()) for name in sorted(rows)]
+    return [annotated_section(rows[name], (), bins=bins) for name in sorted(rows)]
 
 
 def annotated_section(
     row: SectionRow, stated: tuple[tuple[str, Mpp | None], ...], stated_diameter_um: float | None = None,
-    *, has_slide: bool = True,
+    *, has_slide: bool = True, bins: Bins | None = None,
 ) -> Section:  # fmt: skip
     """The section of `row`, which names its image and counts. `stated` are further sources of the mpp, named.
 
     The mpp is the row's, else of the first of `stated`, of the Visium lattice, of the row's pitch, of the slide if the
-    image is one.
+    image is one. Spots of a square array that are smaller than Visium's are bins, pooled as `bins` says, if it does.
     Raises DatasetError if none of them knows, or the file cannot be read.
     """
     assert row.image is not None
@@ -67,7 +79,7 @@ def annotated_section(
     diameter_um = row.spot_diameter_um or stated_diameter_um or (SPOT_DIAMETER_UM if visium else pitch_um / 2)
     if not (row.spot_diameter_um or stated_diameter_um or visium):
         notes += (f"nothing says how large a spot is; taken as half the pitch, {diameter_um:g} um",)
-    return Section(
+    section = Section(
         name=row.section,
         patient=row.patient,
         image=row.image,
@@ -81,6 +93,26 @@ def annotated_section(
         names_all_genes=True,
         symbols=spots.symbols,
         notes=notes + spots.notes,
+    )
+    own_um = _bin_um(spots, mpp, row.section) if bins and not visium else None
+    if own_um is None or bins is None:
+        return section if bins is None else demand_no_bins(bins, [section])[0]
+    assert spots.units is not None
+    return pooled(section, spots.units, own_um, bins)
+
+
+def _bin_um(spots: Spots, mpp: Mpp, section: str) -> float | None:
+    """The side of bins that lie on a square array, smaller than a spot of Visium; None for anything else."""
+    if spots.units is None or not np.isfinite(spots.units).all():
+        return None
+    try:
+        steps = np.linalg.norm(pixels_per_unit(spots.units, spots.centres, section) * np.array(mpp)[:, None], axis=0)
+    except DatasetError:  # columns of another meaning
+        return None
+    um = float(steps.mean())
+    is_square = abs(steps[0] / steps[1] - 1) <= MAX_DISAGREEMENT and um < MAX_BIN_UM
+    return (
+        (float(round(um)) if abs(round(um) / um - 1) <= MAX_DISAGREEMENT and round(um) else um) if is_square else None
     )
 
 

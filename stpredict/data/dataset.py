@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from stpredict.data.annotated import has_annotated, read_annotated
+from stpredict.data.bins import ANY_BINS, Bins, demand_no_bins
 from stpredict.data.cscc import is_cscc, read_cscc
 from stpredict.data.genes import are_ensembl, in_symbols, one_table
 from stpredict.data.hbc import is_hbc, read_hbc
 from stpredict.data.her2st import is_her2st, read_her2st
 from stpredict.data.hest import is_hest, read_hest
+from stpredict.data.outputs import why_no_outputs
 from stpredict.data.rows import unstated
 from stpredict.data.scale import native_mpp, settle_mpp
 from stpredict.data.section import Section
@@ -20,8 +22,9 @@ from stpredict.data.visium import is_visium, read_visium
 from stpredict.errors import DatasetError, UnknownLayoutError
 from stpredict.slides.slide import open_slide
 
+Reader = Callable[..., list[Section]]
 #: Each layout's test of a folder and its reader; the first that fits is used.
-READERS: tuple[tuple[Callable[[Path], bool], Callable[[Path], list[Section]]], ...] = (
+READERS: tuple[tuple[Callable[[Path], bool], Reader], ...] = (
     (has_annotated, read_annotated),
     (is_hest, read_hest),
     (is_visium, read_visium),
@@ -33,24 +36,31 @@ LAYOUTS = (
     "HER2ST: NAME.jpg, NAME.tsv.gz, NAME_selection.tsv",
     "HBC: NAME.jpg, NAME.tsv.gz, NAME.spots.txt",
     "cSCC: *NAME.jpg, *NAME_stdata.tsv, *spot_data-selection-NAME.tsv",
-    "Visium: filtered_feature_bc_matrix.h5, spatial/, an image, sections.csv",
+    "Visium: filtered_feature_bc_matrix.h5 or the folder of matrix.mtx, spatial/, an image, sections.csv",
     "HEST-1k: st/NAME.h5ad, wsis/NAME.tif or patches/NAME.h5, metadata/NAME.json",
     "AnnData: .h5ad files and images that sections.csv names (section,patient,image,counts)",
 )
 
 
-def read_dataset(path: Path) -> list[Section]:
-    """The sections of a data set's folder.
+def read_dataset(path: Path, bins: Bins = ANY_BINS) -> list[Section]:
+    """The sections of a data set's folder; bins of Visium HD are pooled as `bins` says.
 
     Raises DatasetError if its layout is not known or its files do not fit together, SlideError for a damaged image.
     """
-    return [check_image(section) for section in in_one_naming(_find_reader(path)(path))]
+    return [check_image(section) for section in in_one_naming(_read(path, bins))]
 
 
 def read_counts(path: Path) -> list[Section]:
     """As `read_dataset`, of sections whose images are not used; in the HER2ST layout there need be none."""
     read = _find_reader(path)
     return in_one_naming(read_her2st(path, require_images=False) if read is read_her2st else read(path))
+
+
+def _read(path: Path, bins: Bins) -> list[Section]:
+    read = _find_reader(path)
+    if read in (read_annotated, read_visium):
+        return read(path, bins)
+    return demand_no_bins(bins, read(path))
 
 
 def in_one_naming(sections: Sequence[Section]) -> list[Section]:
@@ -68,7 +78,7 @@ def in_one_naming(sections: Sequence[Section]) -> list[Section]:
     ]
 
 
-def _find_reader(path: Path) -> Callable[[Path], list[Section]]:
+def _find_reader(path: Path) -> Reader:
     """The reader of a folder's layout. Raises DatasetError if that is not known."""
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder.")
@@ -80,6 +90,8 @@ def _find_reader(path: Path) -> Callable[[Path], list[Section]]:
         if annotated:
             what = "which slides and patients its .h5ad files come from"
             raise unstated(path, what, "section,patient,image,counts", annotated)
+        if reason := why_no_outputs(path):
+            raise DatasetError(f"{path}: not a data set that can be read: {reason}.")
     raise UnknownLayoutError(f"{path}: not a data set in a known layout ({'; '.join(LAYOUTS)}).")
 
 

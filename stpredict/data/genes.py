@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
+from stpredict.data.gene_lists import ENSEMBL
 from stpredict.errors import DatasetError, some
 
-ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?(_PAR_Y)?")
 #: What `name_genes` makes of a symbol of several ids.
 BRACKETED = re.compile(r"(.+) \((ENS[A-Z]*G\d{11}(?:_PAR_Y)?)\)")
 #: Up to here float32 holds whole numbers exactly.
@@ -44,6 +44,18 @@ def whole_counts(matrix: Any, file: str) -> csr_array:
     return counts
 
 
+def not_raw(matrix: Any) -> str:
+    """Why the values of a matrix cannot be raw counts, "" if they can be: its format is not looked at."""
+    values = np.asarray(matrix.data if issparse(matrix) else matrix)
+    if values.dtype.kind not in "iufb":
+        return "no numbers"
+    if not np.isfinite(values).all():
+        return "not finite"
+    if (values < 0).any():
+        return "negative"
+    return "" if (values == np.floor(values)).all() else "not whole numbers"
+
+
 def unversioned(gene: str) -> str:
     """An Ensembl gene id without its version; other names as they are."""
     match = ENSEMBL.fullmatch(gene)
@@ -53,6 +65,18 @@ def unversioned(gene: str) -> str:
 def are_ensembl(names: Sequence[str]) -> bool:
     """Whether most of the names are Ensembl gene ids."""
     return sum(ENSEMBL.fullmatch(name) is not None for name in names) > len(names) / 2
+
+
+def why_not_shared(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """What may keep two lists of genes from having one in common, "" if nothing is seen: case, species, or naming."""
+    by_case = {gene.upper(): gene for gene in theirs}
+    same = next((gene for gene in ours if gene.upper() in by_case), None)
+    if same:
+        return f"they differ in the case of letters, as {same} and {by_case[same.upper()]} do; is one of mouse?"
+    kinds = [{match[1][:-11] for gene in genes if (match := ENSEMBL.fullmatch(gene))} for genes in (ours, theirs)]
+    if all(kinds) and not kinds[0] & kinds[1]:
+        return f"they are ids of different species, {some(sorted(kinds[0]))} and {some(sorted(kinds[1]))}"
+    return ""
 
 
 def symbols_by_id(names: Sequence[str], ids: Sequence[str] | None) -> dict[str, str]:

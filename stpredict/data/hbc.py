@@ -68,8 +68,10 @@ def read_hbc(folder: Path) -> list[Section]:
 
 def read_positions(path: Path) -> pd.DataFrame:
     """Array coordinates and pixels of the spots, from either form. Raises DatasetError if it is neither."""
-    table = read_table(path, sep=None, engine="python")
+    table = read_table(path, sep=None, engine="python", named_lines=True)
     if {"x", "y", "pixel_x", "pixel_y"} <= set(table.columns):
+        if not isinstance(table.index, pd.RangeIndex):
+            raise DatasetError(f"{path.name}: its lines have more cells than its header.")
         return positions(table, ("x", "y"), ("x", "y", "pixel_x", "pixel_y"), path)
     if not {"X", "Y"} <= set(table.columns):
         raise DatasetError(f"{path.name}: needs the columns x, y, pixel_x and pixel_y, or a first column XxY and X, Y.")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from stpredict.arrays import Float, Int, Labels
+from stpredict.console import report
+from stpredict.data.gene_lists import genes_of_a_date, names_of_today, parse_gene_list
 from stpredict.errors import UsageError, first_line
 from stpredict.statistics.metrics import pearson_residuals
+from stpredict.storage.text_tables import read_text
 
 #: How genes are chosen: variable in every section, as the M2ORT study does; of the highest mean count, as ST-Net and
 #: TRIPLEX do; or highly variable beyond what their mean lets expect, as scanpy does.
@@ -91,41 +95,56 @@ def _by_excess_variance(counts: Float, section: Labels) -> Int:
 
 
 def match_genes(wanted: Sequence[str], panel: Sequence[str], of_what: str = "genes of the model") -> list[int]:
-    """Positions of `wanted` in `panel`. Raises UsageError that names the nearest genes for those that are not in it."""
+    """Positions of `wanted` in `panel`. Raises UsageError with hints for those that are not in it.
+
+    A hint says what a spreadsheet or another letter case did to a name, or names the nearest genes.
+    """
     position = {gene: i for i, gene in enumerate(panel)}
     unknown = [gene for gene in wanted if gene not in position]
     if unknown:
         upper = {gene.upper(): gene for gene in panel}
-        hints = []
-        for gene in unknown[:5]:
-            near = difflib.get_close_matches(gene.upper(), list(upper), n=3, cutoff=0.4)
-            hints.append(f"{gene!r}" + (f" (nearest: {', '.join(upper[name] for name in near)})" if near else ""))
+        hints = [f"{gene!r}{_hint(gene, upper)}" for gene in unknown[:5]]
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise UsageError(f"not among the {len(panel)} {of_what}: {', '.join(hints)}{more}.")
+        in_case = sum(gene.upper() in upper for gene in unknown)
+        case = f"; {in_case} differ in the case of letters alone, as genes of mouse and human do" if in_case else ""
+        raise UsageError(f"not among the {len(panel)} {of_what}: {', '.join(hints)}{more}{case}.")
     return [position[gene] for gene in wanted]
 
 
-def read_gene_list(path: Path) -> list[str]:
-    """Gene names from a `.npy` array of strings, or the first column of a text or CSV file.
+def _hint(gene: str, upper: Mapping[str, str]) -> str:
+    """What may have been meant by a name that is not among genes, which go by their names in capitals."""
+    if gene.upper() in upper:
+        return f" (here {upper[gene.upper()]})"
+    dated = genes_of_a_date(gene)
+    meant = [upper[name] for name in (*dated, *names_of_today(gene)) if name in upper]
+    if dated:
+        return f" (a date, which a spreadsheet made of {' or '.join(meant or dated[:2])})"
+    near = [upper[name] for name in difflib.get_close_matches(gene.upper(), list(upper), n=3, cutoff=0.4)]
+    listed = list(dict.fromkeys([*meant, *near]))
+    return f" (nearest: {', '.join(listed)})" if listed else ""
 
+
+def read_gene_list(path: Path) -> list[str]:
+    """Gene names from a `.npy` array of strings, or from a text or table as `parse_gene_list` reads it.
+
+    Dates among them, which spreadsheets make of genes, are told of.
     Raises UsageError if the file cannot be read as that, or names a gene twice.
     """
     try:
-        if path.suffix == ".npy":
-            names = _stored_names(path)
-        else:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            names = [line.split(",")[0].split("\t")[0].strip().strip('"') for line in lines]
+        names = _stored_names(path) if path.suffix == ".npy" else parse_gene_list(read_text(path))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as a list of genes ({first_line(error)}).") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UsageError(f"{path}: cannot be read as a list of genes ({reason}).") from error
     names = [name for name in names if name]
-    if names and names[0].lower() in {"gene", "genes", "symbol", "gene_name"}:
-        names = names[1:]
     if not names:
         raise UsageError(f"{path}: names no genes.")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise UsageError(f"{path}: names {twice[0]} more than once.")
+    dates = [name for name in names if genes_of_a_date(name)]
+    if dates:
+        of = f"{dates[0]} of {' or '.join(genes_of_a_date(dates[0])[:2])}"
+        report(f"{path}: a spreadsheet seems to have made dates of genes, {of} ({len(dates)} in all)")
     return names
 
 

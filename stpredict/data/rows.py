@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,10 @@ from pathlib import Path
 
 from stpredict.errors import DatasetError, some
 from stpredict.slides.slide import Mpp
+from stpredict.storage.text_tables import read_lines, read_numbers
 
 SECTIONS_CSV = "sections.csv"
+NEEDED = ("section", "patient")
 LENGTHS = ("mpp", "spot_diameter_um", "pitch_um")
 
 
@@ -37,27 +38,20 @@ def read_rows(folder: Path) -> dict[str, SectionRow]:
     if not path.exists():
         return {}
     rows: dict[str, SectionRow] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            if not {"section", "patient"} <= set(reader.fieldnames or ()):
-                raise DatasetError(f"{path}: needs a header line with the columns section and patient.")
-            for line in reader:
-                where = f"{path}, line {reader.line_num}"
-                cells = {key: (value or "").strip() for key, value in line.items() if isinstance(key, str)}
-                row = _read_row(folder, cells, where)
-                if row.section in rows:
-                    raise DatasetError(f"{where}: names section {row.section} a second time.")
-                rows[row.section] = row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path}: cannot be read as CSV ({error}).") from error
+    needed = "needs a header line with the columns section and patient"
+    for line in read_lines(path, NEEDED, needed, DatasetError, ("image", "counts", *LENGTHS)):
+        where = f"{path}, line {line.number}"
+        row = _read_row(folder, line.cells, where)
+        if row.section in rows:
+            raise DatasetError(f"{where}: names section {row.section} a second time.")
+        rows[row.section] = row
     if not rows:
         raise DatasetError(f"{path}: names no sections.")
     return rows
 
 
 def _read_row(folder: Path, cells: dict[str, str], where: str) -> SectionRow:
-    if not (cells["section"] and cells["patient"]):
+    if not all(cells.get(key) for key in NEEDED):
         raise DatasetError(f"{where}: needs a section and a patient.")
     paths = {key: folder / cells[key] if cells.get(key) else None for key in ("image", "counts")}
     for key, path in paths.items():
@@ -66,7 +60,7 @@ def _read_row(folder: Path, cells: dict[str, str], where: str) -> SectionRow:
     lengths: dict[str, float | None] = {}
     for key in LENGTHS:
         try:
-            lengths[key] = float(cells[key]) if cells.get(key) else None
+            (lengths[key],) = read_numbers([cells[key]]) if cells.get(key) else (None,)
         except ValueError:
             lengths[key] = math.nan
         value = lengths[key]

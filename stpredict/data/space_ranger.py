@@ -1,69 +1,59 @@
-"""What Space Ranger writes: matrices of counts, tables of spots, scale factors."""
+"""What Space Ranger writes beside matrices: tables of spots, scale factors."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_array
 
-from stpredict.data.genes import whole_counts
-from stpredict.data.hdf5 import opened_hdf5
-from stpredict.data.tables import read_table
+from stpredict.data.tables import on_tissue
 from stpredict.errors import DatasetError, first_line
+from stpredict.storage.text_tables import read_text
 
 COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 
 
-def read_10x(path: Path) -> tuple[list[str], list[str], list[str], csr_array]:
-    """Barcodes, genes' symbols and Ensembl ids, and counts (barcodes x genes) of a 10x matrix, version 3.
+def read_positions(path: Path) -> pd.DataFrame:
+    """The table of spots, in any of its three forms, packed or not; in_tissue is true or false.
 
-    Only "Gene Expression" is kept. Raises DatasetError if the file is not such a matrix.
+    Raises DatasetError if there is none, or it cannot be read.
     """
-    with opened_hdf5(path) as file:
-        matrix = file["matrix"]
-        kind, symbols, ids = (_texts(matrix[f"features/{part}"]) for part in ("feature_type", "name", "id"))
-        barcodes = _texts(matrix["barcodes"])
-        parts = tuple(matrix[part][:] for part in ("data", "indices", "indptr"))
-        counts = whole_counts(csr_array(parts, (len(barcodes), len(ids))), path.name)
-        genes = np.flatnonzero(np.array(kind) == "Gene Expression")
-        if not len(genes):
-            raise ValueError("it holds no gene expression")
-        return barcodes, [symbols[i] for i in genes], [ids[i] for i in genes], counts[:, genes]
-
-
-def _texts(dataset: h5py.Dataset) -> list[str]:
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in dataset[:]]
-
-
-def read_positions(spatial: Path) -> tuple[pd.DataFrame, str]:
-    """The table of spots, in any of its three forms, and its file's name. Raises DatasetError if there is none."""
-    for name in ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv"):
-        path = spatial / name
-        if path.exists():
-            break
-    else:
-        raise DatasetError(f"{spatial}: holds no tissue_positions (.parquet, .csv or _list.csv).")
+    if not path.exists():
+        raise DatasetError(f"{path.parent}: holds no tissue_positions (.parquet, .csv or _list.csv).")
     try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path, columns=COLUMNS)
-        else:  # with a header line from Space Ranger 2 on
-            table = read_table(path, header=None, names=COLUMNS, dtype=str)
-            table = table[table["barcode"] != "barcode"]
-        table = table.astype(dict.fromkeys(COLUMNS[1:], float)).astype({"barcode": str})
+        table = pd.read_parquet(path, columns=COLUMNS) if path.suffix == ".parquet" else _read_text_table(path)
+        inside = on_tissue(table["in_tissue"], path.name)
+        table = table.astype(dict.fromkeys(COLUMNS[2:], float)).astype({"barcode": str}).assign(in_tissue=inside)
     except ImportError as error:
         raise DatasetError(f"{path}: reading it needs pyarrow, of stpredict's extra [train].") from error
     except DatasetError:
         raise
     except Exception as error:  # pyarrow's own kinds among them
         raise DatasetError(f"{path}: cannot be read as a table of spots ({first_line(error)}).") from error
-    if not np.isfinite(table[COLUMNS[1:]].to_numpy()).all():
+    if not np.isfinite(table[COLUMNS[2:]].to_numpy()).all():
         raise DatasetError(f"{path}: positions must be finite numbers.")
-    return table, path.name
+    return table
+
+
+def _read_text_table(path: Path) -> pd.DataFrame:
+    """COLUMNS of a table that has a header from Space Ranger 2 on, and then in any order. Raises ValueError."""
+    text = read_text(path)
+    start = text[: text.find("\n") + 1]
+    separator = max((",", "\t", ";"), key=start.count)
+    table = pd.read_csv(io.StringIO(text), sep=separator, header=None, dtype=str, keep_default_na=False)
+    names = [str(name).strip() for name in table.iloc[0]]
+    if "barcode" not in names:
+        if table.shape[1] != len(COLUMNS):
+            raise ValueError(f"it has {table.shape[1]} columns and no header, and {len(COLUMNS)} are needed")
+        return table.set_axis(COLUMNS, axis=1)
+    wrong = next((name for name in COLUMNS if names.count(name) != 1), None)
+    if wrong:
+        raise ValueError(f"its header names the column {wrong} {names.count(wrong)} times")
+    return table.iloc[1:].set_axis(names, axis=1)[COLUMNS]
 
 
 def read_scale(path: Path) -> dict[str, float]:
@@ -71,7 +61,7 @@ def read_scale(path: Path) -> dict[str, float]:
     if not path.exists():
         return {}
     try:
-        scale = json.loads(path.read_text(encoding="utf-8"))
+        scale = json.loads(read_text(path))
         numbers = {key: float(value) for key, value in scale.items() if isinstance(value, int | float)}
     except (OSError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise DatasetError(f"{path}: cannot be read as JSON ({error}).") from error

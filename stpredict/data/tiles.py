@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,23 +14,21 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 
 from stpredict.arrays import Float, Int, Labels, UInt8
-from stpredict.data.genes import ids_of, one_table
+from stpredict.data.genes import ids_of, one_table, why_not_shared
 from stpredict.data.hdf5 import opened_hdf5
+from stpredict.data.places import tissue_places
 from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section, demand_slides
+from stpredict.data.twins import Twins, find_twins, tied_patients, twins_of_spots
 from stpredict.errors import DatasetError, some
-from stpredict.slides.lattice import lattice
 from stpredict.slides.levels import on_readable_levels
 from stpredict.slides.raster import MAX_UPSAMPLING, SAME_MPP, make_raster, read_patches
 from stpredict.slides.slide import Mpp, Slide, open_slide
-from stpredict.slides.tissue import find_tissue
 from stpredict.slides.views import ONE_VIEW, Views, patch_shape
 from stpredict.storage.new_hdf5 import new_hdf5
 
 PATCH_PX = 224
 #: Version 2 has several views of each spot; files of one view are still of version 1.
 FORMAT_VERSION = 2
-#: Unlabelled patches come from places of which at least this fraction is tissue.
-UNLABELLED_MIN_TISSUE = 0.5
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,12 @@ class Measured:
     depth: Float
     counted_genes: list[str]
     gene_ids: list[str]  # of these genes, as in Tiles
+    twins: tuple[Twins, ...] = ()  # as in Tiles
+
+    @cached_property
+    def kin(self) -> Labels:
+        """The patients' labels, one for those who share a section under two names."""
+        return tied_patients(self.section, self.patient, self.twins)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,12 @@ class Tiles:
     counts_only: Counted | None = None  # of sections without images, over the same genes
     views: Views = ONE_VIEW
     gene_ids: list[str] = field(default_factory=list)  # the genes' Ensembl ids, "" where they are not known
+    twins: tuple[Twins, ...] = ()  # sections that are there twice, those of counts alone among them
+
+    @cached_property
+    def kin(self) -> Labels:
+        """The patients' labels, one for those who share a section under two names."""
+        return tied_patients(self.section, self.patient, self.twins)
 
     @cached_property
     def depth(self) -> Float:
@@ -118,7 +129,10 @@ def measured_genes(sections: Sequence[Section]) -> tuple[list[str], list[str]]:
     everything: set[str] = set().union(*(section.genes for section in sections))
     everywhere = everything.intersection(*(section.genes for section in sections if section.names_all_genes))
     if not everywhere:
-        raise DatasetError("no gene was measured in all sections; do some name symbols, and others Ensembl ids?")
+        first = set(sections[0].genes)
+        other = next((section for section in sections[1:] if first.isdisjoint(section.genes)), sections[-1])
+        reason = why_not_shared(sections[0].genes, other.genes) or "do some name symbols, and others Ensembl ids?"
+        raise DatasetError(f"no gene was measured in all sections; {reason}")
     return sorted(everywhere), sorted(everything - everywhere)
 
 
@@ -137,6 +151,7 @@ def measured_in(sections: Sequence[Section], counts_only: Sequence[Section]) -> 
         np.concatenate([np.asarray(_aligned(section, genes).sum(axis=1), dtype=float).ravel() for section in sections]),
         counted_genes,
         ids_of(counted_genes, one_table(section.symbols for section in (*sections, *counts_only))),
+        find_twins([*sections, *counts_only]),
     )
 
 
@@ -194,7 +209,7 @@ def write_tiles(
                 with open_slide(section.image) as slide:
                     wanted = [(section.centres, patches, start)]
                     if n_extra:
-                        wanted.append((_tissue_places(slide, section, n_extra, rng), extra, extra_start))
+                        wanted.append((tissue_places(slide, section, n_extra, rng), extra, extra_start))
                     cut = partial(_cut, slide, section.mpp, mpp, patch_px, threads, views, wanted)
                     on_readable_levels(slide, cut)
                     for note in slide.notes:
@@ -211,6 +226,8 @@ def write_tiles(
         file["genes"] = np.array(genes, dtype=object).astype(text)
         gene_ids = ids_of(genes, one_table(section.symbols for section in (*sections, *counts_only)))
         file["gene_ids"] = np.array(gene_ids, dtype=object).astype(text)
+        twins = find_twins([*sections, *counts_only])
+        file["twins"] = json.dumps([[pair.first, pair.second, pair.why] for pair in twins])
         _store_counts(sections, genes, file)
         if counts_only:
             _store_counts(counts_only, genes, file.create_group("counts_only"))
@@ -253,6 +270,7 @@ def read_tiles(path: Path) -> Tiles:
         if len(gene_ids) != len(genes):
             raise ValueError(f"{len(gene_ids)} ids of {len(genes)} genes")
         pictured = _read_counts(file, len(genes))
+        more = _read_counts(file["counts_only"], len(genes)) if "counts_only" in file else None
         return Tiles(
             path=path,
             patch_px=int(file.attrs["patch_px"]),
@@ -268,7 +286,8 @@ def read_tiles(path: Path) -> Tiles:
             gene_ids=gene_ids,
             counts=pictured.counts,
             unlabelled_section=file["unlabelled/section"].asstr()[:],
-            counts_only=_read_counts(file["counts_only"], len(genes)) if "counts_only" in file else None,
+            counts_only=more,
+            twins=_read_twins(file, [pictured, more] if more else [pictured]),
         )
 
 
@@ -300,16 +319,6 @@ def _store(blocks: Generator[tuple[Int, list[UInt8]], None, None], dataset: h5py
                 dataset[start + i] = patch
 
 
-def _tissue_places(slide: Slide, section: Section, n: int, rng: np.random.Generator) -> Float:
-    """Centres of `n` places on tissue, drawn at random. Raises DatasetError where there is none."""
-    tissue = find_tissue(slide, section.mpp)
-    places = lattice(slide.bounds, section.mpp, section.spot_diameter_um / 8).centres
-    places = places[tissue.fraction(places, section.spot_diameter_um, section.mpp) >= UNLABELLED_MIN_TISSUE]
-    if not len(places):
-        raise DatasetError(f"{section.image.name}: no tissue found.")
-    return places[rng.choice(len(places), n, replace=len(places) < n)]
-
-
 def _store_counts(sections: Sequence[Section], genes: Sequence[str], group: h5py.Group) -> None:
     """Write the sections' counts over all `genes`, and section and patient of each spot."""
     text, n_spots = h5py.string_dtype(), [len(section.spot_names) for section in sections]
@@ -327,6 +336,13 @@ def _read_counts(group: h5py.Group, n_genes: int) -> Counted:
     counts = csr_array(parts, (len(section), n_genes))
     counts.check_format(full_check=True)  # what works on it trusts its indices
     return Counted(section, patient, counts)
+
+
+def _read_twins(file: h5py.File, counted: Sequence[Counted]) -> tuple[Twins, ...]:
+    """The sections that are there twice; of older files, as far as their counts tell."""
+    if "twins" in file:
+        return tuple(Twins(*map(str, pair)) for pair in json.loads(file["twins"].asstr()[()]))
+    return twins_of_spots([(one.section, one.counts) for one in counted])
 
 
 def columns(counts: csr_array, genes: Sequence[str], panel: Sequence[str]) -> Float:

@@ -12,9 +12,11 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stpredict.arrays import Int, Labels
+from stpredict.data.bins import Bins
 from stpredict.data.dataset import read_dataset
 from stpredict.data.section import demand_slides
 from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles, write_tiles
+from stpredict.data.twins import told_twins
 from stpredict.engines.engine import EngineRequest
 from stpredict.engines.opening import open_engine
 from stpredict.errors import DatasetError, UsageError, some
@@ -90,6 +92,7 @@ def assess(
         shallow = int((~deep[scored]).sum())
         uncounted = int(deep[scored].sum()) - len(np.intersect1d(scored, known))
         notes = [
+            *told_twins(tiles.twins),
             *about_patients,
             f"{shallow} of {len(scored)} spots have fewer than {min_depth} counts and are left out",
         ]
@@ -138,6 +141,7 @@ def unseen(
     Raises UsageError where there are none, unless `allow_patient_leak`.
     """
     seen = np.isin(found.patient, sorted(training_patients(card)))
+    seen = np.isin(found.kin, found.kin[seen])  # and who shares a section with one of them
     if allow_patient_leak or seen[scored].all():
         leak = check_training_patients(name, card, found.patient[scored], allow_patient_leak)
         known = sorted(set(card.get("training", {}).get("sections", [])) & set(found.section[scored].tolist()))
@@ -187,7 +191,7 @@ def open_tiles(
     patch_px, mpp = card.get("patch_px", 224), card.get("mpp")
     if dataset.suffix != ".h5":
         path = folder / "dataset.tiles.h5"
-        sections = read_dataset(dataset)
+        sections = read_dataset(dataset, bins_of(card))
         check(measured_in(sections, ()))
         write_tiles(sections, path, patch_px=patch_px, views=views or ONE_VIEW, mpp=mpp, report=report)
         return read_tiles(path)
@@ -201,6 +205,11 @@ def open_tiles(
     if views:
         check_views(tiles, views)
     return tiles
+
+
+def bins_of(card: dict[str, Any]) -> Bins:
+    """Bins are pooled to squares as large as the spots that a model learnt from, where they fit."""
+    return Bins(like_um=card.get("spot_diameter_um"))
 
 
 def shares_of(tiles: Tiles, card: dict[str, Any], normalisation: Normalisation) -> Shares:
@@ -234,7 +243,7 @@ def predict_spots(
     engine = open_engine(model, request, sample, report)
     columns = [model.panel.index(gene) for gene in panel]
     if engine.two_passes:
-        sections = read_dataset(dataset)
+        sections = read_dataset(dataset, bins_of(model.card))
         known = look_around_sections(sections, tiles, engine.two_passes, model.card["pitch_um"], folder, report)
         expression = predict_in_sections(engine.two_passes, known, tiles, index)[:, columns]
     else:

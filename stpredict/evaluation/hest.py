@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from stpredict.arrays import Float, Labels
 from stpredict.data.tiles import Measured, Tiles
+from stpredict.data.twins import told_twins
 from stpredict.engines.eager import load_network
 from stpredict.errors import DatasetError, UsageError
 from stpredict.evaluation.assessment import check_training_patients, open_tiles
@@ -62,20 +63,20 @@ def assess_hest(
 
     def leak(found: Tiles | Measured) -> list[str]:
         notes = check_training_patients(model.name, model.card, found.patient, allow_patient_leak)
-        if len(set(found.patient)) < 2:
+        if len(set(found.kin)) < 2:
             raise DatasetError(f"{dataset}: holds one patient; this protocol holds each out in turn.")
         return notes
 
     tiles = open_tiles(dataset, model.card, model.views, folder, report, leak)
-    notes = leak(tiles)
+    notes = [*told_twins(tiles.twins), *leak(tiles)]
     genes = choose_hest_genes(tiles)
     targets = np.log1p(tiles.panel_counts(genes))
     report(f"features of {len(tiles.spot)} patches")
     colour = colour_texture_features((tiles.read_patch(i) for i in range(len(tiles.spot))), threads)
     rows = {
-        TRUE_DEPTH: score_depth(tiles.depth, targets, tiles.patient),
-        "52 colour and texture features": score_features(colour, targets, tiles.patient),
-        f"features of {model.name}": score_features(network_features(model, tiles, threads), targets, tiles.patient),
+        TRUE_DEPTH: score_depth(tiles.depth, targets, tiles.kin),
+        "52 colour and texture features": score_features(colour, targets, tiles.kin),
+        f"features of {model.name}": score_features(network_features(model, tiles, threads), targets, tiles.kin),
     }
     notes += [
         f"{len(genes)} genes, chosen on all sections as the benchmark does, so that the test has a say in them",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stpredict.data.genes import are_ensembl, pair_by_id
+from stpredict.data.genes import are_ensembl, pair_by_id, why_not_shared
 from stpredict.data.tiles import Measured, Tiles
 from stpredict.errors import DatasetError, some
 
@@ -16,7 +16,8 @@ def demand_shared_genes(name: str, predicted: Sequence[str], panel: Sequence[str
     if set(predicted) & {*genes, *pair_by_id(panel, genes, found.gene_ids)[0]}:
         return
     ours, theirs = (kind_of_names(names) for names in (panel, genes))
-    why = ""
+    reason = why_not_shared(panel, genes)
+    why = f": {reason}" if reason else ""
     if ours != theirs:
         why = (
             f", or they are called otherwise: the panel names genes by {ours}, the data by {theirs}, and no table "

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from stpredict.arrays import Bool, Float, Int, Labels
 from stpredict.data.tiles import Tiles
+from stpredict.data.twins import tied_patients
 from stpredict.evaluation.maps import GeneMap, choose_maps
 from stpredict.evaluation.notes import (
     about_baselines,
@@ -62,7 +63,7 @@ class Predicted:
 class Measured:
     """What was measured in the scored spots. `counts` are spots x genes of the panel, `centres` level-0 pixels.
 
-    Expression is ln(1 + `per` x counts / `depth`).
+    Expression is ln(1 + `per` x counts / `depth`). Sections that are one have one `part`, and their patients one label.
     """
 
     counts: Float
@@ -71,6 +72,7 @@ class Measured:
     patient: Labels
     centres: Float
     per: float
+    part: Labels
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def measure(tiles: Tiles, predicted: Predicted, index: Int) -> Measured:
     """What was measured in the spots `index`."""
     return Measured(
         tiles.panel_counts(predicted.panel)[index], predicted.shares.depth[index], tiles.section[index],
-        tiles.patient[index], tiles.centres[index], predicted.shares.normalisation.per,
+        tiles.kin[index], tiles.centres[index], predicted.shares.normalisation.per,
+        tied_patients(tiles.section, tiles.section, tiles.twins)[index],
     )  # fmt: skip
 
 
@@ -148,7 +151,7 @@ def predict_rows(known: Measured, scored: Bool, features: Float, leak: bool) -> 
     left out. Comes with a sentence on how they were trained.
     """
     counts, depth, section, patient = known.counts, known.depth, known.section, known.patient
-    by, groups = ("patients", patient) if len(set(patient)) > 1 and not leak else ("sections", section)
+    by, groups = ("patients", patient) if len(set(patient)) > 1 and not leak else ("sections", known.part)
     if len(set(groups)) == 1:
         rows = {TRUE_DEPTH: np.tile(np.log1p(depth[scored])[:, None], counts.shape[1])}
         return rows, "baselines that need training are missing: there is one section"

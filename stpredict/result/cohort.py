@@ -15,9 +15,11 @@ from typing import Any, TextIO
 import numpy as np
 
 from stpredict.arrays import Bool, Float, Float32
+from stpredict.console import report
 from stpredict.errors import ResultError, UsageError
 from stpredict.result.file import FLAGS, UNUSUAL, Result, read_result, results_in
 from stpredict.result.frame import Origin, make_frame
+from stpredict.slides.geojson import SUFFIXES
 from stpredict.slides.regions import read_regions
 from stpredict.storage.csv_cells import plain_cell
 from stpredict.storage.files import atomic_path
@@ -119,10 +121,14 @@ def find_regions(regions: Path | None, sources: Sequence[Source]) -> dict[Path, 
         if len(sources) > 1:
             raise UsageError(f"--regions {regions}: belongs to one slide; for several, name a folder of SLIDE.geojson.")
         return {sources[0].path: regions}
-    files = {source.path: regions / f"{source.slide}.geojson" for source in sources}
-    found = {path: file for path, file in files.items() if file.is_file()}
+    found = {
+        source.path: file
+        for source in sources
+        for suffix in reversed(SUFFIXES)  # the first of them wins
+        if (file := regions / f"{source.slide}{suffix}").is_file()
+    }
     if not found:
-        raise UsageError(f"--regions {regions}: holds none of the slides' regions ({next(iter(files.values())).name}).")
+        raise UsageError(f"--regions {regions}: holds none of the slides' regions ({sources[0].slide}{SUFFIXES[0]}).")
     return found
 
 
@@ -157,7 +163,7 @@ def rows(path: Path, regions: Path | None, genes: Sequence[str], origin: Origin)
     centres = result.spots.centres - (frame.left, frame.top)
     parts = {"": np.ones(len(centres), np.bool_)}
     if regions:
-        parts |= {name: region.contains(centres) for name, region in read_regions(regions).items()}
+        parts |= {name: region.contains(centres) for name, region in read_regions(regions, report).items()}
     statistics, predicted = _statistics(result, list(parts.values()))
     unknown = np.full(len(STATISTICS), np.nan)
     table = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from stpredict.arrays import Float, Int
 from stpredict.errors import SpotsError, UsageError
 from stpredict.slides.slide import Bounds, Mpp
+from stpredict.storage.text_tables import read_lines, read_numbers
 
 MAX_SPOTS = 50_000_000
 #: Larger numbers in a file are not a slide's.
@@ -74,28 +74,27 @@ def lattice_shape(bounds: Bounds, mpp: Mpp, pitch_um: float, layout: Layout) -> 
 
 
 def given_spots(path: Path, dimensions: tuple[int, int], pitch_um: float) -> Spots:
-    """Spots at the level-0 pixel positions of a CSV file with columns `x` and `y`, in the file's order.
+    """Spots at the level-0 pixel positions of a table with columns `x` and `y`, in the file's order.
 
     Raises UsageError if the file cannot be read as that, SpotsError if it names a position outside the slide.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not {"x", "y"} <= set(reader.fieldnames or ()):
-                raise UsageError(f"{path}: needs a header line with the columns x and y (level-0 pixels).")
-            centres = np.array([(float(line["x"]), float(line["y"])) for line in reader]).reshape(-1, 2)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path}: cannot be read as CSV ({error}).") from error
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{path}: x and y must be numbers ({error}).") from error
-    if not len(centres):
+    lines, texts = [], []
+    for line in read_lines(path, ("x", "y"), "needs a header line with the columns x and y (level-0 pixels)"):
+        lines.append(line.number)
+        texts += [line.cells.get("x", ""), line.cells.get("y", "")]
+    if not lines:
         raise UsageError(f"{path}: holds no spots.")
+    try:
+        centres = np.array(read_numbers(texts)).reshape(-1, 2)
+    except ValueError as error:
+        reason, place = error.args
+        raise UsageError(f"{path}, line {lines[place // 2]}: x and y {reason}.") from error
     outside = ~np.all((centres >= 0) & (centres < dimensions), axis=1)  # NaN counts as outside
     if outside.any():
         first = int(np.flatnonzero(outside)[0])
         raise SpotsError(
             f"{path}: {outside.sum()} of {len(centres)} spots lie outside the slide "
-            f"({dimensions[0]} x {dimensions[1]} pixels), the first in line {first + 2}."
+            f"({dimensions[0]} x {dimensions[1]} pixels), the first in line {lines[first]}."
         )
     number = np.arange(len(centres), dtype=np.int64)
     return Spots(centres, np.zeros_like(number), number, "given", pitch_um)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,11 +13,11 @@ from PIL import Image, ImageOps
 
 from stpredict.arrays import Bool, Float
 from stpredict.errors import MaskError
+from stpredict.slides.geojson import is_geojson
 from stpredict.slides.regions import Region, read_regions
 from stpredict.slides.slide import Slide
 
 Origin = Literal["slide", "bounds"]
-GEOJSON = {".geojson", ".json"}
 #: How much the sides of an image may differ in proportion from the slide's.
 MAX_DISTORTION = 0.02
 # Pillow refuses an image of more than twice the pixels of which it warns.
@@ -56,13 +57,13 @@ def inside_mask(request: MaskRequest, slide: Slide, centres: Float) -> Bool:
     return inside
 
 
-def read_mask(path: Path) -> list[Region] | Bool:
-    """The areas of a GeoJSON file, or where an image is not black.
+def read_mask(path: Path, tell: Callable[[str], None] = lambda _: None) -> list[Region] | Bool:
+    """The areas of a GeoJSON file, or where an image is not black; `tell` is told what is passed over.
 
     Raises RegionsError or MaskError for a file that cannot be read.
     """
-    if path.suffix.lower() in GEOJSON:
-        return list(read_regions(path).values())
+    if is_geojson(path):
+        return list(read_regions(path, tell).values())
     try:
         # As it was drawn. By its name, Pillow would map a TIFF to memory, and turn it twice.
         with path.open("rb") as file, Image.open(file) as image:

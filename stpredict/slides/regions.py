@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ import numpy as np
 
 from stpredict.arrays import Bool, Float
 from stpredict.errors import RegionsError
+from stpredict.slides.geojson import read_features
 from stpredict.slides.lattice import MAX_SIDE
 
-MAX_FILE_BYTES = 256 << 20
-#: What QuPath calls single cells; they are counted elsewhere, and regions are what lies around them.
-NOT_REGIONS = ("cell", "detection")
+#: What QuPath calls single cells, and the slide itself: cells are counted elsewhere, and regions lie around them.
+NOT_REGIONS = {"cell": "cells", "detection": "detections", "root": "objects of the whole slide"}
+#: Tiles without a class are taken for regions only where there is nothing else.
+UNNAMED_TILES = "tiles without a class"
 UNNAMED = "unnamed"
 
 
@@ -38,61 +40,66 @@ class Region:
         return inside
 
 
-def read_regions(path: Path) -> dict[str, Region]:
+def read_regions(path: Path, tell: Callable[[str], None] = lambda _: None) -> dict[str, Region]:
     """The areas of a GeoJSON file by name, in the file's order; those of one name are one region.
 
-    The name is the object's own or, where it has none, its class. Coordinates are kept as they are.
-    Raises RegionsError for a file that cannot be read, holds no areas, or something else than areas.
+    The name is the object's own or, where it has none, its class. Coordinates are kept as they are. Cells, points,
+    lines and whatever else is no area are passed over; `tell` is told how many.
+    Raises RegionsError for a file that cannot be read, or holds no areas, or an area that cannot be.
     """
+    found: dict[str, list[tuple[Float, ...]]] = {}
+    tiles: list[tuple[Float, ...]] = []
+    passed: Counter[str] = Counter()
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError("it is too large")
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        found: dict[str, tuple[tuple[Float, ...], ...]] = {}
-        for feature in _features(content):
-            properties = feature.get("properties") or {}
-            if properties.get("objectType") not in NOT_REGIONS:
-                name = _name(properties)
-                found[name] = found.get(name, ()) + tuple(_polygons(feature["geometry"]))
+        for feature in read_features(path):
+            reason = NOT_REGIONS.get(feature.kind) or feature.lacks
+            if reason:
+                passed[reason] += 1
+                continue
+            polygons = [_polygon(rings, feature.place) for rings in feature.polygons]
+            if feature.kind == "tile" and not feature.name:
+                tiles += polygons
+                passed[UNNAMED_TILES] += 1
+            else:
+                found.setdefault(feature.name or UNNAMED, []).extend(polygons)
     except OSError as error:
         raise RegionsError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else error
-        raise RegionsError(f"{path}: not a GeoJSON file of areas, or a damaged one ({what}).") from error
+    except ValueError as error:
+        raise RegionsError(f"{path}: not a GeoJSON file of areas, or a damaged one ({error}).") from error
+    if tiles and not found:
+        found[UNNAMED] = tiles
+        del passed[UNNAMED_TILES]
+    others = ", ".join(f"{reason} ({count})" for reason, count in passed.items())
     if not found:
-        raise RegionsError(f"{path}: holds no regions.")
-    return {name: Region(polygons) for name, polygons in found.items()}
+        raise RegionsError(f"{path}: holds no regions{f', only {others}' if others else ''}.")
+    if others:
+        tell(f"{path}: passed over what is no region: {others}")
+    return {name: Region(tuple(polygons)) for name, polygons in found.items()}
 
 
-def _features(content: Any) -> list[Any]:
-    """The features of a collection, of a bare list as older QuPath wrote it, or the only one."""
-    if isinstance(content, list):
-        return content
-    features = content["features"] if content["type"] == "FeatureCollection" else [content]
-    if not isinstance(features, list):
-        raise ValueError("its features are no list")
-    return features
+def _polygon(rings: Any, place: str) -> tuple[Float, ...]:
+    """An outline and its holes. Raises ValueError, which names the object, for what is none."""
+    if not isinstance(rings, list) or not rings:
+        raise ValueError(f"{place}: a polygon is a list of rings")
+    outline, *holes = rings
+    polygon = tuple(_ring(ring, place) for ring in (outline, *(hole for hole in holes if hole != [])))
+    if not all((np.abs(ring) < MAX_SIDE).all() for ring in polygon):  # NaN is not either
+        raise ValueError(f"{place}: a corner lies on no slide")
+    return polygon
 
 
-def _name(properties: dict[str, Any]) -> str:
-    name = properties.get("name") or (properties.get("classification") or {}).get("name") or UNNAMED
-    if not isinstance(name, str):
-        raise ValueError("a name is no text")
-    return name
-
-
-def _polygons(geometry: dict[str, Any]) -> Iterator[tuple[Float, ...]]:
-    """The polygons of a Polygon or a MultiPolygon, each an outline and its holes."""
-    kind = geometry["type"]
-    if kind not in ("Polygon", "MultiPolygon"):
-        raise ValueError(f"{str(kind)[:40]!r} is no area")
-    for rings in [geometry["coordinates"]] if kind == "Polygon" else geometry["coordinates"]:
-        polygon = tuple(np.asarray(ring, dtype=np.float64) for ring in rings)
-        if not polygon or any(ring.ndim != 2 or ring.shape[1] < 2 or len(ring) < 3 for ring in polygon):
-            raise ValueError("a polygon needs at least three corners of x and y")
-        if not all((np.abs(ring) < MAX_SIDE).all() for ring in polygon):  # NaN is not either
-            raise ValueError("a corner lies on no slide")
-        yield tuple(ring[:, :2] for ring in polygon)
+def _ring(ring: Any, place: str) -> Float:
+    try:
+        if any(isinstance(corner, str) for corner in ring):
+            raise TypeError
+        corners = np.array([[corner[0], corner[1]] for corner in ring], dtype=np.float64)  # a third one is a height
+    except OverflowError as error:
+        raise ValueError(f"{place}: a corner lies on no slide") from error
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{place}: a corner is not two numbers, x and y") from error
+    if corners.ndim != 2 or len(corners) < 3:
+        raise ValueError(f"{place}: a polygon needs at least three corners of x and y")
+    return corners
 
 
 def _inside_ring(points: Float, ring: Float) -> Bool:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from stpredict.data.bins import Bins
 from stpredict.data.dataset import read_dataset
 from stpredict.data.panel import check_rule
 from stpredict.data.tiles import Measured, Tiles, read_tiles
@@ -62,8 +63,8 @@ from stpredict.training.triplex import SURROUNDINGS
 def train_model(
     dataset: Path, out: Path, settings: Settings, panel: Panel, *, folds: str, hold_out: Sequence[str],
     allow_patient_leak: bool, protocol: str | None, counts_only: Path | None, encoder: Path | None,
-    encoder_weights: Path | None, unlabelled: int, mpp: float | None, licence: str, device: str, threads: int,
-    overwrite: bool, report: Report,
+    encoder_weights: Path | None, unlabelled: int, mpp: float | None, bin_um: float | None, licence: str,
+    device: str, threads: int, overwrite: bool, report: Report,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a model from a data set or a tiles file, by way of the folder MODEL.run; returns its card.
 
@@ -96,6 +97,8 @@ def train_model(
         "unlabelled": unlabelled, "licence": licence, "dataset": dataset.name, "files": fingerprint(dataset),
         "counts_only": counts_only and [counts_only.name, fingerprint(counts_only)],
     }  # fmt: skip
+    if bin_um is not None:  # a run that was begun without it is the same as ever
+        wanted["bin_um"] = bin_um
     wanted = json.loads(json.dumps(wanted))
     if not overwrite and is_finished(folder, out, wanted):
         report(f"{out}: up to date")
@@ -104,8 +107,8 @@ def train_model(
         if is_main_process():
             prepare_run(
                 dataset, out, wanted, settings, panel, plan, allow_patient_leak=allow_patient_leak, protocol=protocol,
-                counts_only=counts_only, encoder=opened, views=views, unlabelled=unlabelled, mpp=mpp, threads=threads,
-                overwrite=overwrite, report=report,
+                counts_only=counts_only, encoder=opened, views=views, unlabelled=unlabelled, mpp=mpp, bin_um=bin_um,
+                threads=threads, overwrite=overwrite, report=report,
             )  # fmt: skip
         wait_for_all()
         tiles = read_tiles(tiles_of(dataset, out))
@@ -113,7 +116,7 @@ def train_model(
         torch.set_num_threads(threads)
         run = Run(
             tiles, features, unlabelled_features, panel, settings, licence, place, report,
-            sections=read_dataset(dataset) if in_slides else (), weights=weights,
+            sections=read_dataset(dataset, Bins(bin_um)) if in_slides else (), weights=weights,
         )  # fmt: skip
         if opened and settings.encoder:
             run = with_encoder(run, opened, settings.encoder, folder / ENCODED)
@@ -159,7 +162,7 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     held_out = np.isin(tiles.section, fold.test_sections)
     test = held_out & (objective.depth > 0) & (tiles.depth >= run.settings.min_depth)
     split = Split(
-        tiles.panel_counts(panel), objective.depth, tiles.section, tiles.patient, tiles.centres, training, test,
+        tiles.panel_counts(panel), objective.depth, tiles.section, tiles.kin, tiles.centres, training, test,
         NORMALISATIONS[run.settings.normalisation].per,
     )  # fmt: skip
     predicted = objective.expression(predict_rows(run, trained, np.flatnonzero(test)))
@@ -172,7 +175,7 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     if is_main_process():
         missed = abs(predicted - log_cpm(split.counts[test], split.depth[test], split.per))
-        save_errors(folder / ERRORS, missed, tiles.patient[test], panel)
+        save_errors(folder / ERRORS, missed, tiles.kin[test], panel)
         rows = {k: v[DEPTH_CONTROLLED] for k, v in scores["rows"].items()}
         run.report(f"held-out {fold.name}: " + ", ".join(f"{k} {v}" for k, v in rows.items()))
         beaten_by = better_baselines(scores)
@@ -205,7 +208,7 @@ def run_crossvalidation(
     if not NORMALISATIONS[run.settings.normalisation].of_panel:  # else each fold's panel makes a unit of its own
         intervals = calibrate([folder / f"fold-{number}" / ERRORS for number in by_patient], trained.panel)
         tested = np.isin(run.tiles.section, [name for fold in by_patient.values() for name in fold.test_sections])
-        for line in describe_intervals(intervals, len(set(run.tiles.patient[tested])), unit):
+        for line in describe_intervals(intervals, len(set(run.tiles.kin[tested])), unit):
             run.report(line)
     card = write_trained(run, trained, out, out.stem, held_out, intervals)
     for made in (folder, folder / "all"):
@@ -233,7 +236,7 @@ def write_trained(
     card = make_card(name, run.tiles, trained.panel, trained.network, trained.objective, expression, training, held_out,
                      intervals)  # fmt: skip
     if is_main_process():
-        part = parts_left_out(run.tiles.patient[rows], run.tiles.section[rows])
+        part = parts_left_out(run.tiles.kin[rows], run.tiles.section[rows])
         reference = make_feature_reference(read, part)
         write_model(path, card, trained.network, trained.objective, run.features[rows], part, reference)
     return card

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stpredict.data.tiles import Measured, Tiles
+from stpredict.data.twins import Twins, with_twins
 from stpredict.errors import UsageError
 
 #: Fewer do not correlate.
@@ -32,18 +33,21 @@ class Fold:
 def plan_folds(tiles: Tiles | Measured, by: str, hold_out: Sequence[str] = ()) -> list[Fold]:
     """Parts to hold out: by "patient", by "section", in a number of parts by patient, or "none"; and those named.
 
+    Patients who share a section under two names are one, and such sections are held out together.
     Raises UsageError for another `by`, a name that is neither a patient nor a section, or more parts than patients.
     """
-    sections_of = {str(p): sorted(set(tiles.section[tiles.patient == p])) for p in sorted(set(tiles.patient))}
+    sections_of = {str(p): sorted(set(tiles.section[tiles.kin == p])) for p in sorted(set(tiles.kin))}
     names = sorted(set(tiles.section))
+    label = dict(zip(tiles.patient.tolist(), tiles.kin.tolist(), strict=True))
     check_split(by)
     if by.isdigit():
         folds = _parts(tiles, sections_of, int(by))
     else:
         chosen = {"patient": list(sections_of), "section": names, "none": []}[by]
-        folds = [fold for name in chosen if (fold := _named(name, sections_of, names))]
+        folds = [fold for name in chosen if (fold := _named(name, sections_of, names, tiles.twins))]
     for name in hold_out:
-        fold = _named(name, sections_of, names)
+        meant = dict.fromkeys((label.get(name, name), name))  # of patients who are one, all
+        fold = next((fold for one in meant if (fold := _named(one, sections_of, names, tiles.twins))), None)
         if fold is None:
             raise UsageError(
                 f"--hold-out {name}: not one of several patients ({', '.join(sections_of)}) "
@@ -86,21 +90,23 @@ def choose_validation(tiles: Tiles, sections: Sequence[str]) -> list[str]:
     """Sections, of those to train on, that choose the number of epochs: a patient of three or more, else a section."""
     sections_of: dict[str, list[str]] = {}
     for name in sections:
-        sections_of.setdefault(str(tiles.patient[tiles.section == name][0]), []).append(name)
+        sections_of.setdefault(str(tiles.kin[tiles.section == name][0]), []).append(name)
     spots = {p: int(np.isin(tiles.section, own).sum()) for p, own in sections_of.items()}
     if len(sections_of) >= 3:
         return sections_of[min(spots, key=lambda p: (spots[p], p))]
     most = max(sections_of, key=lambda p: (len(sections_of[p]), p))
-    return sections_of[most][-1:] if len(sections_of[most]) > 1 else []
+    last = [name for name in with_twins(sections_of[most][-1:], tiles.twins) if name in sections]
+    return last if set(last) < set(sections_of[most]) else []
 
 
-def _named(name: str, sections_of: dict[str, list[str]], names: Sequence[str]) -> Fold | None:
+def _named(name: str, sections_of: dict[str, list[str]], names: Sequence[str], twins: Sequence[Twins]) -> Fold | None:
     """The part that a patient's or a section's name means; None where nothing would be left to train on."""
     if name in sections_of and len(sections_of) > 1:
         return Fold(name, "patient", sections_of[name])
-    if name in names and len(names) > 1:
+    test = [other for other in with_twins([name], twins) if other in names]
+    if name in names and len(names) > len(test):
         own = next(own for own in sections_of.values() if name in own)
-        return Fold(name, "section" if len(own) > 1 else "patient", [name])
+        return Fold("+".join(test), "section" if len(own) > len(test) else "patient", test)
     return None
 
 
@@ -111,7 +117,7 @@ def _parts(tiles: Tiles | Measured, sections_of: dict[str, list[str]], k: int) -
     """
     if not 2 <= k <= len(sections_of):
         raise UsageError(f"--folds {k}: from 2 up to the number of patients, which is {len(sections_of)}.")
-    spots = {patient: int((tiles.patient == patient).sum()) for patient in sections_of}
+    spots = {patient: int((tiles.kin == patient).sum()) for patient in sections_of}
     parts: list[list[str]] = [[] for _ in range(k)]
     for patient in sorted(spots, key=lambda p: (-spots[p], p)):
         min(parts, key=lambda part: sum(spots[p] for p in part)).append(patient)

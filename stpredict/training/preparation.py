@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from stpredict.arrays import Float
+from stpredict.data.bins import Bins
 from stpredict.data.dataset import read_counts, read_dataset
 from stpredict.data.panel import match_genes
 from stpredict.data.section import demand_slides
@@ -27,6 +28,7 @@ from stpredict.data.tiles import (
     settle_cut,
     write_tiles,
 )
+from stpredict.data.twins import told_twins
 from stpredict.errors import ResultError, UsageError
 from stpredict.networks import FITTED, reads_slides
 from stpredict.networks.encoder_files import count_features
@@ -49,7 +51,7 @@ def prepare_run(
     dataset: Path, out: Path, wanted: dict[str, Any], settings: Settings, panel: Panel,
     plan: Callable[[Tiles | Measured], Sequence[Fold]], *, allow_patient_leak: bool, protocol: str | None,
     counts_only: Path | None, encoder: nn.Module | None, views: Views, unlabelled: int, mpp: float | None,
-    threads: int, overwrite: bool, report: Report,
+    bin_um: float | None, threads: int, overwrite: bool, report: Report,
 ) -> None:  # fmt: skip
     """Cut the patches that a run lacks, take their features, and note what run it is.
 
@@ -62,7 +64,7 @@ def prepare_run(
     tiles_path = tiles_of(dataset, out)
     to_cut = dataset.suffix != ".h5" and not (begun and tiles_path.exists())
     if to_cut:
-        sections, more = read_dataset(dataset), read_counts(counts_only) if counts_only else ()
+        sections, more = read_dataset(dataset, Bins(bin_um)), read_counts(counts_only) if counts_only else ()
         settle_cut(sections, PATCH_PX, views, mpp)
         if reads_slides(settings.architecture):
             demand_slides(sections, f"--arch {settings.architecture}")
@@ -73,6 +75,8 @@ def prepare_run(
         check_resolution(tiles, mpp)
         check_views(tiles, views)
         patch_px = tiles.patch_px
+    for line in told_twins(found.twins):
+        report(line)
     folds = plan(found)
     check_leaks(folds, allow_patient_leak, protocol)
     check_depth(found, folds, settings.min_depth)

@@ -13,6 +13,7 @@ import numpy as np
 
 from stpredict.arrays import Float
 from stpredict.data.tiles import Tiles, columns
+from stpredict.data.twins import with_twins
 from stpredict.statistics.metrics import pearson_residuals
 from stpredict.statistics.normalisation import NORMALISATIONS, Normalisation
 
@@ -81,16 +82,17 @@ def gene_covariance(
     """Genes x genes: mean over patients of their sections' signal covariance; and the sections it is made of.
 
     Those are `sections`, which are trained on, and sections without images, but of no patient who has images and is
-    not trained on: that one may be the test.
+    not trained on, and not one with a section that is not: those may be the test.
     """
-    counted = [(tiles.section, tiles.patient, tiles.panel_counts(panel), tiles.depth)]
+    counted = [(tiles.section, tiles.kin, tiles.panel_counts(panel), tiles.depth)]
     known = set(tiles.patient[np.isin(tiles.section, sections)])
     kept = set(sections)
     if tiles.counts_only is not None:
         more = tiles.counts_only
         counted.append((more.section, more.patient, columns(more.counts, tiles.genes, panel), more.depth))
         allowed = np.isin(more.patient, list(known)) | ~np.isin(more.patient, tiles.patient)
-        kept |= set(more.section[allowed])
+        held_out = set(tiles.section.tolist()) - set(sections)
+        kept |= set(more.section[allowed]) - set(with_twins(held_out, tiles.twins))
     deep = any((depth[np.isin(section, list(kept))] >= MIN_DEPTH).sum() > 1 for section, _, _, depth in counted)
     per_patient: dict[str, list[Float]] = {}
     used = []

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from stpredict.data.tiles import Measured, Tiles
+from stpredict.data.twins import with_twins
 from stpredict.errors import UsageError
 from stpredict.evaluation.tables import PAPERS_COLUMNS
 from stpredict.statistics.metrics import LOG_CPM_BY_SECTION, SPOTS_BY_SECTION, pcc_over_sections
@@ -46,16 +47,18 @@ def m2ort_folds(tiles: Tiles | Measured, seed: int) -> list[Fold]:
     n, m = int(0.6 * len(order)), int(0.7 * len(order))
     if not n:
         raise UsageError("--protocol m2ort: needs two sections or more.")
-    shared = set(tiles.patient[np.isin(tiles.section, order[:n])]) & set(
-        tiles.patient[np.isin(tiles.section, order[m:])]
-    )
-    kind = "section" if shared else "patient"
-    return [Fold("m2ort", kind, sorted(order[m:]), sorted(order[:n]), sorted(order[n:m]))]
+    test = [name for name in with_twins(order[m:], tiles.twins) if name in order]  # never on both sides
+    validation = [name for name in with_twins(order[n:m], tiles.twins) if name in order and name not in test]
+    train = sorted(set(order) - {*test, *validation})
+    if not train:
+        raise UsageError("--protocol m2ort: needs two sections or more that differ.")
+    shared = set(tiles.kin[np.isin(tiles.section, train)]) & set(tiles.kin[np.isin(tiles.section, test)])
+    return [Fold("m2ort", "section" if shared else "patient", test, train, validation)]
 
 
 def triplex_folds(tiles: Tiles | Measured, seed: int) -> list[Fold]:  # noqa: ARG001 (another protocol draws)
     """Each patient in turn, or eight parts of patients; the epochs are chosen on the test sections themselves."""
-    n_patients = len(set(tiles.patient))
+    n_patients = len(set(tiles.kin))
     folds = plan_folds(tiles, "patient" if n_patients <= TRIPLEX_PARTS else str(TRIPLEX_PARTS))
     if not folds:
         raise UsageError("--protocol triplex: needs two patients or more.")

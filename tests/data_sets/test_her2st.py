@@ -91,6 +91,22 @@ def test_damaged_counts_are_refused(dataset: Path, tmp_path: Path, change, says:
         read_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: text.replace("\t1\n", "\t1\t7\n"), "its lines have more cells than its header"),
+        (lambda text: text.replace("new_y\t", "x\t", 1), "it names the column x more than once"),
+    ],
+)
+def test_tables_of_spots_whose_columns_shift_or_repeat_are_refused(dataset: Path, tmp_path: Path, change, says: str):
+    for path in dataset.glob("A1*"):
+        shutil.copy(path, tmp_path)
+    text = (dataset / "A1_selection.tsv").read_text()
+    (tmp_path / "A1_selection.tsv").write_text(change(text))
+    with pytest.raises(DatasetError, match=says):
+        read_dataset(tmp_path)
+
+
 def test_truncated_counts_are_refused(dataset: Path, tmp_path: Path):
     for path in dataset.glob("A1*"):
         shutil.copy(path, tmp_path)

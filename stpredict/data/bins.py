@@ -1,0 +1,90 @@
+"""Bins of Visium HD, pooled to larger squares: the counts of one bin are few, and a patch is larger than it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from stpredict.arrays import Float
+from stpredict.data.scale import pixels_per_unit
+from stpredict.data.section import Section
+from stpredict.errors import DatasetError, UsageError
+
+#: Smaller bins are pooled to squares of this size unless another one is asked for; Space Ranger pools to it, too.
+DEFAULT_UM = 8.0
+SAME = 0.01
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The side of the squares, um, that bins are pooled to: what is asked for, or a model's spots if that fits."""
+
+    asked_um: float | None = None
+    like_um: float | None = None
+
+    def side_um(self, own_um: float, section: str) -> float:
+        """To what bins of `own_um` are pooled. Raises UsageError if that is no multiple of it."""
+        if self.asked_um is not None:
+            if not math.isfinite(self.asked_um) or not _factor(self.asked_um, own_um):
+                raise UsageError(
+                    f"--bin-um {self.asked_um:g}: bins of {own_um:g} um, as of section {section}, pool to multiples of "
+                    f"that, as {2 * own_um:g}."
+                )
+            return self.asked_um
+        if self.like_um and _factor(self.like_um, own_um):
+            return self.like_um
+        return own_um if own_um >= DEFAULT_UM * (1 - SAME) else own_um * math.ceil(DEFAULT_UM / own_um - SAME)
+
+
+#: Nothing is asked for.
+ANY_BINS = Bins()
+
+
+def _factor(side_um: float, own_um: float) -> int:
+    """How many bins make the side of a square, 0 if that is no whole number."""
+    factor = round(side_um / own_um)
+    return factor if factor and abs(side_um / own_um / factor - 1) < SAME else 0
+
+
+def demand_no_bins(bins: Bins, sections: list[Section]) -> list[Section]:
+    """The sections, which have spots. Raises DatasetError if squares were asked for."""
+    if bins.asked_um is not None:
+        raise DatasetError(f"--bin-um: pools the bins of Visium HD, and section {sections[0].name} has spots.")
+    return sections
+
+
+def pooled(section: Section, units: Float, own_um: float, bins: Bins) -> Section:
+    """A section of bins of `own_um`, of which `units` (n x 2) are column and row, in the squares that `bins` says.
+
+    A square has the sum of its bins' counts, and its centre is its own, whichever of its bins were measured. Bins
+    without a position or off the tissue are not part of it. Raises UsageError and DatasetError as the parts do.
+    """
+    side_um = bins.side_um(own_um, section.name)
+    factor = _factor(side_um, own_um)
+    if factor == 1:
+        return section
+    cells, square = np.unique(np.floor(units / factor).astype(np.int64), axis=0, return_inverse=True)
+    square = square.ravel()
+    n_bins = len(square)
+    member = csr_array((np.ones(n_bins, np.float32), (square, np.arange(n_bins))), (len(cells), n_bins))
+    matrix = pixels_per_unit(units, section.centres, section.name)
+    middle = cells * factor + (factor - 1) / 2
+    centres = (middle - units.mean(axis=0)) @ matrix.T + section.centres.mean(axis=0)
+    why = "" if bins.asked_um else "; --bin-um asks for another size"
+    if bins.like_um and side_um == bins.like_um:
+        why = ", as large as the model's spots"
+    return replace(
+        section,
+        spot_names=[f"s_{round(side_um):03d}um_{row:05d}_{column:05d}-1" for column, row in cells.tolist()],
+        centres=centres,
+        counts=csr_array(member @ section.counts),
+        spot_diameter_um=side_um,
+        pitch_um=side_um,
+        notes=(
+            *section.notes,
+            f"{n_bins} bins of {own_um:g} um are pooled to {len(cells)} squares of {side_um:g} um{why}",
+        ),
+    )

@@ -1,0 +1,32 @@
+"""Further places of a section's tissue, of which nothing was measured."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stpredict.arrays import Float
+from stpredict.data.section import Section
+from stpredict.errors import DatasetError
+from stpredict.slides.slide import Slide
+from stpredict.slides.tissue import find_tissue
+
+#: Unlabelled patches come from places of which at least this fraction is tissue.
+UNLABELLED_MIN_TISSUE = 0.5
+
+
+def tissue_places(slide: Slide, section: Section, n: int, rng: np.random.Generator) -> Float:
+    """Centres (n x 2, level-0 pixels) of places on tissue, drawn at random, as close to one another as it happens.
+
+    Of the disk of a spot around each, at least half is tissue. Raises DatasetError where there is no such place.
+    """
+    tissue, bounds = find_tissue(slide, section.mpp), slide.bounds
+    corners = np.argwhere(tissue.mask)[:, ::-1].astype(float)  # of the mask's pixels, x and y
+    centres = (corners + 0.5) * tissue.downsample
+    enough = tissue.fraction(centres, section.spot_diameter_um, section.mpp) >= UNLABELLED_MIN_TISSUE
+    last = np.nextafter((bounds.x + bounds.width, bounds.y + bounds.height), 0)
+    enough &= ((centres >= bounds[:2]) & (centres <= last)).all(axis=1)
+    if not enough.any():
+        raise DatasetError(f"{section.image.name}: no tissue found.")
+    corners = corners[enough][rng.integers(int(enough.sum()), size=n)]
+    places: Float = np.clip((corners + rng.random((n, 2))) * tissue.downsample, bounds[:2], last)
+    return places

@@ -1,0 +1,146 @@
+"""Sections that are in a data set twice, under two names: on two sides of a split they would test what was taught."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+from scipy.spatial import cKDTree
+
+from stpredict.arrays import Labels
+from stpredict.data.section import Section
+
+#: A spot of so many counts has the same ones as another by chance hardly ever.
+DEEP = 100
+#: Sections of which this share of deep spots, and so many, are the same are one section.
+SHARE, LEAST = 0.5, 10
+#: Of a large file, its beginning, middle and end are compared.
+PART_BYTES = 1 << 20
+#: Multipliers that make one number of a spot's sums.
+Keys = npt.NDArray[np.uint64]
+MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two sections that are one, and what tells so."""
+
+    first: str
+    second: str
+    why: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.first} and {self.second} have {self.why}, so they count as one patient's and are held out together"
+        )
+
+
+def told_twins(twins: Sequence[Twins], limit: int = 5) -> list[str]:
+    """A line for each of the first pairs, and one that says how many more there are."""
+    more = [f"{len(twins) - limit} more pairs of sections are one each"] if len(twins) > limit else []
+    return [*map(str, twins[:limit]), *more]
+
+
+def find_twins(sections: Sequence[Section]) -> tuple[Twins, ...]:
+    """The pairs of sections with equal counts, or with spots at equal places of equal images."""
+    by_counts = twins_by_counts([section.name for section in sections], [section.counts for section in sections])
+    found = {(pair.first, pair.second): pair for pair in (*_twins_by_image(sections), *by_counts)}
+    return tuple(found[names] for names in sorted(found))
+
+
+def twins_by_counts(names: Sequence[str], counts: Sequence[csr_array]) -> list[Twins]:
+    """The pairs of sections whose counts (spots x genes) are the same, in any order and under any genes' names.
+
+    A spot goes by its depth, the number of its genes, and the sum of their squares. Sections are equal if all spots
+    are, or most of those of many counts, as where some spots of one were left out.
+    """
+    spots = [_spots(matrix) for matrix in counts]
+    whole: dict[bytes, list[str]] = defaultdict(list)
+    for name, (own, _) in zip(names, spots, strict=True):
+        if len(np.unique(own)) >= LEAST:
+            whole[own.tobytes()].append(name)
+    pairs = {pair: "equal counts" for same in whole.values() for pair in combinations(sorted(same), 2)}
+    deep = [own for _, own in spots]
+    every = np.concatenate([*deep, np.empty(0, np.uint64)])
+    owner = np.repeat(np.arange(len(deep)), [len(own) for own in deep])
+    order = np.argsort(every, kind="stable")
+    every, owner = every[order], owner[order]
+    starts = np.flatnonzero(np.concatenate([[True], every[1:] != every[:-1]])) if len(every) else np.empty(0, np.int64)
+    ends = np.append(starts[1:], len(every))
+    shared: Counter[tuple[int, int]] = Counter()
+    for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
+        shared.update(combinations(owner[start:end].tolist(), 2))
+    for (one, other), times in shared.items():
+        if times >= max(LEAST, SHARE * min(len(deep[one]), len(deep[other]))):
+            first, second = sorted((names[one], names[other]))
+            pairs.setdefault((first, second), f"equal counts in {times} spots")
+    return [Twins(first, second, why) for (first, second), why in pairs.items()]
+
+
+def twins_of_spots(counted: Iterable[tuple[Labels, csr_array]]) -> tuple[Twins, ...]:
+    """As `twins_by_counts`, of the sections that spots are labelled by."""
+    parts = [(str(name), counts[section == name]) for section, counts in counted for name in np.unique(section)]
+    return tuple(twins_by_counts([name for name, _ in parts], [counts for _, counts in parts]))
+
+
+def _spots(counts: csr_array) -> tuple[Keys, Keys]:
+    """A number for each spot that has counts, sorted; and those of spots of many counts, each once."""
+    whole = counts.astype(np.uint64)
+    depth = np.asarray(whole.sum(axis=1)).ravel().astype(np.uint64)
+    genes = np.asarray((counts > 0).sum(axis=1)).ravel().astype(np.uint64)
+    squares = np.asarray(whole.multiply(whole).sum(axis=1)).ravel().astype(np.uint64)
+    keys = (depth * MIX[0] + genes) * MIX[1] + squares
+    return np.sort(keys[depth > 0]), np.unique(keys[depth >= DEEP])
+
+
+def _twins_by_image(sections: Sequence[Section]) -> Iterable[Twins]:
+    """Pairs of one image, even under two names, on which most spots of the one lie where the other has some."""
+    same: dict[bytes, list[Section]] = defaultdict(list)
+    for section in sections:
+        if section.image.is_file():
+            same[_digest(section.image)].append(section)
+    for group in same.values():
+        for pair in combinations(sorted(group, key=lambda section: section.name), 2):
+            fewer, more = sorted(pair, key=lambda section: len(section.centres))
+            reach = fewer.pitch_um / 2 / min(fewer.mpp)
+            far = cKDTree(more.centres).query(fewer.centres)[0]
+            if np.mean(far <= reach) >= SHARE:
+                yield Twins(pair[0].name, pair[1].name, "equal images")
+
+
+def _digest(path: Path) -> bytes:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for start in (0, max(0, size // 2 - PART_BYTES // 2), max(0, size - PART_BYTES)):
+            file.seek(start)
+            digest.update(file.read(PART_BYTES))
+    return digest.digest()
+
+
+def with_twins(names: Iterable[str], twins: Sequence[Twins]) -> list[str]:
+    """The sections, and those that are one with them, sorted."""
+    found = set(names)
+    while more := {name for pair in twins for name in (pair.first, pair.second)
+                   if {pair.first, pair.second} & found and name not in found}:  # fmt: skip
+        found |= more
+    return sorted(found)
+
+
+def tied_patients(section: Labels, patient: Labels, twins: Sequence[Twins]) -> Labels:
+    """The patients' labels, one for all those who share a section: their names, joined by +."""
+    of = dict(zip(section.tolist(), patient.tolist(), strict=True))
+    group = {name: {name} for name in of.values()}
+    for pair in twins:
+        if pair.first in of and pair.second in of:
+            together = group[of[pair.first]] | group[of[pair.second]]
+            group.update(dict.fromkeys(together, together))
+    label = {name: "+".join(sorted(together)) for name, together in group.items()}
+    return np.array([label[name] for name in patient.tolist()], dtype=object) if twins else patient
