@@ -18,6 +18,7 @@ from stpredict.prediction.batch import Warm, as_ours, predict_each
 from stpredict.prediction.helping import help_slide
 from stpredict.prediction.jobs import Job, Outcome
 from stpredict.prediction.processes import Work, model_of
+from stpredict.search_path import working_folder_left_out
 
 SHARE_FOLDERS = "slides, model and output need paths that are the same on all machines."
 #: No more often than this a worker says how far it is.
@@ -76,7 +77,7 @@ def predict_one(message: bytes) -> Outcome:
             send("progress", done, total)
 
     where = f"{platform.node()} ({worker.address})"
-    with _one_at_a_time, telling(tell):
+    with _one_at_a_time, working_folder_left_out(), telling(tell):
         _predicting.add(call)
         try:
             if not job.result.parent.is_dir():
@@ -103,7 +104,7 @@ def help_with_one(message: bytes) -> StpredictError | None:
         if not _forgotten.isdisjoint((call, name)):
             raise Forgotten
 
-    with _one_at_a_time, telling(lambda *_: None):
+    with _one_at_a_time, working_folder_left_out(), telling(lambda *_: None):
         try:
             progress(0, 0)
             work = with_threads(work, nthreads)
