@@ -53,8 +53,27 @@ Upsampling = Annotated[
 ]
 
 
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="PATTERN",
+        help="Pass over files and folders of this name, as '*_old.tif', or, with a slash, of this path in a folder; "
+        "can be repeated.",
+        show_default=False,
+    ),
+]
+
+
 def split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def parse_exclude(patterns: list[str] | None) -> list[str]:
+    """Patterns of names and paths; a slash at the end, as of a folder, does not count."""
+    if patterns and not all(pattern.strip("/") for pattern in patterns):
+        raise UsageError("--exclude names no pattern.")
+    return [pattern.removeprefix("./").rstrip("/") for pattern in patterns or []]
 
 
 def demand_positive(given: dict[str, float | None]) -> None:

@@ -23,6 +23,7 @@ from stpredict.cli.options import (
     refuse,
 )
 from stpredict.cli.program import app, command
+from stpredict.files import is_folder
 from stpredict.machine import usable_cores
 
 
@@ -55,11 +56,13 @@ def tile(
     from stpredict.engines import EngineRequest
     from stpredict.prediction.request import Request
 
-    refuse(any(path.is_dir() for path in inputs), "a data set's spots are where they were measured", {
+    refuse(any(is_folder(path) for path in inputs), "a data set's spots are where they were measured", {
         "--pitch": pitch is not None, "--layout": layout != "square", "--spots": spots is not None,
         "--min-tissue": min_tissue != Request.min_tissue, "--allow-upsampling": allow_upsampling, "--patches": patches,
     })  # fmt: skip
-    refuse(not all(path.is_dir() for path in inputs), "a slide has no measured spots", {"--unlabelled": unlabelled > 0})
+    refuse(
+        not all(is_folder(path) for path in inputs), "a slide has no measured spots", {"--unlabelled": unlabelled > 0}
+    )
     request = Request(
         pitch_um=pitch, layout=parse_layout(layout), spots_file=spots, min_tissue=min_tissue, mpp=mpp,
         allow_upsampling=allow_upsampling, engine=EngineRequest(threads=threads or usable_cores()),

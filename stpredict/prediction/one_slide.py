@@ -20,9 +20,9 @@ from stpredict.data.panel import match_genes
 from stpredict.engines import Engine, EngineRequest, open_engine
 from stpredict.errors import MaskError, ResultError, StpredictError, UsageError
 from stpredict.machine import give_back_memory
+from stpredict.prediction.doubts import doubts, unlike_training
 from stpredict.prediction.jobs import Job
 from stpredict.prediction.leases import take_lease
-from stpredict.prediction.out_of_distribution import UNUSUAL_FROM
 from stpredict.prediction.pipeline import finish_shards, predict_shards
 from stpredict.prediction.provenance import describe_genes, describe_prediction, display_range
 from stpredict.prediction.quality import flags_in_words, judge_spots
@@ -126,7 +126,7 @@ def prepare_slide(
         with clock.stage("tissue_and_spots"):
             tissue, spots, fraction = choose_spots(slide, mpp, request.grid(model), request.engine.threads)
         order = block_order(raster, raster.origins(spots.centres, model.card["patch_px"]))
-        folder = job.result.with_name(job.result.name + ".parts")
+        folder = job.parts
         of = folder, order, spots.centres, len(settings["genes"]), settings
         shards = join_shards(*of) if helping else open_shards(*of, request.overwrite_before)
         if shards is None:
@@ -172,11 +172,7 @@ def predict_slide(
         finish_shards(shards, mine, predict, progress)
     clock.seconds.update(waits.by_cause())
     quality = judge_spots(shards.measures())
-    unusual = quality.account["unusual_patches"]
-    if unusual > UNUSUAL_FROM:
-        warning = f"{unusual:.0%} of patches look unlike those the model was trained on; expect little."
-        log("warning", f"{job.shown.name}: {warning}", slide=str(job.shown))
-    if flags := flags_in_words(quality.counts, len(spots), but=UNUSUAL if unusual > UNUSUAL_FROM else None):
+    if flags := flags_in_words(quality.counts, len(spots), but=UNUSUAL if unlike_training(quality.account) else None):
         log("warning", f"{job.shown.name}: of {len(spots):,} spots {flags}", slide=str(job.shown))
     unstable = request.tta and shards.largest_spread() > INVARIANT_BELOW
     if request.tta and not unstable:
@@ -189,6 +185,8 @@ def predict_slide(
         "display_range": display_range(model, columns),
         "card": card_without_genes(model.card),
     }
+    for doubt in doubts(provenance):
+        log("warning", f"{job.shown.name}: {doubt}", slide=str(job.shown))
     with clock.stage("result"):
         thumbnail, thumbnail_downsample = make_thumbnail(slide, prepared.tissue.overview, threads)
         write_result(

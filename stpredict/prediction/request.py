@@ -16,7 +16,7 @@ from stpredict.console import Report
 from stpredict.data.panel import match_genes
 from stpredict.engines import EngineRequest
 from stpredict.errors import UsageError
-from stpredict.files import output_folders
+from stpredict.files import is_there, output_folders
 from stpredict.prediction.jobs import Job
 from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.weights import Model
@@ -93,14 +93,7 @@ def folders_of_results(jobs: Sequence[Job], request: Request) -> AbstractContext
 
     Raises UsageError where one cannot be made.
     """
-    return output_folders(*{job.result.parent for job in jobs if request.overwrite_before or not _is_there(job.result)})
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long; it is told when the slide's turn comes
-        return False
+    return output_folders(*{job.result.parent for job in jobs if request.overwrite_before or not is_there(job.result)})
 
 
 def warn_of_unpredicted_genes(model: Model, genes: Sequence[str], report: Report) -> None:
