@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
-from stpredict.cli import app
+from stpredict.search_path import leave_out_working_folder
 
-app()
+
+def main() -> None:
+    """The program."""
+    leave_out_working_folder()  # before anything is imported that one of its files could stand in for
+    from stpredict.cli import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()

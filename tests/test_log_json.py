@@ -36,9 +36,12 @@ SCHEMA = {
     "slide-left": OF_A_SLIDE,
     "slide-failed": OF_A_SLIDE,
     "pictures-failed": OF_A_SLIDE,
-    "summary": {"slides", "finished", "skipped", "left", "failed", "pictures_failed", "seconds", "exit_code"},
+    "slide-doubtful": OF_A_SLIDE,
+    "summary": {
+        "slides", "finished", "skipped", "left", "failed", "doubtful", "pictures_failed", "seconds", "exit_code",
+    },
     "error": {"exit_code"},
-}
+}  # fmt: skip
 
 
 def events(stderr: str) -> list[dict]:

@@ -22,6 +22,7 @@ from stpredict.errors import StpredictError
 from stpredict.prediction.job import Job
 from stpredict.prediction.leases import take_lease
 from stpredict.prediction.request import SlideProgress, warn_of_unpredicted_genes
+from stpredict.search_path import working_folder_left_out
 
 #: How long a child that is told to stop may take to close what it holds.
 GRACE_S = 10.0
@@ -73,7 +74,7 @@ def _child(jobs: Sequence[Job], work: Work) -> Iterator[tuple[Connection, BasePr
     hear, tell = spawn.Pipe(duplex=False)
     alive, ours = spawn.Pipe(duplex=False)  # nothing is sent; it closes when this process ends, whatever ends it
     process = spawn.Process(target=_predict, args=(tell, alive, jobs, work), daemon=True)
-    with _ignoring_ctrl_c():
+    with _ignoring_ctrl_c(), working_folder_left_out():
         process.start()
     tell.close()
     alive.close()

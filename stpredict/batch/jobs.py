@@ -5,27 +5,23 @@ from __future__ import annotations
 import csv
 import glob
 import math
-import os
-import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from stpredict.batch.anonymous import anonymous_names, demand_apart, readable_by_others
+from stpredict.batch.folders import SLIDE_SUFFIXES, search
 from stpredict.console import Report
-from stpredict.errors import StpredictError, UsageError
-from stpredict.prediction.job import Job, slide_name
-from stpredict.result.file import RESULT_SUFFIX
+from stpredict.errors import ResultError, StpredictError, UsageError
+from stpredict.prediction.job import Job, as_text, slide_name
+from stpredict.result.file import RESULT_SUFFIX, read_provenance
+from stpredict.storage.files import is_excluded, is_folder, is_there
 
-#: What folders are searched for. Plain images and DICOM have to be named: in folders they are mostly something else.
-SLIDE_SUFFIXES = {
-    ".bif", ".btf", ".mrxs", ".ndpi", ".qptiff", ".scn", ".svs", ".svslide", ".tf2", ".tf8", ".tif", ".tiff", ".vms",
-    ".vmu",
-}  # fmt: skip
-OWN_PICTURES = re.compile(r"\.(heatmap|overlay|pca|channels(-\d+)?\.ome)\.(tif|png|json)$")
 LIST_COLUMNS = {"slide", "mpp", "mask", "out"}
+#: What pictures of many kinds are called, also those of a slide that lies beside them.
+GENERIC_SUFFIXES = (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -47,16 +43,32 @@ class Anonymity:
     keep: bool = True
 
 
-def find_jobs(arguments: Sequence[str], out: Path, report: Report, anonymity: Anonymity | None = None) -> list[Job]:
+@dataclass(frozen=True)
+class Search:
+    """How folders are searched: what is passed over is reported, what cannot be searched is noted, with the reason."""
+
+    report: Report
+    exclude: Sequence[str] = ()
+    flat: bool = False  # all results side by side, and no folder is named, as that may be after a patient
+    unreadable: dict[Path, str] = field(default_factory=dict)
+
+
+def find_jobs(
+    arguments: Sequence[str], out: Path, report: Report, anonymity: Anonymity | None = None,
+    exclude: Sequence[str] = (), unreadable: dict[Path, str] | None = None,
+) -> list[Job]:  # fmt: skip
     """The slides that a call names: files, patterns, folders (searched throughout), or lists (`@FILE.csv`).
 
     The results of a folder's slides go to folders of the same names within `out`; other results, and those of anonymous
-    slides, straight into it. What is passed over in folders is reported. Raises UsageError for no slides, two of one
-    result, one slide in two ways, or a table of names that cannot be used.
+    slides, straight into it. What is passed over in folders is reported. So is what the patterns `exclude` match, but
+    for a file that is named alone. Folders within these that cannot be read are added to `unreadable`, with the reason.
+    Raises UsageError for no slides, two of one result, one slide in two ways, or a table of names that cannot be used.
     """
-    jobs = [job for argument in arguments for job in _jobs_of(argument, out, report, flat=anonymity is not None)]
-    if anonymity:
-        jobs = _anonymised(jobs, out, report, anonymity)
+    how = Search(report, exclude, anonymity is not None, {} if unreadable is None else unreadable)
+    jobs = [job for argument in arguments for job in _jobs_of(argument, out, how, alone=len(arguments) == 1)]
+    if not jobs:
+        raise UsageError("--exclude leaves no slide." if exclude else "there are no slides in these folders.")
+    jobs = _anonymised(jobs, out, report, anonymity) if anonymity else _told_apart(jobs)
     results: dict[Path, Job] = {}
     for job in jobs:
         other = results.setdefault(job.result, job)
@@ -71,6 +83,52 @@ def find_jobs(arguments: Sequence[str], out: Path, report: Report, anonymity: An
     return list(results.values())
 
 
+def _told_apart(jobs: Sequence[Job]) -> list[Job]:
+    """Give slides that differ in nothing but the suffix results of their own: case1.h5ad, and case1.tif.h5ad.
+
+    Which slide has the short name is kept to by later calls, whatever other slides are there then: a result that is
+    there stays its slide's. Where there is none yet, scanners' formats come before TIFF, and others by name.
+    """
+    names: dict[Path, set[str]] = {}
+    for job in jobs:
+        names.setdefault(job.result, set()).add(job.slide.name)
+    holders = {result: _holder(result, slides) for result, slides in names.items() if len(slides) > 1}
+    return [_with_suffix(job) if _needs_suffix(job, holders.get(job.result), names) else job for job in jobs]
+
+
+def _holder(result: Path, slides: Iterable[str]) -> str:
+    """The file name of the slide that has the short name of some of one stem."""
+    first = min(slides, key=lambda name: (Path(name).suffix.lower() in GENERIC_SUFFIXES, name))
+    return (_owner(result) or first) if is_there(result) else first
+
+
+def _needs_suffix(job: Job, holder: str | None, short: Container[Path]) -> bool:
+    longer = _with_suffix(job)
+    if is_there(longer.result):  # which may be that of case1.svs.tif
+        return _owner(longer.result) == job.slide.name
+    if longer.result not in short and (is_there(longer.parts) or is_there(longer.lease)):
+        return True
+    if holder is None and is_there(job.result) and _has_twin(job.slide):
+        holder = _owner(job.result)
+    return holder is not None and holder != job.slide.name
+
+
+def _with_suffix(job: Job) -> Job:
+    return replace(job, result=job.result.with_name(f"{as_text(job.slide.name)}{RESULT_SUFFIX}"))
+
+
+def _has_twin(slide: Path) -> bool:
+    """Is there another slide beside it that differs in nothing but the suffix?"""
+    return any(is_there(slide.with_suffix(suffix)) for suffix in SLIDE_SUFFIXES - {slide.suffix})
+
+
+def _owner(result: Path) -> str | None:
+    """The file name of the slide that a result is of, if it says."""
+    with suppress(ResultError, KeyError, TypeError):
+        return Path(read_provenance(result)["slide"]["path"]).name or None
+    return None
+
+
 def _anonymised(jobs: Sequence[Job], out: Path, report: Report, anonymity: Anonymity) -> list[Job]:
     table = anonymity.table
     demand_apart(table, {out, *(job.result.parent for job in jobs)})
@@ -83,64 +141,66 @@ def _anonymised(jobs: Sequence[Job], out: Path, report: Report, anonymity: Anony
     ]
 
 
-def _jobs_of(argument: str, out: Path, report: Report, flat: bool) -> Iterator[Job]:
+def _jobs_of(argument: str, out: Path, how: Search, alone: bool) -> Iterator[Job]:
     if not argument:
         raise UsageError("a slide's name is empty.")
     path = Path(argument)
-    if path.is_dir():
-        yield from _in_folder(path, out, report, flat)
-    elif argument.startswith("@") and not path.exists():
-        yield from _in_list(Path(argument[1:]), out)
-    elif glob.has_magic(argument) and not path.exists():
+    if is_folder(path):
+        yield from _in_folder(path, out, how, alone)
+    elif argument.startswith("@") and not is_there(path):
+        yield from _not_excluded(argument, _in_list(Path(argument[1:]), out), how)
+    elif glob.has_magic(argument) and not is_there(path):
         found = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
         if not found:
             raise UsageError(f"{argument}: no file has such a name.")
-        yield from (_job(Path(name), out) for name in found)
-    elif path.suffix == RESULT_SUFFIX and path.is_file():
+        yield from _not_excluded(argument, (_job(Path(name), out) for name in found), how)
+    elif path.suffix == RESULT_SUFFIX and is_there(path):
         raise UsageError(f"{path}: a result, not a slide; `stpredict render` draws it.")
-    else:
+    elif alone:
         yield _job(path, out)
+    else:
+        yield from _not_excluded(argument, [_job(path, out)], how)
 
 
 def _job(slide: Path, out: Path, mpp: float | None = None, mask: Path | None = None) -> Job:
     return Job(slide, out / f"{slide_name(slide)}{RESULT_SUFFIX}", mpp, mask)
 
 
-def _in_folder(folder: Path, out: Path, report: Report, flat: bool) -> Iterator[Job]:
-    passed_over: Counter[str] = Counter()
-    found = 0
-    for parent, folders, names in os.walk(folder, onerror=_cannot_be_read):
-        for path in (Path(parent, name) for name in folders):
-            if path.is_symlink() and flat:  # whose name may be a patient's
-                passed_over["a link to a folder, not followed"] += 1
-            elif path.is_symlink():
-                report(f"{path}: a link to a folder, not followed; name it to search it")
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(parent, name) for name in sorted(names)):
-            if reason := _not_a_slide(path):
-                passed_over[reason] += 1
-                continue
-            found += 1
-            yield _job(path, out if flat else out / path.parent.relative_to(folder))
-    for reason, count in sorted(passed_over.items()):
-        report(f"{folder}: passed over {count} {'file' if count == 1 else 'files'}: {reason}")
-    if not found:
-        raise UsageError(f"{folder}: holds no slides ({', '.join(sorted(SLIDE_SUFFIXES))}).")
+def _not_excluded(argument: str, jobs: Iterable[Job], how: Search) -> Iterator[Job]:
+    count = 0
+    for job in jobs:
+        if is_excluded(job.slide, how.exclude):
+            count += 1
+        else:
+            yield job
+    if count:
+        how.report(f"{argument}: passed over {count} file{'' if count == 1 else 's'}: --exclude")
 
 
-def _cannot_be_read(error: OSError) -> None:
-    raise UsageError(f"{error.filename}: cannot be read ({error.strerror}).") from error
-
-
-def _not_a_slide(path: Path) -> str | None:
-    if path.name.startswith("."):
-        return "hidden"
-    if OWN_PICTURES.search(path.name):
-        return "pictures that stpredict drew"
-    if path.suffix == RESULT_SUFFIX:
-        return "results"
-    suffix = path.suffix.lower()
-    return None if suffix in SLIDE_SUFFIXES else f"{suffix or 'no suffix'}, not a slide's (name them to try them)"
+def _in_folder(folder: Path, out: Path, how: Search, alone: bool) -> Iterator[Job]:
+    """Raises UsageError for a folder that is named alone and cannot be read or holds no slides."""
+    found = search(folder, how.exclude)
+    if alone and folder in found.unreadable:
+        raise UsageError(f"{folder}: cannot be read ({found.unreadable[folder]}).")
+    if how.flat:
+        found.files["a link to a folder, not followed"] += len(found.links)
+    else:
+        for path in found.links:
+            how.report(f"{path}: a link to a folder, not followed; name it to search it")
+    for line in found.passed_over():
+        how.report(f"{folder}: {line}")
+    if how.flat and found.unreadable:
+        how.unreadable[folder] = f"{len(found.unreadable)} of the folders in it cannot be read"
+    else:
+        how.unreadable.update({path: f"cannot be read ({reason})" for path, reason in found.unreadable.items()})
+    if not found.slides and folder not in found.unreadable:
+        unread = f", and {len(found.unreadable)} of its folders cannot be read" if found.unreadable else ""
+        none = f"{folder}: holds no slides ({', '.join(sorted(SLIDE_SUFFIXES))}){unread}."
+        if alone:
+            raise UsageError(none)
+        how.report(none)
+    for path in found.slides:
+        yield _job(path, out if how.flat else out / path.parent.relative_to(folder))
 
 
 def _in_list(path: Path, out: Path) -> Iterator[Job]:

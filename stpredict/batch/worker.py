@@ -19,6 +19,7 @@ from stpredict.console import report, telling
 from stpredict.engines.engine import EngineRequest
 from stpredict.errors import SlideError, SlideNotFoundError, StpredictError
 from stpredict.prediction.job import Job
+from stpredict.search_path import working_folder_left_out
 
 SHARE_FOLDERS = "slides, model and output need paths that are the same on all machines."
 #: No more often than this a worker says how far it is.
@@ -77,7 +78,7 @@ def predict_one(message: bytes) -> Outcome:
             send("progress", done, total)
 
     where = f"{platform.node()} ({worker.address})"
-    with _one_at_a_time, telling(tell):
+    with _one_at_a_time, working_folder_left_out(), telling(tell):
         _predicting.add(call)
         try:
             if not job.result.parent.is_dir():
@@ -104,7 +105,7 @@ def help_with_one(message: bytes) -> StpredictError | None:
         if not _forgotten.isdisjoint((call, name)):
             raise Forgotten
 
-    with _one_at_a_time, telling(lambda *_: None):
+    with _one_at_a_time, working_folder_left_out(), telling(lambda *_: None):
         try:
             progress(0, 0)
             work = with_threads(work, nthreads)

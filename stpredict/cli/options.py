@@ -60,12 +60,29 @@ BinUm = Annotated[
         "--bin-um", help="Pool the bins of Visium HD to squares of this side, um.", show_default="8 for smaller ones"
     ),
 ]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="PATTERN",
+        help="Pass over files and folders of this name, as '*_old.tif', or, with a slash, of this path in a folder; "
+        "can be repeated.",
+        show_default=False,
+    ),
+]
 
 
 def split(texts: Sequence[str] | None, separators: str = ",") -> list[str]:
     """The parts of what was given for an option, each time that it was given."""
     parts = [part.strip() for text in texts or () for part in re.split(f"[{separators}]", text)]
     return [part for part in parts if part]
+
+
+def parse_exclude(patterns: list[str] | None) -> list[str]:
+    """Patterns of names and paths; a slash at the end, as of a folder, does not count."""
+    if patterns and not all(pattern.strip("/") for pattern in patterns):
+        raise UsageError("--exclude names no pattern.")
+    return [pattern.removeprefix("./").rstrip("/") for pattern in patterns or []]
 
 
 def demand_positive(given: dict[str, float | None]) -> None:

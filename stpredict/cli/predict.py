@@ -11,6 +11,7 @@ import typer
 from stpredict import DEFAULT_MODEL
 from stpredict.cli.options import (
     EngineOption,
+    Exclude,
     Genes,
     LayoutOption,
     MinTissue,
@@ -24,6 +25,7 @@ from stpredict.cli.options import (
     Threads,
     Upsampling,
     one_of,
+    parse_exclude,
     parse_genes,
     parse_layout,
 )
@@ -84,6 +86,13 @@ def predict(
         str | None,
         typer.Option(metavar="ADDRESS", help="Have the workers of a dask scheduler predict, as tcp://host:8786."),
     ] = None,
+    exclude: Exclude = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="End with exit code 1 if a result is not to be trusted, which is written as ever."
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say where each slide's time went.")] = False,
     log_json: Annotated[  # noqa: ARG001 (`command` looks at it)
         bool, typer.Option(LOG_JSON, help="Log JSON, an object per line, for schedulers.")
@@ -108,5 +117,9 @@ def predict(
     if dry_run and cluster:
         raise UsageError("--dry-run measures this machine; leave --cluster out.")
     if dry_run:
-        raise typer.Exit(plan_command(slides, model, request, out, anonymous))
-    raise typer.Exit(predict_command(slides, model, request, out, render, verbose, anonymous, cluster))
+        raise typer.Exit(plan_command(slides, model, request, out, anonymous, parse_exclude(exclude)))
+    raise typer.Exit(
+        predict_command(
+            slides, model, request, out, render, verbose, anonymous, cluster, parse_exclude(exclude), strict
+        )
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
 import signal
 import sys
@@ -21,13 +20,26 @@ from typer.core import TyperCommand
 from stpredict import __version__
 from stpredict.console import json_lines, log, logs_json
 from stpredict.errors import StpredictError, UsageError, first_line
+from stpredict.search_path import leave_out_working_folder
+from stpredict.streams import demand_written, open_streams, use_utf8
 
 INTERRUPTED, TERMINATED = 130, 143
 #: `timeout` tells a process twice, by its number and with its group.
 SAME_SIGNAL_S = 1.0
 LOG_JSON = "--log-json"
 
-app = typer.Typer(
+
+class Program(typer.Typer):
+    """The commands as a program of its own, which no state of the process that it is given keeps from its work."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        use_utf8()
+        leave_out_working_folder()
+        open_streams()
+        return super().__call__(*args, **kwargs)
+
+
+app = Program(
     help="Predict spatial gene expression from H&E whole-slide images. Research use only.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -69,11 +81,12 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Ca
 
 
 def _run(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # paths are the file system's, whatever their bytes
     try:
         with _heeding_sigterm():
-            function(*args, **kwargs)
+            code = _exit_code(function, *args, **kwargs)
+        if not code:
+            demand_written(sys.stdout)
+        raise typer.Exit(code)
     except typer.Exit:
         raise
     except StpredictError as error:
@@ -89,6 +102,14 @@ def _run(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         _fail(f"{error.strerror or error}{f': {Path(error.filename).name}' if error.filename else ''}.", 1)
     except Exception as error:  # noqa: BLE001 (told in one line)
         _fail(f"unexpected {type(error).__name__}: {first_line(error)} (stpredict --debug says where).", 1)
+
+
+def _exit_code(function: Callable[..., None], *args: Any, **kwargs: Any) -> int:
+    try:
+        function(*args, **kwargs)
+    except typer.Exit as done:
+        return done.exit_code
+    return 0
 
 
 def _how_to_go_on(options: Mapping[str, Any]) -> str:

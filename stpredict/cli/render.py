@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stpredict.cli.options import Out, Overwrite, one_of, parse_genes, split
+from stpredict.cli.options import Exclude, Out, Overwrite, one_of, parse_exclude, parse_genes, split
 from stpredict.cli.program import app, command
 from stpredict.errors import UsageError
 
@@ -70,6 +70,7 @@ def render(
         str, typer.Option(help="Where coordinates begin: slide, or bounds as QuPath crops slides that have them.")
     ] = "slide",
     gzip: Annotated[bool, typer.Option("--gzip", help="Compress the spots' GeoJSON.")] = False,
+    exclude: Exclude = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Draw results: pyramidal TIFFs for QuPath, channels, spots, tables, or a page for the browser.
@@ -107,7 +108,7 @@ def render(
             one_of("--scale", scale, SCALES), vmin, vmax, colour_map=one_of("--cmap", cmap, COLOUR_MAPS)
         ),
     )  # fmt: skip
-    raise typer.Exit(render_command(results, request, scale_from or [], out))
+    raise typer.Exit(render_command(results, request, scale_from or [], out, parse_exclude(exclude)))
 
 
 def refuse_unused(styles: Sequence[str], given: dict[str, bool]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stpredict.cli.options import one_of
+from stpredict.cli.options import Exclude, one_of, parse_exclude
 from stpredict.cli.program import app, command
 from stpredict.errors import UsageError
 
@@ -33,6 +33,7 @@ def summary(
     origin: Annotated[
         str, typer.Option(help="Where the regions' coordinates begin: slide, or bounds as QuPath crops slides.")
     ] = "slide",
+    exclude: Exclude = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Summarise a cohort as CSV: per slide, and per region, each gene's mean and percentiles.
@@ -45,4 +46,4 @@ def summary(
     chosen = one_of("--origin", origin, ORIGINS)
     if chosen != ORIGINS[0] and regions is None:
         raise UsageError("--origin: says where the coordinates of --regions begin, which are not given.")
-    raise typer.Exit(summary_command(results, regions, chosen, out, overwrite))
+    raise typer.Exit(summary_command(results, regions, chosen, out, overwrite, parse_exclude(exclude)))

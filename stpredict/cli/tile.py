@@ -26,6 +26,7 @@ from stpredict.cli.options import (
 )
 from stpredict.cli.program import app, command
 from stpredict.machine import usable_cores
+from stpredict.storage.files import is_folder
 
 
 @command(app, "tile")
@@ -58,11 +59,11 @@ def tile(
     from stpredict.engines.engine import EngineRequest
     from stpredict.prediction.request import Request
 
-    refuse(any(path.is_dir() for path in inputs), "a data set's spots are where they were measured", {
+    refuse(any(is_folder(path) for path in inputs), "a data set's spots are where they were measured", {
         "--pitch": pitch is not None, "--layout": layout != "square", "--spots": spots is not None,
         "--min-tissue": min_tissue != Request.min_tissue, "--allow-upsampling": allow_upsampling, "--patches": patches,
     })  # fmt: skip
-    refuse(not all(path.is_dir() for path in inputs), "a slide has no measured spots", {
+    refuse(not all(is_folder(path) for path in inputs), "a slide has no measured spots", {
         "--unlabelled": unlabelled > 0, "--bin-um": bin_um is not None,
     })  # fmt: skip
     demand_positive({"--bin-um": bin_um})

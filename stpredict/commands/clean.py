@@ -66,6 +66,7 @@ def leftovers(folder: Path) -> Iterator[Leftover]:
     for parent, folders, names in os.walk(folder, onerror=_tell):
         here = Path(parent)
         leases = [name for name in names if name.endswith(LEASE) and not TEMPORARY.fullmatch(name)]
+        leases = [name for name in leases if (here / name).is_file()]  # else a pipe would be waited for
         held = {name for name in leases if is_held(here / name)}
         for path in (here / name for name in sorted(folders) if name.endswith(PARTS)):
             if path.is_symlink() or not is_shards(path):

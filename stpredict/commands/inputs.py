@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from stpredict.console import Report, report
+from stpredict.console import Report, log, report
 from stpredict.errors import ResultError, StpredictError, UsageError
 
 
@@ -50,6 +50,14 @@ def for_each(
             reason = f"{path.name}: unexpected {type(error).__name__}: {error} (stpredict --debug says where)."
             failures.append(Failure(path, reason))
             tell(f"stpredict: {reason}")
+    return failures
+
+
+def unread(folders: Mapping[Path, str]) -> list[Failure]:
+    """Tell which folders could not be searched, each with the reason. Returns them as failures."""
+    failures = [Failure(path, f"{path}: {reason}.") for path, reason in folders.items()]
+    for failure in failures:
+        log("warning", f"stpredict: {failure.reason}")
     return failures
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from stpredict.batch.jobs import Anonymity, Outcome, find_jobs
 from stpredict.batch.processes import Work
 from stpredict.batch.progress import Watch, watching
-from stpredict.commands.inputs import Failure, exit_code, for_each, table_of_failures
+from stpredict.commands.inputs import Failure, exit_code, for_each, table_of_failures, unread
 from stpredict.commands.render import render_one
 from stpredict.console import log, report
 from stpredict.errors import MaskError, RegionsError, StpredictError, UsageError
@@ -35,12 +35,13 @@ FAILURE_COLUMNS = ("slide", "reason")
 
 def predict_command(
     slides: Sequence[str], model_name: str, request: Request, out: Path, render: bool, verbose: bool,
-    anonymous: Path | None, cluster: str | None,
+    anonymous: Path | None, cluster: str | None, exclude: Sequence[str], strict: bool,
 ) -> int:  # fmt: skip
     """Predict slides and print the results' paths. Returns the exit code.
 
     Where there are several, those that failed are also listed in OUT/failures.csv. With `anonymous`, a table, the
-    slides' names are in that alone. With `cluster`, a scheduler's address, its workers predict them.
+    slides' names are in that alone. With `cluster`, a scheduler's address, its workers predict them. With `strict`,
+    results that are not to be trusted make the exit code 1.
     """
     start = time.monotonic()
     model = load_model(find_model(model_name))
@@ -50,10 +51,11 @@ def predict_command(
         refuse_many_pictures(request.genes, model)
     check_request(model, request)
     check_mask(request)
-    jobs = find_jobs(slides, out, report, Anonymity(anonymous) if anonymous else None)
+    unreadable: dict[Path, str] = {}
+    jobs = find_jobs(slides, out, report, Anonymity(anonymous) if anonymous else None, exclude, unreadable)
     check_masks_of(jobs, request)
-    failures: list[Failure] = []
-    count: Counter[str] = Counter()
+    failures = unread(unreadable)
+    count = Counter({"unreadable": len(unreadable)})
     with watching(len(jobs)) as watch, closing(predicted(jobs, model, request, cluster, watch)) as outcomes:
         for outcome in outcomes:
             count[outcome.status] += 1
@@ -63,10 +65,14 @@ def predict_command(
                 failures.append(failure_of(outcome.job, outcome.error))
             elif outcome.status != "elsewhere":
                 print(outcome.job.result, flush=True)
+                if strict and tell_doubts(outcome.job):
+                    count["doubtful"] += 1
                 if render:
                     failures += draw_pictures(outcome.job, request.overwrite_before > 0, alone=len(jobs) == 1)
-    if len(jobs) > 1 and exit_code(failures, len(jobs)) != UsageError.exit_code:
-        list_failures(failures, [job.shown for job in jobs], out / "failures.csv")
+    total = len(jobs) + len(unreadable)
+    if total > 1 and exit_code(failures, total) != UsageError.exit_code:
+        folders = {folder for job in jobs for folder in job.slide.parents}
+        list_failures(failures, [*(job.shown for job in jobs), *folders], out / "failures.csv")
     return sum_up_slides(failures, count, len(jobs), time.monotonic() - start)
 
 
@@ -98,7 +104,9 @@ def predicted(
             yield from predict_slides(jobs, model, request, report, progress)
 
 
-def plan_command(slides: Sequence[str], model_name: str, request: Request, out: Path, anonymous: Path | None) -> int:
+def plan_command(
+    slides: Sequence[str], model_name: str, request: Request, out: Path, anonymous: Path | None, exclude: Sequence[str]
+) -> int:
     """Print what a prediction would do: spots, time, disk. Returns the exit code."""
     from stpredict.batch.slides import plan_slides
 
@@ -107,12 +115,13 @@ def plan_command(slides: Sequence[str], model_name: str, request: Request, out: 
     request = replace(request, genes=chosen_genes(request.genes, model))
     refuse_genes_as_slides(slides, model)
     check_mask(request)
-    jobs = find_jobs(slides, out, report, Anonymity(anonymous, keep=False) if anonymous else None)
+    unreadable: dict[Path, str] = {}
+    jobs = find_jobs(slides, out, report, Anonymity(anonymous, keep=False) if anonymous else None, exclude, unreadable)
     check_masks_of(jobs, request)
     if anonymous and not anonymous.exists():
         report(f"{anonymous} is not there yet: the slides' names below are not those that the prediction will make")
-    failures: list[Failure] = []
-    count: Counter[str] = Counter()
+    failures = unread(unreadable)
+    count = Counter({"unreadable": len(unreadable)})
     total = np.zeros(3)
     for plan in plan_slides(jobs, model, request, report):
         job = plan.job
@@ -128,7 +137,7 @@ def plan_command(slides: Sequence[str], model_name: str, request: Request, out: 
         total += (plan.n_spots, plan.seconds, plan.n_bytes)
         print(f"{job.shown} -> {job.result}: {describe_plan(plan.n_spots, plan.seconds, plan.n_bytes)}")
     if len(jobs) > 1:
-        print(f"{len(jobs) - len(failures)} slides: {describe_plan(*total)}")
+        print(f"{len(jobs) - count['failed']} slides: {describe_plan(*total)}")
     return sum_up_slides(failures, count, len(jobs), time.monotonic() - start)
 
 
@@ -145,6 +154,17 @@ def log_outcome(outcome: Outcome, verbose: bool) -> None:
         seconds = round(sum(took for stage, took in outcome.seconds.items() if not is_wait(stage)), 3)
         line = describe_timings(outcome) if verbose else None
         log("slide-finished", line, **job.facts, spots=outcome.n_spots, seconds=seconds)
+
+
+def tell_doubts(job: Job) -> bool:
+    """Tell why a result is not to be trusted, whoever wrote it. Returns whether there is a reason."""
+    from stpredict.prediction.doubts import doubts  # slow to import
+    from stpredict.result.file import read_provenance
+
+    reasons = doubts(read_provenance(job.result))
+    for reason in reasons:
+        log("slide-doubtful", f"stpredict: {job.shown.name}: --strict: {reason}", **job.facts)
+    return bool(reasons)
 
 
 def draw_pictures(job: Job, overwrite: bool, alone: bool) -> list[Failure]:
@@ -165,12 +185,14 @@ def draw_pictures(job: Job, overwrite: bool, alone: bool) -> list[Failure]:
 
 
 def sum_up_slides(failures: Sequence[Failure], count: Counter[str], n_slides: int, seconds: float) -> int:
-    """Tell how many slides were done, and which failed. Returns the exit code."""
-    code = exit_code(failures, n_slides) or (LEFT_TO_ANOTHER if count["elsewhere"] else 0)
+    """Tell how many slides were done, and what failed, also folders. Returns the exit code."""
+    total, what = n_slides + count["unreadable"], "slides and folders" if count["unreadable"] else "slides"
+    code = exit_code(failures, total) or int(count["doubtful"] > 0) or (LEFT_TO_ANOTHER if count["elsewhere"] else 0)
     log(
-        "summary", table_of_failures(failures, n_slides, "slides"), slides=n_slides, finished=count["done"],
-        skipped=count["up to date"], left=count["elsewhere"], failed=count["failed"],
-        pictures_failed=len(failures) - count["failed"], seconds=round(seconds, 3), exit_code=code,
+        "summary", table_of_failures(failures, total, what), slides=n_slides, finished=count["done"],
+        skipped=count["up to date"], left=count["elsewhere"], failed=count["failed"], doubtful=count["doubtful"],
+        pictures_failed=len(failures) - count["failed"] - count["unreadable"], seconds=round(seconds, 3),
+        exit_code=code,
     )  # fmt: skip
     return code
 

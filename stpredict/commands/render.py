@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stpredict.batch.jobs import SLIDE_SUFFIXES
-from stpredict.commands.inputs import for_each, sum_up
+from stpredict.batch.folders import SLIDE_SUFFIXES
+from stpredict.commands.inputs import for_each, sum_up, unread
 from stpredict.console import report
 from stpredict.errors import ResultError, UsageError
-from stpredict.storage.files import output_folders
+from stpredict.storage.files import is_folder, output_folders
 
 if TYPE_CHECKING:
     from stpredict.rendering.colour import Cohort
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from stpredict.result.file import Result
 
 
-def render_command(results: Sequence[Path], request: RenderRequest, scale_from: Sequence[Path], out: Path) -> int:
+def render_command(
+    results: Sequence[Path], request: RenderRequest, scale_from: Sequence[Path], out: Path, exclude: Sequence[str]
+) -> int:
     """Draw results, all on the scale of those in `scale_from`; print the pictures' paths. Returns the exit code."""
     from stpredict.result.file import read_provenance
 
-    places = _places(results, out)
+    unreadable: dict[Path, str] = {}
+    places = _places(results, out, exclude, unreadable)
     if request.slide and len(places) > 1:
         raise UsageError("--slide names one slide; render its result alone.")
     if request.slide and not request.slide.is_file():
@@ -43,24 +46,27 @@ def render_command(results: Sequence[Path], request: RenderRequest, scale_from: 
         yield from render_one(request, places[path], path)
 
     with output_folders(*dict.fromkeys(places.values())):
-        failures = for_each(list(places), draw)
-    return sum_up(failures, len(places), "results")
+        failures = unread(unreadable) + for_each(list(places), draw)
+    return sum_up(failures, len(places) + len(unreadable), "results")
 
 
-def _places(results: Sequence[Path], out: Path) -> dict[Path, Path]:
+def _places(
+    results: Sequence[Path], out: Path, exclude: Sequence[str], unreadable: dict[Path, str]
+) -> dict[Path, Path]:
     """The folder that each result is drawn into: `out`, or that of the same name in it for those found in folders.
 
+    In these, what a pattern excludes is passed over; those that cannot be read are added to `unreadable`.
     Raises UsageError for a folder without results.
     """
-    from stpredict.result.file import results_in
+    from stpredict.result.folder import results_in
 
     places: dict[Path, Path] = {}
     for path in results:
-        found = results_in(path) if path.is_dir() else [path]
+        found = results_in(path, exclude, unreadable) if is_folder(path) else [path]
         if not found:
             raise UsageError(f"{path}: holds no results (*.h5ad).")
         for file in found:
-            places.setdefault(file, out / file.parent.relative_to(path) if path.is_dir() else out)
+            places.setdefault(file, out / file.parent.relative_to(path) if is_folder(path) else out)
     return places
 
 
@@ -78,12 +84,13 @@ def _read_cohort(paths: Sequence[Path], drawn: Collection[Path]) -> Cohort:
     cannot be read.
     """
     from stpredict.rendering.colour import Cohort
-    from stpredict.result.file import read_result, results_in
+    from stpredict.result.file import read_result
+    from stpredict.result.folder import results_in
 
     first = {path.resolve() for path in drawn}
     results: dict[tuple[str, str], Result] = {}
     for path in paths:
-        found = results_in(path) if path.is_dir() else [path]
+        found = results_in(path) if is_folder(path) else [path]
         for file in sorted(found, key=lambda file: file.resolve() not in first):
             try:
                 result = replace(read_result(file), thumbnail=np.empty((0, 0, 3), np.uint8))  # a cohort is large
@@ -91,7 +98,7 @@ def _read_cohort(paths: Sequence[Path], drawn: Collection[Path]) -> Cohort:
                 if other.path.resolve() != file.resolve():
                     report(f"stpredict: --scale-from leaves out {file}: of the same slide as {other.path}.")
             except ResultError as error:
-                if not path.is_dir():
+                if not is_folder(path):
                     raise UsageError(f"--scale-from: {error}") from error
                 report(f"stpredict: --scale-from leaves out {error}")
     if not results:

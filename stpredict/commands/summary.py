@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stpredict.commands.inputs import for_each, sum_up
+from stpredict.commands.inputs import for_each, sum_up, unread
 from stpredict.console import report
 from stpredict.errors import UsageError
 from stpredict.storage.files import demand_new, output_folders
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from stpredict.result.frame import Origin
 
 
-def summary_command(inputs: Sequence[Path], regions: Path | None, origin: Origin, out: Path, overwrite: bool) -> int:
+def summary_command(
+    inputs: Sequence[Path], regions: Path | None, origin: Origin, out: Path, overwrite: bool, exclude: Sequence[str]
+) -> int:
     """Write one table of many results to `out`, or to standard output where that is "-". Returns the exit code.
 
     Raises UsageError, before anything is written, for results that do not belong in one table.
@@ -35,7 +37,8 @@ def summary_command(inputs: Sequence[Path], regions: Path | None, origin: Origin
         raise UsageError(f"-o {out}: is a folder; name a CSV file.")
     if str(out) != "-" and not overwrite:
         demand_new(out)
-    paths = find_results(inputs)
+    unreadable: dict[Path, str] = {}
+    paths = find_results(inputs, exclude, unreadable)
     sources: dict[Path, Source] = {}
 
     def check(path: Path) -> Iterator[Path]:
@@ -43,7 +46,7 @@ def summary_command(inputs: Sequence[Path], regions: Path | None, origin: Origin
         return iter(())
 
     alone = len(paths) == 1
-    failures = for_each(paths, check, alone)
+    failures = unread(unreadable) + for_each(paths, check, alone)
     demand_comparable(list(sources.values()))
     areas = find_regions(regions, list(sources.values()))
     genes = list(dict.fromkeys(gene for source in sources.values() for gene in source.genes))
@@ -58,4 +61,4 @@ def summary_command(inputs: Sequence[Path], regions: Path | None, origin: Origin
                 return iter(())
 
             failures += for_each(list(sources), add, alone)
-    return sum_up(failures, len(paths), "results")
+    return sum_up(failures, len(paths) + len(unreadable), "results")

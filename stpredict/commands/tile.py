@@ -11,7 +11,7 @@ from stpredict.errors import UnknownLayoutError, UsageError
 from stpredict.model.file import Model, find_model, load_model
 from stpredict.prediction.job import slide_name
 from stpredict.prediction.request import Request, check_request
-from stpredict.storage.files import demand_new, output_folders
+from stpredict.storage.files import demand_new, is_folder, output_folders
 
 
 def tile_command(
@@ -25,7 +25,7 @@ def tile_command(
     check_request(model, request)
     outputs: dict[str, Path] = {}
     for path in inputs:
-        name = path.resolve().name if path.is_dir() else slide_name(path)
+        name = path.resolve().name if is_folder(path) else slide_name(path)
         other = outputs.setdefault(name, path)
         if other != path:
             raise UsageError(
@@ -34,7 +34,7 @@ def tile_command(
 
     def tile(path: Path) -> Iterator[Path]:
         out.mkdir(parents=True, exist_ok=True)  # which another call may have removed
-        if path.is_dir():
+        if is_folder(path):
             tiles = out / f"{path.resolve().name}.tiles.h5"
             if not overwrite:
                 demand_new(tiles)

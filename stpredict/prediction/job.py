@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from stpredict.result.file import RESULT_SUFFIX
+
 
 def without_names(text: str, names: Mapping[Path, str]) -> str:
     """The text with another name for each of some files, and without the folders that they lie in."""
@@ -40,7 +42,7 @@ class Job:
     @property
     def name(self) -> str:
         """The slide's name in its result."""
-        return self.anonymous or slide_name(self.slide)
+        return self.anonymous or as_text(self.result.name.removesuffix(RESULT_SUFFIX))
 
     @property
     def shown(self) -> Path:
@@ -51,6 +53,11 @@ class Job:
     def lease(self) -> Path:
         """The file that says that somebody is at the slide."""
         return self.result.with_name(f"{self.result.name}.lease")
+
+    @property
+    def parts(self) -> Path:
+        """The folder of what is predicted of the slide so far."""
+        return self.result.with_name(f"{self.result.name}.parts")
 
     @property
     def facts(self) -> dict[str, str]:
@@ -66,4 +73,9 @@ class Job:
 
 def slide_name(path: Path) -> str:
     """The slide's name in results: its file name without the suffix, as valid text."""
-    return os.fsencode(path.stem).decode("utf-8", "replace")
+    return as_text(path.stem)
+
+
+def as_text(name: str) -> str:
+    """A file's name as valid text."""
+    return os.fsencode(name).decode("utf-8", "replace")

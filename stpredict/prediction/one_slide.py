@@ -15,7 +15,7 @@ from stpredict.engines.opening import open_engine
 from stpredict.errors import ResultError, StpredictError
 from stpredict.model.card import card_without_genes
 from stpredict.model.file import Model
-from stpredict.model.reference import UNUSUAL_FROM
+from stpredict.prediction.doubts import doubts, unlike_training
 from stpredict.prediction.job import Job
 from stpredict.prediction.pipeline import finish_shards, predict_shards
 from stpredict.prediction.preparation import Prepared, from_finer_level, tell_notes
@@ -88,11 +88,7 @@ def _predict(
         finish_shards(shards, mine, predict, progress)
     clock.seconds.update(waits.by_cause())
     quality = judge_spots(shards.measures())
-    unusual = quality.account["unusual_patches"]
-    if unusual > UNUSUAL_FROM:
-        warning = f"{unusual:.0%} of patches look unlike those the model was trained on; expect little."
-        log("warning", f"{job.shown.name}: {warning}", slide=str(job.shown))
-    if flags := flags_in_words(quality.counts, len(spots), but=UNUSUAL if unusual > UNUSUAL_FROM else None):
+    if flags := flags_in_words(quality.counts, len(spots), but=UNUSUAL if unlike_training(quality.account) else None):
         log("warning", f"{job.shown.name}: of {len(spots):,} spots {flags}", slide=str(job.shown))
     unstable = request.tta and shards.largest_spread() > INVARIANT_BELOW
     if request.tta and not unstable:
@@ -108,6 +104,8 @@ def _predict(
         "display_range": display_range(model, columns),
         "card": card_without_genes(model.card),
     }
+    for doubt in doubts(provenance):
+        log("warning", f"{job.shown.name}: {doubt}", slide=str(job.shown))
     with clock.stage("result"):
         content = Content(
             job.name, spots, {"tissue_fraction": prepared.fraction.astype(np.float32), **quality.columns},

@@ -111,7 +111,7 @@ def prepare_slide(
         make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)  # soon, where the slide is too coarse
         with clock.stage("tissue_and_spots"):
             tissue, spots, fraction = choose_spots(slide, mpp, request.grid(model), request.engine.threads)
-        folder = job.result.with_name(job.result.name + ".parts")
+        folder = job.parts
         leave_out(slide, levels_left_out(folder, request.overwrite_before))
         with clock.stage("sample"):
             raster, sample = choose_level(slide, mpp, spots, model, request)

@@ -19,7 +19,7 @@ from stpredict.model.file import Model
 from stpredict.model.reliability import PREDICTED_FROM, held_out_correlation, read_reliability
 from stpredict.prediction.job import Job
 from stpredict.slides.symmetry import SYMMETRIES
-from stpredict.storage.files import output_folders
+from stpredict.storage.files import is_there, output_folders
 
 if TYPE_CHECKING:  # slow to import, and a process that has others predict does not need them
     from stpredict.slides.grid import GridRequest
@@ -93,14 +93,7 @@ def folders_of_results(jobs: Sequence[Job], request: Request) -> AbstractContext
 
     Raises UsageError where one cannot be made.
     """
-    return output_folders(*{job.result.parent for job in jobs if request.overwrite_before or not _is_there(job.result)})
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long; it is told when the slide's turn comes
-        return False
+    return output_folders(*{job.result.parent for job in jobs if request.overwrite_before or not is_there(job.result)})
 
 
 def warn_of_unpredicted_genes(model: Model, genes: Sequence[str], report: Report) -> None:

@@ -17,12 +17,13 @@ import numpy as np
 from stpredict.arrays import Bool, Float, Float32
 from stpredict.console import report
 from stpredict.errors import ResultError, UsageError
-from stpredict.result.file import FLAGS, UNUSUAL, Result, read_result, results_in
+from stpredict.result.file import FLAGS, UNUSUAL, Result, read_result
+from stpredict.result.folder import results_in
 from stpredict.result.frame import Origin, make_frame
 from stpredict.slides.geojson import SUFFIXES
 from stpredict.slides.regions import read_regions
 from stpredict.storage.csv_cells import plain_cell
-from stpredict.storage.files import atomic_path
+from stpredict.storage.files import atomic_path, is_folder, is_there
 
 PERCENTILES = (5, 25, 50, 75, 95)
 STATISTICS = ("mean", *(f"p{percentile}" for percentile in PERCENTILES))
@@ -50,20 +51,21 @@ class Source:
     genes: tuple[str, ...]
 
 
-def find_results(inputs: Sequence[Path]) -> list[Path]:
+def find_results(inputs: Sequence[Path], exclude: Sequence[str], unreadable: dict[Path, str]) -> list[Path]:
     """The results among `inputs`: files, all in a folder, or all that a pattern matches; each once, sorted by name.
 
+    In folders those are passed over that a pattern excludes; folders that cannot be read are added to `unreadable`.
     Raises UsageError for a folder or a pattern without results, and for a file that is not there if it is the only one.
     """
     found: dict[Path, Path] = {}
     for path in inputs:
         files = [path]
-        if path.is_dir():
-            files = results_in(path)
-        elif not path.exists() and glob.has_magic(str(path)):
+        if is_folder(path):
+            files = results_in(path, exclude, unreadable)
+        elif not is_there(path) and glob.has_magic(str(path)):
             names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
             files = [Path(name) for name in names]
-        elif not path.exists() and len(inputs) == 1:
+        elif not is_there(path) and len(inputs) == 1:
             raise UsageError(f"{path}: no such file.")
         if not files:
             raise UsageError(f"{path}: holds no results (*.h5ad).")

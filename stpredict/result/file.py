@@ -142,11 +142,6 @@ def spot_names(name: str, spots: Spots) -> list[str]:
     return [f"{name}:r{row}c{column}" for row, column in zip(spots.row, spots.column, strict=True)]
 
 
-def results_in(folder: Path) -> list[Path]:
-    """The results in a folder and all below it, by name. Temporary files, which begin with a dot, are none."""
-    return sorted(path for path in folder.rglob(f"[!.]*{RESULT_SUFFIX}") if path.is_file())
-
-
 def read_provenance(path: Path) -> dict[str, Any]:
     """How a result was made. Raises ResultError if the file is not a result of this program."""
     with _opened(path) as file:

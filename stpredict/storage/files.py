@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,6 +30,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; no, if that cannot be told, as within a folder that nobody may enter."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; no, if that cannot be told, as of a name that is too long."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def is_excluded(path: Path, exclude: Sequence[str]) -> bool:
+    """Whether a pattern matches a path or, if there is no slash in the pattern, its name."""
+    return any(fnmatch.fnmatch(path.as_posix() if "/" in pattern else path.name, pattern) for pattern in exclude)
 
 
 def demand_new(*paths: Path) -> None:

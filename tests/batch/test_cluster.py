@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import dask
+import numpy as np
 import pytest
 from calls import PROGRAM, run
 from conftest import SLIDE, make_model
@@ -78,6 +79,16 @@ def test_a_cluster_predicts_what_one_machine_does(slides, tiny_model_path, clust
         assert_same(Path(f"out/{name}.h5ad"), Path(f"alone/{name}.h5ad"))
     again = run(*asked, "-o", "out", "--cluster", cluster)
     assert again.stderr.count("up to date") == 4
+
+
+def test_strict_heeds_what_workers_wrote(slides, model_with_reference_path, region, cluster):
+    tiff_pyramid(slides / "b.tif", np.ascontiguousarray(region[1000:1800, 600:1400, ::-1] // 2), (0.5, 0.5))
+    asked = ("-m", model_with_reference_path, "--genes", "GNAS", *EAGER, "-o", "out", "--cluster", cluster, "--strict")
+    for _ in range(2):  # the second time all is there
+        done = run("predict", slides, *asked)
+        assert done.exit_code == 1, done.output
+        assert [line for line in done.stderr.splitlines() if "b.tif: --strict: " in line]
+        assert len(done.stdout.split()) == 4
 
 
 def test_the_slide_of_a_killed_worker_is_done_by_another(slides, tmp_path, cluster):

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from results_to_draw import made_up
 
 from stpredict.batch.jobs import Anonymity, find_jobs
 from stpredict.errors import UsageError
 from stpredict.prediction.job import Job
+from stpredict.slides.lattice import lattice
+from stpredict.slides.slide import Bounds, Mpp
+
+SPOTS = lattice(Bounds(0, 0, 600, 400), Mpp(0.5, 0.5), 30.0)
 
 
 @pytest.fixture
@@ -127,14 +132,65 @@ def test_anonymous_slides_lie_side_by_side_and_no_folder_of_theirs_is_named(fold
     assert not any("loop" in line or "2024" in line for line in lines)
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads every folder")
-def test_a_folder_that_cannot_be_read_is_an_error(folder):
-    (folder / "2024").chmod(0)
-    with pytest.raises(UsageError, match="2024: cannot be read"):
-        find_jobs([str(folder)], Path("o"), quiet)
+def results_of(folder: Path, *arguments: object, out: Path = Path("o")) -> dict[str, str]:
+    """The name of each slide's result."""
+    jobs = find_jobs([str(argument) for argument in arguments or (folder,)], out, quiet)
+    return {job.slide.name: job.result.name for job in jobs}
 
 
-def test_two_slides_of_one_result_are_refused(folder):
-    (folder / "b.tif").touch()
-    with pytest.raises(UsageError, match=r"b\.svs and .*b\.tif would both be written"):
-        find_jobs([str(folder)], Path("o"), quiet)
+def test_slides_that_differ_in_the_suffix_alone_have_results_of_their_own(tmp_path):
+    for name in ("case1.svs", "case1.tif", "case2.ndpi", "case2.svs"):
+        (tmp_path / name).touch()
+    apart = {"case1.svs": "case1.h5ad", "case1.tif": "case1.tif.h5ad", "case2.ndpi": "case2.h5ad"}
+    assert results_of(tmp_path) == {**apart, "case2.svs": "case2.svs.h5ad"}
+    named = sorted(tmp_path.glob("case1.*"), reverse=True)
+    assert results_of(tmp_path, *named) == {"case1.svs": "case1.h5ad", "case1.tif": "case1.tif.h5ad"}
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "case1.svs").touch()
+    with pytest.raises(UsageError, match=r"case1\.svs and .*case1\.svs would both be written"):
+        find_jobs([str(tmp_path / "case1.svs"), str(tmp_path / "deep/case1.svs")], Path("o"), quiet)
+
+
+def test_a_result_stays_its_slide_s_whatever_lies_beside_it_later(tmp_path):
+    slides, out = tmp_path / "in", tmp_path / "out"
+    slides.mkdir()
+    out.mkdir()
+    (slides / "case1.svs").touch()
+    assert results_of(slides, out=out) == {"case1.svs": "case1.h5ad"}
+    made_up(out / "case1.h5ad", SPOTS, np.ones((len(SPOTS), 2)))  # of case1.svs
+    (slides / "case1.ndpi").touch()  # which would come first
+    assert results_of(slides, out=out) == {"case1.ndpi": "case1.ndpi.h5ad", "case1.svs": "case1.h5ad"}
+    assert results_of(slides, slides / "case1.ndpi", out=out) == {"case1.ndpi": "case1.ndpi.h5ad"}
+    (out / "case1.ndpi.h5ad.parts").mkdir()  # begun, and interrupted
+    (slides / "case1.svs").unlink()
+    assert results_of(slides, out=out) == {"case1.ndpi": "case1.ndpi.h5ad"}
+
+
+def test_a_slide_is_not_taken_for_one_that_is_called_after_it(tmp_path):
+    for name in ("case1.svs", "case1.svs.tif"):
+        (tmp_path / name).touch()
+    out = tmp_path / "out"
+    out.mkdir()
+    both = {"case1.svs": "case1.h5ad", "case1.svs.tif": "case1.svs.h5ad"}
+    assert results_of(tmp_path, out=out) == both
+    (out / "case1.svs.h5ad.lease").touch()
+    assert results_of(tmp_path, out=out) == both
+    made_up(out / "case1.svs.h5ad", SPOTS, np.ones((len(SPOTS), 2)), slide="case1.svs.tif")
+    assert results_of(tmp_path, out=out) == both
+
+
+def test_one_of_several_folders_without_slides_costs_only_itself(folder):
+    (folder.parent / "empty").mkdir()
+    lines: list[str] = []
+    folders = [str(folder.parent / "empty"), str(folder)]
+    assert len(find_jobs(folders, Path("o"), lines.append)) == 4
+    assert any("empty: holds no slides" in line for line in lines)
+    with pytest.raises(UsageError, match="there are no slides in these folders"):
+        find_jobs(folders[:1] * 2, Path("o"), quiet)
+
+
+def test_anonymous_slides_that_differ_in_the_suffix_are_two(tmp_path):
+    for name in ("case1.svs", "case1.tif"):
+        (tmp_path / name).touch()
+    anonymity = Anonymity(tmp_path / "names.csv", keep=False)
+    assert len({job.result for job in find_jobs([str(tmp_path)], Path("o"), quiet, anonymity)}) == 2

@@ -91,6 +91,32 @@ PROMISES = (
         ),
     ),
     Promise(
+        "No file of the folder that one stands in is run, whatever it is called, nor by a child process",
+        (
+            "tests/test_working_folder.py::test_predictions",
+            "tests/test_working_folder.py::test_a_cluster_whose_workers_stand_there_too",
+            "tests/test_working_folder.py::test_training_in_two_processes",
+        ),
+    ),
+    Promise(
+        "One entry of a folder costs only itself: what cannot be read, is no slide, or shares its name with one",
+        (
+            "tests/prediction/test_folders.py::test_the_rest_of_a_folder_goes_on",
+            "tests/prediction/test_folders.py::test_a_folder_that_cannot_be_read_costs_only_itself",
+            "tests/prediction/test_folders.py::test_what_is_no_file_is_passed_over_and_waited_for_by_nobody",
+            "tests/batch/test_jobs.py::test_a_result_stays_its_slide_s_whatever_lies_beside_it_later",
+        ),
+    ),
+    Promise(
+        "Streams that are closed, full or read by nobody, and names in any bytes, keep no call from its work",
+        (
+            "tests/test_streams.py::test_a_prediction_whose_streams_are_closed",
+            "tests/test_streams.py::test_a_full_disk_behind_a_stream",
+            "tests/test_streams.py::test_a_reader_that_goes_ends_no_prediction",
+            "tests/test_streams.py::test_names_in_all_bytes",
+        ),
+    ),
+    Promise(
         "No link is followed out of a file, nor at an output's name",
         (
             f"{STRANGERS}test_results_that_point_elsewhere_are_refused",

@@ -1,13 +1,15 @@
 """Everything that is promised of strangers' files, kills, full disks and long runs; writes reliability.md beside it.
 
 Usage: python tests/benchmarks/reliability.py [--quick] [--parts files+kills+...] [--count 2000] [--figures FILE]
+           [--cases FOLDER]
 
 Damages files of each kind from seeds, in four ways, and reads each in a child process as the program reads it
 (`files`; `strangers_files.mutate` makes the same file again); kills predictions at random (`kills`); lets them run with
 little memory (`memory`) and on a full disk (`disk`); predicts 200 slides in one process, also under `ulimit -v`
-(`soak`); runs the tests that keep each promise (`tests`). All of it takes hours: with `--figures` what was found by
-runs of some parts, or of some kinds of files, is kept, and the report is of all of them. `--quick` does a little of
-each in minutes, fails if anything went wrong, and writes nothing.
+(`soak`); runs the cases of a folder, each a CASE/run.sh (`strangers`), and the tests that keep each promise (`tests`).
+All of it takes hours: with `--figures` what was found by runs of some parts, or of some kinds of files, is kept, and
+the report is of all of them. `--quick` does a little of each in minutes, fails if anything went wrong, and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), *(str(TESTS / folder) for folder in ("rendering", "slides", "training"))]
 REPORT = Path(__file__).with_suffix(".md")
 BY_HAND = "## What the words mean, and what was mended"
-PARTS = ("files", "kills", "memory", "disk", "soak", "tests")
+PARTS = ("files", "kills", "memory", "disk", "soak", "strangers", "tests")
 #: Damaged files of each kind and way, kills, limits of memory, full disks and slides: at length, and in minutes.
 AT_LENGTH, QUICK = (2000, 40, 20, 20, 200), (8, 5, 5, 3, 40)
 #: The ways of which `--count` files are tried; a quarter as many of the others.
@@ -97,6 +99,21 @@ def hardships(parts: Sequence[str], sizes: Sequence[int], scratch: Path) -> Figu
     return found
 
 
+def strangers(cases: Path | None, scratch: Path) -> Figures:
+    """What each case of a folder printed, and what of it is not right; nothing without a folder."""
+    from conftest import SLIDE
+    from strangers import try_cases
+
+    if cases is None:
+        print("strangers: skipped, as no --cases name a folder", file=sys.stderr)
+        return {}
+    found = {}
+    for case, figures in try_cases(cases, SLIDE, scratch):
+        found[case] = figures
+        print(f"strangers: {case}: {'; '.join(figures['wrong']) or figures['lines']}", file=sys.stderr, flush=True)
+    return found
+
+
 def tests_of_promises() -> Figures:
     """Run the tests of all promises."""
     from promises import PROMISES
@@ -122,11 +139,14 @@ def check_tests_exist() -> None:
 def wrong(figures: Figures) -> list[str]:
     """What broke a promise."""
     lines = list(figures.get("files", {}).get("defects", ()))
-    lines += [f"{part}: {line}" for part in PARTS if part != "soak" for line in figures.get(part, {}).get("wrong", ())]
+    trials = [part for part in PARTS if part not in ("soak", "strangers")]
+    lines += [f"{part}: {line}" for part in trials for line in figures.get(part, {}).get("wrong", ())]
     for name, each in figures.get("soak", {}).items():
         left_open = any(each[what][1] > each[what][0] + 2 for what in ("handles", "threads"))
         if each["exit_code"] or left_open or (each["slides"] >= AT_LENGTH[-1] and each["growth"] > MAX_GROWTH):
             lines.append(f"soak, {name}: {each}")
+    for case, found in figures.get("strangers", {}).items():
+        lines += [f"strangers, {case}: {line}" for line in found["wrong"]]
     if figures.get("tests", {}).get("exit_code"):
         lines.append(f"tests: {figures['tests']['said']}")
     return lines
@@ -136,6 +156,7 @@ def write_report(figures: Figures) -> None:
     """The tables and what went wrong, before what was written by hand in the report that stands there."""
     from damage import OUTCOMES
     from promises import PROMISES
+    from strangers import report_of
 
     tests = figures.get("tests", {"said": "not run"})
     lines = [
@@ -163,6 +184,7 @@ def write_report(figures: Figures) -> None:
         for way, outcomes in ways.items():
             cells = (f"{outcomes[outcome]:,}" if outcomes.get(outcome) else "" for outcome in OUTCOMES)
             lines.append(f"| {kind} | {way} | {sum(outcomes.values()):,} | {' | '.join(cells)} |")
+    lines += ["", *report_of(figures.get("strangers", {}))]
     broken = wrong(figures)
     lines += ["", f"What broke a promise: {'' if broken else 'nothing.'}", "", *(f"- {line}" for line in broken), ""]
     by_hand = REPORT.read_text().partition(BY_HAND)[2] if REPORT.exists() else "\n"
@@ -194,6 +216,7 @@ def main() -> None:
         help="truncated files of each kind, and files with flipped bytes; a quarter as many in the other ways",
     )
     parser.add_argument("--figures", type=Path, help="JSON of earlier runs, to be added to")
+    parser.add_argument("--cases", type=Path, help="a folder of cases, CASE/run.sh, for `strangers`")
     parser.add_argument("--scratch", type=Path)
     arguments = parser.parse_args()
     check_tests_exist()
@@ -202,6 +225,8 @@ def main() -> None:
         found = hardships(arguments.parts, sizes, Path(scratch))
         if "files" in arguments.parts:
             found["files"] = damaged_files(arguments.kinds, sizes[0], Path(scratch))
+        if "strangers" in arguments.parts and (cases := strangers(arguments.cases, Path(scratch))):
+            found["strangers"] = cases
     if "tests" in arguments.parts and not arguments.quick:
         found["tests"] = tests_of_promises()
     broken = wrong(found)

@@ -35,7 +35,7 @@ MPP = Mpp(0.5, 0.5)
 def made_up(
     path: Path, spots: Spots, values: np.ndarray, mpp: Mpp = MPP, size: tuple[int, int] = (600, 400),
     bounds: Bounds | None = None, genes: list[str] | None = None, model: str = "made-up",
-    quality: dict[str, np.ndarray] | None = None,
+    quality: dict[str, np.ndarray] | None = None, slide: str | None = None,
 ) -> Result:  # fmt: skip
     """A result with these `values`, spots x genes, of a slide that does not exist; older ones know no `quality`."""
     names = genes or [f"G{i}" for i in range(values.shape[1])]
@@ -45,7 +45,7 @@ def made_up(
         "expression_unit": "ln(1 + CPM) of the expected share",
         "settings": {"genes": names, "values": float(np.nansum(values))},
         "slide": {
-            "name": path.stem, "path": f"{path.stem}.svs", "fingerprint": "0" * 64, "dimensions": list(size),
+            "name": path.stem, "path": slide or f"{path.stem}.svs", "fingerprint": "0" * 64, "dimensions": list(size),
             "bounds": list(bounds or Bounds(0, 0, *size)), "mpp": list(mpp),
         },
         "lattice": {"layout": spots.layout, "pitch_um": spots.pitch_um, "spot_diameter_um": 50.0},
