@@ -183,7 +183,7 @@ def _in_folder(folder: Path, out: Path, how: Search, alone: bool) -> Iterator[Jo
     if alone and folder in found.unreadable:
         raise UsageError(f"{folder}: cannot be read ({found.unreadable[folder]}).")
     if how.flat:
-        found.files["a link to a folder, not followed"] += len(found.links)
+        found.files.update(["a link to a folder, not followed"] * len(found.links))
     else:
         for path in found.links:
             how.report(f"{path}: a link to a folder, not followed; name it to search it")
