@@ -25,6 +25,7 @@ from stpredict.errors import UsageError
 from stpredict.evaluation import metrics
 from stpredict.evaluation.baselines import fit_ridge
 from stpredict.files import atomic_path
+from stpredict.machine import multiplies_bf16
 from stpredict.networks import Network, architecture_config, make_network
 from stpredict.networks.head import Head
 from stpredict.slides.symmetry import SYMMETRIES, turn
@@ -123,7 +124,7 @@ def computes_bf16(device: torch.device) -> bool:
     """Whether bf16 is more than imitated there; where it is not, fp32 trains two to three times as fast."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return multiplies_bf16()
 
 
 def augment(patches: UInt8, symmetry: Int) -> UInt8:
