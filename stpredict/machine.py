@@ -10,6 +10,20 @@ from pathlib import Path
 
 #: Of Linux: microseconds of processor time, and in how many.
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+#: Instruction sets that products in networks gain by, of x86-64 and of ARM, and torch's names of them.
+INSTRUCTION_SETS = {
+    "AVX2": "avx2",
+    "AVX-512": "avx512_f",
+    "AVX-512 VNNI": "avx512_vnni",
+    "AVX-VNNI": "avx_vnni",
+    "AVX-512 bf16": "avx512_bf16",
+    "AMX": "amx_tile",
+    "NEON": "neon",
+    "dot products": "dot",
+    "I8MM": "i8mm",
+    "bf16": "bf16",
+    "SVE": "sve",
+}
 
 
 def usable_cores() -> int:
@@ -31,6 +45,24 @@ def cpuinfo(field: str) -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
+def instruction_sets() -> dict[str, bool]:
+    """Instruction sets that processors of this kind may have, and whether this one has them. Imports torch.
+
+    Kernels may be told to use fewer: torch's by $ATEN_CPU_CAPABILITY, oneDNN's, of which are OpenVINO's, by
+    $ONEDNN_MAX_CPU_ISA.
+    """
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    return {name: bool(found[key]) for name, key in INSTRUCTION_SETS.items() if key in found}
+
+
+def multiplies_bf16() -> bool:
+    """Whether this processor's bf16 is known to be more than imitated, so that it is faster than fp32."""
+    has = instruction_sets()
+    return has.get("AVX-512 bf16", False) or has.get("AMX", False)
 
 
 def give_back_memory() -> None:

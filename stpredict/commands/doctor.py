@@ -16,8 +16,8 @@ from stpredict.engines.cache import engine_folder
 from stpredict.engines.engine import ENGINES, EngineRequest
 from stpredict.engines.opening import open_engine
 from stpredict.engines.rate import spots_per_second
-from stpredict.errors import StpredictError
-from stpredict.machine import processor_name, usable_cores
+from stpredict.errors import StpredictError, first_line
+from stpredict.machine import instruction_sets, multiplies_bf16, processor_name, usable_cores
 from stpredict.model.file import find_model, list_models, load_model, models_folders
 
 #: How long each engine is run.
@@ -42,7 +42,9 @@ def examine() -> Iterator[str]:
     """Lines of the report."""
     yield f"stpredict {stpredict.__version__}, Python {platform.python_version()}, {platform.platform()}"
     yield f"cores: {usable_cores()}"
+    yield f"processor: {_instruction_sets()}"
     yield f"GPU: {_gpu()}"
+    yield f"precisions on the processor: {_precisions()}"
     for name in ENGINES:
         yield f"engine {name}: {_engine(name)}"
     yield f"--precision int8: {_int8()}"
@@ -70,6 +72,30 @@ def _gpu() -> str:
     if torch.version.cuda is None:
         return f"none that torch {torch.__version__} could use: it was built for the CPU"
     return f"none: torch {torch.__version__} is built for CUDA {torch.version.cuda} but finds no GPU or driver"
+
+
+def _instruction_sets() -> str:
+    sets = instruction_sets()
+    has, lacks = (", ".join(name for name in sets if sets[name] is held) or "none" for held in (True, False))
+    return f"{processor_name()}; of what speeds up networks it has {has}; lacks {lacks}"
+
+
+def _precisions() -> str:
+    """What each engine makes of the instruction sets; never raises."""
+    import torch
+
+    bf16 = "faster than fp32" if multiplies_bf16() else "imitated, slower than fp32"
+    in_torch = f"eager and compile run {torch.backends.cpu.get_cpu_capability()} kernels, in which bf16 is {bf16}"
+    try:
+        from stpredict.engines.int8 import sums_overflow
+        from stpredict.engines.openvino import open_core
+
+        _, found = open_core()
+        precisions = "bf16 where a model allows it" if "BF16" in found else "fp32 for want of bf16"
+        int8 = "likely slower than fp32, without VNNI" if sums_overflow() else "likely faster"
+        return f"openvino runs {precisions}, int8 is {int8}; {in_torch}"
+    except Exception as error:  # noqa: BLE001 (as in _engine)
+        return f"openvino runs in none ({type(error).__name__}: {first_line(error)}); {in_torch}"
 
 
 def _engine(name: str) -> str:
@@ -122,11 +148,12 @@ def _processor(device: str) -> str:
 
 
 def _int8() -> str:
-    from stpredict.engines.int8 import nncf_version
-
     try:
-        return f"available in the openvino engine (nncf {nncf_version()})"
-    except StpredictError as error:
+        from stpredict.engines.int8 import NARROW, nncf_version, sums_overflow
+
+        version = nncf_version()
+        return f"available in the openvino engine (nncf {version})" + (f"; {NARROW}" if sums_overflow() else "")
+    except (StpredictError, ImportError, RuntimeError) as error:
         return f"not available: {str(error).removeprefix('--precision int8: ')}"
 
 

@@ -6,10 +6,13 @@ import contextlib
 import hashlib
 import io
 import logging
+from functools import cache
 from importlib import metadata
 from typing import Any
 
 import numpy as np
+import openvino
+from openvino import opset13
 
 from stpredict.arrays import UInt8
 from stpredict.engines.check import check_index
@@ -18,7 +21,11 @@ from stpredict.errors import EngineError
 #: Left as they are. On the shipped weights quantised patch embeddings deviate thrice as far for 15 % more speed, and
 #: the head, which costs nothing, twice as far.
 NOT_QUANTISED = (r".*patch_embeddings.*", r".*level_[12].*", r".*module\.head[./].*")
+ATTENTION = r".*scaled_dot_product_attention.*"
 MIN_CALIBRATION = 16
+#: Of the products that are tried: a sum of as many of the largest is exact in float32, and no 16 bits hold two of them.
+TRIED = 64
+NARROW = "this processor has no VNNI, so that weights have 7 bits; fp32 is likely faster"
 
 
 def nncf_version() -> str:
@@ -29,8 +36,38 @@ def nncf_version() -> str:
         raise EngineError('--precision int8: needs nncf; pip install ".[int8]" or nncf.') from error
 
 
-def quantise(graph: Any, sample: UInt8, batch_size: int) -> Any:
-    """The graph with int8 products between its encoders' norms, calibrated on patches of the `sample`."""
+@cache
+def sums_overflow() -> bool:
+    """Whether two products of 8-bit integers are added in 16 bits here, which saturate. On x86-64 VNNI avoids that.
+
+    Tried, not looked up: OpenVINO chooses its kernels by the processor, but also by $ONEDNN_MAX_CPU_ISA.
+    """
+    unsigned = opset13.parameter([TRIED, TRIED], openvino.Type.f32)
+    signed = opset13.parameter([1, 1, TRIED, TRIED], openvino.Type.f32)
+    weights = opset13.constant(np.full((TRIED, TRIED), 127, np.float32))
+    products = [
+        opset13.matmul(_rounded(unsigned, 0, 255), _rounded(weights, -127, 127), False, True),
+        opset13.matmul(_rounded(signed, -128, 127), _rounded(signed, -128, 127), False, False),
+    ]
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.Core().compile_model(openvino.Model(products, [unsigned, signed]), "CPU", config)
+    largest = [np.full((TRIED, TRIED), 255, np.float32), np.full((1, 1, TRIED, TRIED), 127, np.float32)]
+    by_weights, by_signed = compiled(largest).values()
+    return bool((by_weights != TRIED * 255 * 127).any() or (by_signed != TRIED * 127 * 127).any())
+
+
+def _rounded(x: Any, low: float, high: float) -> Any:
+    """The node's values as OpenVINO makes integers of them, which it then multiplies as such."""
+    bounds = [np.float32(bound) for bound in (low, high)]
+    return opset13.fake_quantize(x, *bounds, *bounds, int(high - low) + 1)
+
+
+def quantise(graph: Any, sample: UInt8, batch_size: int, narrow: bool) -> Any:
+    """The graph with int8 products between its encoders' norms, calibrated on patches of the `sample`.
+
+    With `narrow`, for processors whose sums overflow, weights have 7 bits, so that two products fit into 16 bits.
+    Attention's products are of two activations, of which neither can have 7, and stay as they are.
+    """
     with contextlib.redirect_stdout(io.StringIO()):  # it draws progress bars where results are printed
         import nncf
 
@@ -44,17 +81,20 @@ def quantise(graph: Any, sample: UInt8, batch_size: int) -> Any:
             subset_size=n_batches,
             model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
-            ignored_scope=nncf.IgnoredScope(patterns=list(NOT_QUANTISED)),
+            ignored_scope=nncf.IgnoredScope(patterns=[*NOT_QUANTISED, *([ATTENTION] if narrow else [])]),
             # Smoothing costs 4 % of the speed and was not seen to help.
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1.0, convolution=-1.0)
+                overflow_fix=nncf.OverflowFix.ENABLE if narrow else nncf.OverflowFix.DISABLE,
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1.0, convolution=-1.0),
             ),
         )
 
 
-def calibration_digest(sample: UInt8) -> str:
-    """Tells which patches a network was calibrated on."""
-    return hashlib.sha256(np.ascontiguousarray(calibration_patches(sample)).tobytes()).hexdigest()
+def calibration_digest(sample: UInt8, narrow: bool) -> str:
+    """Tells which patches a network was calibrated on, and networks with narrow weights from others."""
+    digest = hashlib.sha256(np.ascontiguousarray(calibration_patches(sample)).tobytes())
+    digest.update(b"narrow" if narrow else b"")
+    return digest.hexdigest()
 
 
 def calibration_patches(sample: UInt8) -> UInt8:

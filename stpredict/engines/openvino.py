@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from stpredict.machine import cpuinfo, processor_name
 from stpredict.model.file import Model
 
 BATCH_SIZE = 8
+#: By these oneDNN, whose kernels OpenVINO runs, may be told to use less of the processor.
+CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 #: Changed whenever what is compiled changes without a change of version.
 RECIPE = 2
 
@@ -33,25 +36,24 @@ def open_openvino(
     """Raises EngineError where OpenVINO or int8 cannot run, PrecisionError where this CPU lacks the precision."""
     if request.device not in ("auto", "cpu"):
         raise EngineError(f"--device {request.device}: the openvino engine runs on the CPU.")
-    try:
-        core = openvino.Core()
-        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    except RuntimeError as error:
-        raise EngineError(f"openvino: does not run on this processor ({error}).") from error
+    core, capabilities = open_core()
     if precision != "fp32" and precision.upper() not in capabilities:
         raise PrecisionError(f"openvino: this CPU has no {precision} (it has {', '.join(capabilities)}).")
     batch_size = request.batch_size or BATCH_SIZE
     config = _config(precision, request.threads, "BF16" in capabilities)
     versions = {"openvino": openvino.__version__}
+    narrow = False
     if precision == "int8":
-        from stpredict.engines.int8 import nncf_version
+        from stpredict.engines.int8 import NARROW, nncf_version, sums_overflow
 
-        versions["nncf"] = nncf_version()
-    key = cache_key(model, precision, config, versions, batch_size)
+        versions["nncf"], narrow = nncf_version(), sums_overflow()
+        if narrow:
+            report(f"int8: {NARROW}.")
+    key = cache_key(model, precision, config, versions, batch_size, narrow)
     compiled, verdict, calibration = _from_cache(core, key, config)
     if compiled is None or verdict is None:
         report(f"compiling {model.name} for this processor in {precision} ...")
-        compiled, verdict, calibration = _build(core, model, precision, config, batch_size, sample)
+        compiled, verdict, calibration = _build(core, model, precision, config, batch_size, sample, narrow)
         if verdict.passed and keep:
             store("openvino", key, verdict, lambda path: _export(compiled, path), report, calibration)
     if precision == "int8":
@@ -60,6 +62,21 @@ def open_openvino(
         name="openvino", precision=precision, device="cpu", batch_size=batch_size, versions=versions, verdict=verdict,
         infer=lambda batches: _infer(compiled, batches, request.threads), calibration=calibration,
     )  # fmt: skip
+
+
+def open_core() -> tuple[Any, list[str]]:
+    """OpenVINO, and the precisions that it finds this processor to have. Raises EngineError where it does not run."""
+    try:
+        core = openvino.Core()
+        return core, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except RuntimeError as error:
+        raise EngineError(f"openvino: does not run on this processor ({_reason(error)}).") from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """What OpenVINO says, less the lines of its source that it went through."""
+    lines = map(str.strip, str(error).splitlines())
+    return " ".join(line for line in lines if line and not line.startswith("Exception from")) or "no reason given"
 
 
 def _config(precision: str, threads: int, has_bf16: bool) -> dict[str, Any]:
@@ -96,7 +113,7 @@ def _infer(compiled: Any, batches: Iterable[UInt8], streams: int) -> Iterator[Fl
 
 
 def _build(
-    core: Any, model: Model, precision: str, config: dict[str, Any], batch_size: int, sample: UInt8
+    core: Any, model: Model, precision: str, config: dict[str, Any], batch_size: int, sample: UInt8, narrow: bool
 ) -> tuple[Any, Verdict, str | None]:
     """The compiled network, its check, and what it was calibrated on. Raises EngineError if OpenVINO cannot."""
     from stpredict.engines.eager import judge
@@ -107,11 +124,12 @@ def _build(
         if precision == "int8":
             from stpredict.engines.int8 import calibration_digest, quantise
 
-            graph, calibration = quantise(graph, sample, batch_size), calibration_digest(sample)
+            graph = quantise(graph, sample, batch_size, narrow)
+            calibration = calibration_digest(sample, narrow)
         compiled = _compile(core, graph, config)
         verdict = judge(lambda batches: _infer(compiled, batches, 1), model, sample, precision, batch_size)
     except RuntimeError as error:
-        raise EngineError(f"openvino: cannot compile {model.name} ({error}).") from error
+        raise EngineError(f"openvino: cannot compile {model.name} ({_reason(error)}).") from error
     return compiled, verdict, calibration
 
 
@@ -154,13 +172,16 @@ def _compile(core: Any, graph: Any, config: dict[str, Any]) -> Any:
     return core.compile_model(graph, "CPU", config)
 
 
-def cache_key(model: Model, precision: str, config: dict[str, Any], versions: dict[str, str], batch_size: int) -> Key:
+def cache_key(
+    model: Model, precision: str, config: dict[str, Any], versions: dict[str, str], batch_size: int, narrow: bool
+) -> Key:
     """All that the compiled network depends on."""
     return {
         "recipe": RECIPE, "stpredict": stpredict.__version__, "versions": versions, "weights": model.sha256,
         "precision": precision, "config": config, "batch_size": batch_size,
+        "narrow": narrow,
         # The flags too: a virtual machine may hide some of what the named processor can do.
-        "processor": [processor_name(), cpuinfo("flags")],
+        "processor": [processor_name(), cpuinfo("flags"), *map(os.environ.get, CAPS)],
     }  # fmt: skip
 
 

@@ -130,5 +130,5 @@ def open_pinned_engine(
     except StpredictError as error:
         raise ResultError(f"{used}: {error} --overwrite begins anew.") from error
     if engine.calibration != calibration:
-        raise ResultError(f"{used}, calibrated on other patches; --overwrite begins anew.")
+        raise ResultError(f"{used}, calibrated on other patches or for another processor; --overwrite begins anew.")
     return engine

@@ -24,6 +24,7 @@ from stpredict.arrays import Float, Int, UInt8
 from stpredict.data.tiles import Tiles
 from stpredict.errors import UsageError
 from stpredict.evaluation.baselines import fit_ridge
+from stpredict.machine import multiplies_bf16
 from stpredict.networks import Network, architecture_config, make_network
 from stpredict.networks.head import Head
 from stpredict.slides.symmetry import SYMMETRIES, turn
@@ -153,7 +154,7 @@ def computes_bf16(device: torch.device) -> bool:
     """Whether bf16 is more than imitated there; where it is not, fp32 trains two to three times as fast."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return multiplies_bf16()
 
 
 def augment(patches: UInt8, symmetry: Int) -> UInt8:

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
 import torch
+from conftest import NO_AVX2
 
 import stpredict.commands.doctor as doctor
 from stpredict.engines.compile import unavailable
+from stpredict.engines.int8 import sums_overflow
+from stpredict.engines.openvino import open_core
+from stpredict.machine import cpuinfo
 
 
 @pytest.fixture
@@ -24,11 +29,29 @@ def lines(start):
 def test_doctor_times_the_engines_and_keeps_nothing_of_what_it_compiles(own_folder):
     told = lines("engine ")
     compiles = unavailable("cuda" if torch.cuda.is_available() else "cpu") is None
-    for name in ("openvino", "eager", *(["compile"] if compiles else [])):
+    for name in ("eager", *(["compile"] if compiles else []), *([] if NO_AVX2 else ["openvino"])):
         (line,) = (line for line in told if line.startswith(f"engine {name}: available, "))
         assert re.search(r"[1-9]\d* spots per second of tiny in (fp32|bf16|fp16) on ", line)
     assert not list(own_folder.glob("*.bin"))
     assert str(own_folder) in lines("compiled models are kept in")[0]
+
+
+@pytest.mark.skipif(not cpuinfo("flags"), reason="the processor's flags are told by Linux on x86-64")
+def test_doctor_tells_the_instruction_sets_and_what_they_mean_for_each_engine():
+    flags = set(cpuinfo("flags").split())
+    names = {
+        "AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 VNNI": "avx512_vnni", "AVX-VNNI": "avx_vnni",
+        "AVX-512 bf16": "avx512_bf16", "AMX": "amx_tile",
+    }  # fmt: skip
+    report = list(itertools.takewhile(lambda line: not line.startswith("engine "), doctor.examine()))
+    (told,) = (line for line in report if line.startswith("processor: "))
+    has, lacks = re.search(r" it has (.*); lacks (.*)", told).groups()
+    assert set(has.split(", ")) - {"none"} == {name for name, flag in names.items() if flag in flags}
+    assert set(lacks.split(", ")) - {"none"} == {name for name, flag in names.items() if flag not in flags}
+    (told,) = (line for line in report if line.startswith("precisions "))
+    assert ("openvino runs bf16" in told) == ("BF16" in open_core()[1])
+    assert ("int8 is likely slower" in told) == sums_overflow()
+    assert ("which bf16 is imitated" in told) == (not flags & {"avx512_bf16", "amx_tile"})
 
 
 @pytest.mark.usefixtures("tiny_default")

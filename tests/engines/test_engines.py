@@ -10,6 +10,7 @@ import numpy as np
 import openvino
 import pytest
 import torch
+from conftest import NO_AVX2
 
 from stpredict.engines.cache import engine_folder
 from stpredict.engines.check import check_patches, compare
@@ -147,6 +148,7 @@ def test_what_cannot_be_kept_is_said(tiny_model, patches, own_folder):
     assert "cannot be kept, so that it is compiled each time" in lines[1]
 
 
+@pytest.mark.skipif(NO_AVX2, reason="OpenVINO may not run here")
 def test_a_cached_engine_runs_without_torch_and_nothing_is_reported_home(tiny_model_path, patches, tmp_path):
     np.save(tmp_path / "patches.npy", patches[:8])
     program = """
@@ -172,6 +174,26 @@ print(engine.name, engine.precision, "torch" in sys.modules)
     assert said[1] == [f"{said[0][-1].rsplit(' ', 1)[0]} False"]
     # OpenVINO's converter would make a folder for an identity to report under.
     assert not (tmp_path / "intel").exists()
+
+
+@pytest.mark.parametrize("cap", ["AVX2", "SSE41"])
+def test_auto_is_right_whatever_the_kernels_are_told_to_do_without(tiny_model_path, patches, tmp_path, cap):
+    np.save(tmp_path / "patches.npy", patches)
+    program = """
+import sys
+import numpy as np
+from pathlib import Path
+from stpredict.engines import EngineRequest, open_engine
+from stpredict.weights import load_model
+model, patches = load_model(Path(sys.argv[1])), np.load(sys.argv[2])
+engine = open_engine(model, EngineRequest(precision="fp32", batch_size=8), patches, print, keep=False)
+print(engine.name, engine.verdict.passed)
+"""
+    command = [sys.executable, "-c", program, str(tiny_model_path), str(tmp_path / "patches.npy")]
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": cap}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said[-1] in ("openvino True", "eager True")
+    assert (said[-1] == "eager True") == any(line.endswith("Using eager fp32.") for line in said)
 
 
 def test_a_wrong_engine_fails_its_check_and_auto_falls_back_aloud(tiny_model, patches, monkeypatch):

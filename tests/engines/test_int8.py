@@ -1,16 +1,28 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import stpredict.engines.int8 as int8
+from stpredict.engines.cache import cache_path
 from stpredict.engines.check import check_index, compare
 from stpredict.engines.eager import run_reference
 from stpredict.engines.engine import EngineRequest
 from stpredict.engines.opening import open_engine
+from stpredict.engines.openvino import CAPS, cache_key, convert
 from stpredict.errors import EngineError
+from stpredict.machine import instruction_sets
+
+x86_64 = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="not an x86-64")
+needs_nncf = pytest.mark.skipif(importlib.util.find_spec("nncf") is None, reason="nncf is not installed")
+#: Whether the kernels of these tests are told to do without VNNI.
+capped = "VNNI" not in "".join(os.environ.get(name, "VNNI") for name in CAPS)
 
 
 def test_without_nncf_the_error_says_how_to_get_it(tiny_model, patches, monkeypatch):
@@ -33,11 +45,49 @@ def test_calibration_looks_at_other_patches_than_the_check_where_it_can(n):
 
 
 def test_the_digest_tells_calibrations_apart(patches):
-    assert int8.calibration_digest(patches) == int8.calibration_digest(patches.copy())
-    assert int8.calibration_digest(patches) != int8.calibration_digest(patches[::-1])
+    assert int8.calibration_digest(patches, True) == int8.calibration_digest(patches.copy(), True)
+    assert int8.calibration_digest(patches, True) != int8.calibration_digest(patches[::-1], True)
+    assert int8.calibration_digest(patches, True) != int8.calibration_digest(patches, False)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("nncf") is None, reason="nncf is not installed")
+@x86_64
+def test_sums_overflow_where_the_processor_has_no_vnni():
+    sets = instruction_sets()
+    assert int8.sums_overflow() == (capped or not (sets["AVX-512 VNNI"] or sets["AVX-VNNI"]))
+
+
+@x86_64
+@pytest.mark.parametrize("cap", ["AVX2", "SSE41"])
+def test_sums_overflow_where_the_kernels_are_told_to_do_without_vnni(cap):
+    program = "from stpredict.engines.int8 import sums_overflow; print(sums_overflow())"
+    command, environment = [sys.executable, "-c", program], {**os.environ, "ONEDNN_MAX_CPU_ISA": cap}
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+@pytest.mark.parametrize("other", [{"narrow": True}, {"cap": "AVX2"}])
+def test_what_is_kept_is_for_kernels_of_one_kind(tiny_model, monkeypatch, other):
+    def path(narrow=False, cap="ALL"):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
+        return cache_path("openvino", cache_key(tiny_model, "int8", {}, {}, 8, narrow))
+
+    assert path() == path() != path(**other)
+
+
+@needs_nncf
+@pytest.mark.parametrize("narrow", [True, False])
+def test_narrow_weights_have_7_bits_and_attention_is_left_alone(tiny_model, patches, narrow):
+    graph = int8.quantise(convert(tiny_model, 8), patches[:16], 8, narrow)
+    operations = graph.get_ordered_ops()
+    weights = [node.data for node in operations if node.get_type_name() == "Constant" and node.data.dtype == np.int8]
+    assert len(weights) > 20
+    assert max(int(np.abs(weight.astype(int)).max()) for weight in weights) == (64 if narrow else 127)
+    attention = [node for node in operations if node.get_type_name() == "ScaledDotProductAttention"]
+    read = {node.input_value(0).get_node().get_type_name() for node in attention}
+    assert attention
+    assert ("FakeQuantize" in read) == (not narrow)
+
+
+@needs_nncf
 def test_int8_is_int8_close_and_says_how_close(tiny_model, patches, own_folder, capsys):
     from openvino import Core
 
@@ -48,7 +98,9 @@ def test_int8_is_int8_close_and_says_how_close(tiny_model, patches, own_folder, 
     assert "nncf" in engine.versions
     assert engine.verdict.passed
     assert 0 < engine.verdict.relative_deviation < engine.verdict.tolerance
+    narrow = int8.sums_overflow()
     assert lines[-1] == f"int8: {engine.verdict.summary()}."
+    assert (f"int8: {int8.NARROW}." in lines) == narrow
     assert capsys.readouterr().out == ""
     output = np.concatenate(list(engine.infer(np.split(patches, 5))))
     assert compare(output, run_reference(tiny_model, patches), "int8").passed
@@ -56,7 +108,7 @@ def test_int8_is_int8_close_and_says_how_close(tiny_model, patches, own_folder, 
     assert sum(line.startswith("compiling") for line in lines) == 1
     assert lines[-1] == f"int8: {engine.verdict.summary()}."
     other = open_engine(tiny_model, request, patches[::-1], lines.append)  # from the cache, so calibrated on the first
-    assert other.description()["calibration"] == engine.calibration == int8.calibration_digest(patches)
+    assert other.description()["calibration"] == engine.calibration == int8.calibration_digest(patches, narrow)
     (path,) = own_folder.glob("openvino-*.bin")
     products = {
         layer.get_friendly_name(): layer.get_rt_info()["runtimePrecision"].astype(str)
