@@ -23,11 +23,14 @@ ENGINES: tuple[str, ...] = get_args(EngineName)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 #: What each engine can run, given a device that can.
 SUPPORTED: dict[str, tuple[str, ...]] = {
-    "tensorrt": ("bf16", "fp16"),
+    "tensorrt": ("fp32", "bf16", "fp16"),
     "compile": ("fp32", "bf16", "fp16"),
     "openvino": PRECISIONS,
     "eager": ("fp32", "bf16", "fp16"),
 }
+
+#: What CUDA, its libraries and TensorRT say, each in words of its own, where a GPU's memory is used up.
+OUT_OF_MEMORY = re.compile(r"out.?of.?memory|MemoryAllocation|ALLOC_FAILED|memory .*could not be allocated", re.I)
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def _open_smaller(
         try:
             return _open(name, model, precision, request, sample, report, keep)
         except Exception as error:
-            if not _out_of_memory(error):
+            if name == "openvino" or not _out_of_memory(error):
                 raise
             from stpredict.engines.running import BATCH_SIZES
 
@@ -148,10 +151,15 @@ def _open_smaller(
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
-    """Did torch run out of a GPU's memory, here or in what this error came from? Without importing torch."""
-    while error is not None and type(error).__name__ != "OutOfMemoryError":
+    """Did a GPU's memory run out, here or in what this error came from? Libraries other than torch say it in words.
+
+    Without importing torch, whose error of that name is a RuntimeError.
+    """
+    while error is not None:
+        if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+            return True
         error = error.__cause__
-    return error is not None
+    return False
 
 
 def _open(
@@ -174,7 +182,7 @@ def _open(
     if name == "compile":
         from stpredict.engines.compile import open_compile
 
-        return open_compile(model, precision, request, sample, report)
+        return open_compile(model, precision, request, sample, report, keep)
     from stpredict.engines.eager import open_eager
 
     return open_eager(model, precision, request, sample)
