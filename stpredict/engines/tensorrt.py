@@ -216,7 +216,7 @@ def _build(model: Model, precision: str, batch_size: int, device: torch.device, 
 
 def _run(module: Any, patches: Tensor) -> Tensor:
     with torch.no_grad():
-        expression: Tensor = module(patches.half())
+        expression: Tensor = module(patches.to(torch.float16, memory_format=torch.contiguous_format))
     return expression
 
 
