@@ -48,6 +48,7 @@ from stpredict.weights import find_model, load_model
 
 DATA = Path(__file__).parents[1] / "data"
 SHIPPED = DICTIONARY, M2ORT = "dictionary-her2st", "m2ort-small-her2st"
+SHIPPED_M2ORT = "m2ort-small"  # its architecture
 VIT, VIT_PX = DATA / "timm_vit_plain" / "model.safetensors", 224
 GENES, BATCH = 889, 8
 #: For another GPU than this machine's: Ada, of those that TensorRT-RTX knows.
@@ -214,7 +215,7 @@ def main(*wanted: str) -> None:
     torch_tensorrt = import_torch_tensorrt()
     built: list[Built] = []
     watch(torch_tensorrt, built)
-    others = (*sorted(name for name in ARCHITECTURES if not reads_slides(name)), ENCODER)
+    others = (*sorted(name for name in ARCHITECTURES if not reads_slides(name) and name != SHIPPED_M2ORT), ENCODER)
     everything = [f"{DICTIONARY}-fp32", *(f"{M2ORT}-{precision}" for precision in SUPPORTED["tensorrt"])]
     everything += [f"{name}-bf16" for name in others]
     packages = ("torch", "torch-tensorrt-rtx", "tensorrt-rtx")

@@ -21,11 +21,14 @@ needs_compiler = pytest.mark.skipif(compiling.unavailable("cpu") is not None, re
 REQUEST = EngineRequest("compile", "fp32", "cpu", batch_size=4)
 #: Opens the engine where there is no compiler, and saves what it makes of patches.
 OPEN_AGAIN = """
-import sys, numpy as np
+import sys
+from pathlib import Path
+import numpy as np
 from stpredict.engines import EngineRequest, open_engine
 from stpredict.weights import load_model
 model, patches, output = sys.argv[1:]
-engine = open_engine(load_model(model), EngineRequest("compile", "fp32", "cpu", batch_size=4), np.load(patches), print)
+request = EngineRequest("compile", "fp32", "cpu", batch_size=4)
+engine = open_engine(load_model(Path(model)), request, np.load(patches), print)
 np.save(output, np.concatenate(list(engine.infer(np.split(np.load(patches), 10)))))
 """
 
@@ -87,7 +90,7 @@ def test_another_process_loads_the_package_and_needs_no_compiler(kept, cache, ti
     np.testing.assert_array_equal(
         np.load(tmp_path / "output.npy"), np.concatenate(list(kept[1].infer(np.split(patches, 10))))
     )
-    assert not list((tmp_path / "empty").iterdir())
+    assert not [path for path in (tmp_path / "empty").rglob("*") if path.is_file()]  # nor is anything left
     assert {path.suffix for path in cache.iterdir()} == {".pt2", ".json"}
 
 
