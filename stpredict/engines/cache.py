@@ -16,6 +16,8 @@ from stpredict.machine import cache_folder
 from stpredict.storage.files import atomic_path
 
 Key = dict[str, Any]
+#: Of what torch keeps, which it tells by its suffix; that of others is `.bin`.
+SUFFIXES = {"tensorrt": ".pt2", "compile": ".pt2"}
 
 
 class Kept(NamedTuple):
@@ -50,7 +52,7 @@ def kept_files() -> Iterator[Path]:
 def cache_path(engine: str, key: Key) -> Path:
     """The file of an engine that was made from `key`. Raises OSError if there is no folder for it."""
     digest = hashlib.sha256(_text(key).encode()).hexdigest()
-    return engine_folder() / f"{engine}-{digest[:32]}.bin"
+    return engine_folder() / f"{engine}-{digest[:32]}{SUFFIXES.get(engine, '.bin')}"
 
 
 def find(engine: str, key: Key) -> Kept | None:

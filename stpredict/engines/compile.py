@@ -1,4 +1,9 @@
-"""The network compiled by torch: Triton kernels and CUDA graphs on a GPU, C++ on a CPU. For large jobs."""
+"""The network compiled by torch, for large jobs: to a package of machine code on a CPU, to Triton kernels on a GPU.
+
+A package (of AOTInductor) is kept, loads in seconds and may be called from any thread. Of a GPU's kernels torch makes
+one only where all of CUDA's toolkit is installed, which pip does not bring; there each process compiles anew, and
+without CUDA graphs, which torch keeps for the one thread that captured them.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +11,42 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._inductor import config as inductor
+from torch._inductor.utils import fresh_cache
 
+import stpredict
 from stpredict.arrays import UInt8
 from stpredict.console import Report
-from stpredict.engines.cache import engine_folder
+from stpredict.engines.cache import Key, engine_folder, find, store
+from stpredict.engines.check import Verdict
 from stpredict.engines.eager import judge, load_network
 from stpredict.engines.engine import Engine, EngineRequest
-from stpredict.engines.running import BATCH_SIZES, Run, choose_device, demand_precision, infer_batches, with_precision
+from stpredict.engines.running import (
+    BATCH_SIZES,
+    DTYPES,
+    Run,
+    choose_device,
+    demand_precision,
+    infer_batches,
+    with_precision,
+)
 from stpredict.errors import EngineError, first_line
+from stpredict.machine import cpuinfo, processor_name
 from stpredict.model.file import Model
 from stpredict.networks import Network
+
+#: Changed whenever what is compiled changes without a change of version.
+RECIPE = 1
+#: Headers that are compiled beforehand would lie where others can write, and serve one network only.
+OPTIONS = {"aot_inductor.precompile_headers": False}
 
 
 def unavailable(device_type: str) -> str | None:
@@ -31,36 +58,100 @@ def unavailable(device_type: str) -> str | None:
     return None
 
 
-def open_compile(model: Model, precision: str, request: EngineRequest, sample: UInt8, report: Report) -> Engine:
+def open_compile(
+    model: Model, precision: str, request: EngineRequest, sample: UInt8, report: Report, keep: bool
+) -> Engine:
     """Raises EngineError where torch cannot compile or the device is missing, PrecisionError if that lacks it."""
     device = choose_device(request)
     demand_precision(precision, device)
-    if reason := unavailable(device.type):
-        raise EngineError(f"compile: {reason}.")
     batch_size = request.batch_size or BATCH_SIZES[device.type]
-    run = compile_network(load_network(model).to(device), precision, device)
-    infer = partial(infer_batches, run, device)
-    report(f"compiling {model.name} with torch; the first time this takes minutes ...")
-    try:
-        verdict = judge(infer, model, sample, precision, batch_size, str(device))
-    except Exception as error:  # compilers fail in many ways, and only when they are first run
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise EngineError(f"compile: torch cannot compile {model.name} ({reason}).") from error
+    key = cache_key(model, precision, batch_size, request.threads)
+    run, verdict = _from_cache(key) if device.type == "cpu" else (None, None)
+    if run is None or verdict is None:
+        if reason := unavailable(device.type):
+            raise EngineError(f"compile: {reason}.")
+        report(f"compiling {model.name} with torch; this takes a minute or more ...")
+        with tempfile.TemporaryDirectory() as folder:
+            package = Path(folder) / "network.pt2"
+            try:
+                run, verdict = _build(model, precision, batch_size, device, sample, package)
+            except Exception as error:  # compilers fail in many ways, and some only when they are first run
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                raise EngineError(f"compile: torch cannot compile {model.name} ({reason}).") from error
+            if device.type == "cpu" and verdict.passed and keep:
+                store("compile", key, verdict, partial(_copy, package), report)
     return Engine(
         name="compile", precision=precision, device=str(device), batch_size=batch_size,
-        versions={"torch": torch.__version__}, verdict=verdict, infer=infer,
+        versions={"torch": torch.__version__}, verdict=verdict, infer=partial(infer_batches, run, device),
     )  # fmt: skip
+
+
+def cache_key(model: Model, precision: str, batch_size: int, threads: int) -> Key:
+    """All that a package depends on. The number of threads is compiled into its loops."""
+    return {
+        "recipe": RECIPE, "stpredict": stpredict.__version__, "versions": {"torch": torch.__version__},
+        "weights": model.sha256, "parameters": model.card["parameters"], "precision": precision,
+        "shape": [batch_size, *model.patch_shape], "threads": threads,
+        # The flags too: a virtual machine may hide some of what the named processor can do.
+        "processor": [processor_name(), cpuinfo("flags")],
+    }  # fmt: skip
+
+
+def _from_cache(key: Key) -> tuple[Run | None, Verdict | None]:
+    found = find("compile", key)
+    if found is None:
+        return None, None
+    try:
+        return load_package(found.path, key["shape"]), found.verdict
+    except Exception:  # noqa: BLE001 (of no use any more: compile it again)
+        return None, None
+
+
+def _build(
+    model: Model, precision: str, batch_size: int, device: torch.device, sample: UInt8, package: Path
+) -> tuple[Run, Verdict]:
+    """Compile, for a CPU by way of `package`, and check."""
+    network = load_network(model).to(device)
+    if device.type == "cpu":
+        shape = (batch_size, *model.patch_shape)
+        write_package(network, precision, shape, package)
+        run = load_package(package, shape)
+    else:
+        run = compile_network(network, precision, device)
+    return run, judge(partial(infer_batches, run, device), model, sample, precision, batch_size, str(device))
+
+
+def _copy(package: Path, path: Path) -> None:
+    shutil.copyfile(package, path)
+
+
+def write_package(network: Network, precision: str, shape: Sequence[int], path: Path) -> None:
+    """Compile the network, cast to `precision`, for batches of one shape and torch's present number of threads."""
+    with torch.inference_mode(False), torch.no_grad():
+        patches = torch.zeros(tuple(shape), dtype=torch.uint8)
+        program = torch.export.export(network.cast(DTYPES[precision]), (patches,), strict=False)
+        with fresh_cache(dir=str(path.parent)), warnings.catch_warnings():  # what it leaves is of no use to it again
+            warnings.simplefilter("ignore", FutureWarning)  # of torch's own parts about one another
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(OPTIONS))
+
+
+def load_package(path: Path, shape: Sequence[int]) -> Run:
+    """What `write_package` wrote, ready to be called from any thread."""
+    with inductor.patch("cpp.vec_isa_ok", True):  # it would compile a file to see what the processor can do
+        package = torch._inductor.aoti_load_package(str(path))
+
+    def run(patches: Tensor) -> Tensor:
+        if patches.shape != tuple(shape):  # it would read beyond them, unasked
+            raise ValueError(f"compiled for batches of {tuple(shape)}, not of {tuple(patches.shape)}")
+        expression: Tensor = package(patches.contiguous())
+        return expression
+
+    return run
 
 
 def compile_network(network: Network, precision: str, device: torch.device) -> Run:
     """One graph for batches of one size, or an error on the first of them."""
     with contextlib.suppress(OSError):  # by default torch keeps what it compiled where others can write
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(engine_folder() / "inductor"))
-    mode = "max-autotune" if device.type == "cuda" else "default"
-    compiled = with_precision(torch.compile(network, mode=mode, fullgraph=True, dynamic=False), precision, device)
-
-    def run(patches: Tensor) -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        return compiled(patches).clone()  # the next run of a CUDA graph writes to the same memory
-
-    return run
+    mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
+    return with_precision(torch.compile(network, mode=mode, fullgraph=True, dynamic=False), precision, device)

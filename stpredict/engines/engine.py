@@ -25,11 +25,13 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 #: What each engine can run, given a device that can.
 SUPPORTED: dict[str, tuple[str, ...]] = {
-    "tensorrt": ("bf16", "fp16"),
+    "tensorrt": ("fp32", "bf16", "fp16"),
     "compile": ("fp32", "bf16", "fp16"),
     "openvino": PRECISIONS,
     "eager": ("fp32", "bf16", "fp16"),
 }
+#: What CUDA, its libraries and TensorRT say, each in words of its own, where a GPU's memory is used up.
+OUT_OF_MEMORY = re.compile(r"out.?of.?memory|MemoryAllocation|ALLOC_FAILED|memory .*could not be allocated", re.I)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def _open_smaller(
         try:
             return _open(name, model, precision, request, sample, report, keep)
         except Exception as error:
-            if not _out_of_memory(error):
+            if name == "openvino" or not _out_of_memory(error):
                 raise
             from stpredict.engines.running import BATCH_SIZES
 
@@ -61,10 +61,15 @@ def _open_smaller(
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
-    """Did torch run out of a GPU's memory, here or in what this error came from? Without importing torch."""
-    while error is not None and type(error).__name__ != "OutOfMemoryError":
+    """Did a GPU's memory run out, here or in what this error came from? Libraries other than torch say it in words.
+
+    Without importing torch, whose error of that name is a RuntimeError.
+    """
+    while error is not None:
+        if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+            return True
         error = error.__cause__
-    return error is not None
+    return False
 
 
 def _open(
@@ -87,7 +92,7 @@ def _open(
     if name == "compile":
         from stpredict.engines.compile import open_compile
 
-        return open_compile(model, precision, request, sample, report)
+        return open_compile(model, precision, request, sample, report, keep)
     from stpredict.engines.eager import open_eager
 
     return open_eager(model, precision, request, sample)

@@ -1,7 +1,8 @@
 """The network as one TensorRT engine, by way of torch.export and Torch-TensorRT, kept in a private cache folder.
 
-TensorRT takes the precision of each layer from the graph, so the network is cast before it is exported. Its
-own cache is not used: its key knows neither shapes nor precision nor the GPU.
+TensorRT takes the precision of each layer from the graph, so the network is cast before it is exported. Patches are
+turned to fp16 on the GPU: TensorRT takes uint8 into casts alone, and Torch-TensorRT's runtime takes none. Its own
+cache is not used: its key knows neither shapes nor precision nor the GPU.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import logging
+import re
 import sys
+from collections.abc import Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import stpredict
 from stpredict.arrays import UInt8
@@ -23,19 +28,21 @@ from stpredict.console import Report
 from stpredict.engines.cache import Key, engine_folder, find, store
 from stpredict.engines.check import Verdict
 from stpredict.engines.eager import judge, load_network
-from stpredict.engines.engine import Engine, EngineRequest
+from stpredict.engines.engine import OUT_OF_MEMORY, Engine, EngineRequest
 from stpredict.engines.running import BATCH_SIZES, DTYPES, choose_device, demand_precision, infer_batches
 from stpredict.errors import EngineError, first_line
 from stpredict.model.file import Model
 from stpredict.networks import Network
 
 #: Changed whenever what is built changes without a change of version or setting.
-RECIPE = 1
+RECIPE = 2
 INSTALL = 'pip install ".[tensorrt]", which also needs NVIDIA\'s own package index'
 #: One engine or an error. Torch-TensorRT ignores names that it does not know, so each is one of its own.
 SETTINGS = {
     "min_block_size": 1,
     "require_full_compilation": True,
+    "decompose_attention": True,  # Torch-TensorRT 2.11 knows no other for queries that are fewer than the keys
+    "disable_tf32": True,  # fp32 stays fp32
     "optimization_level": 3,
     "workspace_size": 0,  # TensorRT's own limit
     "use_fast_partitioner": True,
@@ -45,6 +52,21 @@ SETTINGS = {
     "hardware_compatible": False,  # built anew for each GPU and version: faster
     "version_compatible": False,
 }
+#: The log through which Torch-TensorRT passes on what TensorRT says.
+LOG = "torch_tensorrt [TensorRT Conversion Context]"
+#: What TensorRT is installed as: its name has changed, and with it the CUDA that it is for.
+PACKAGES = re.compile(r"(torch_)?tensorrt(_rtx)?(_cu\d+)?")
+
+
+class TakesHalf(nn.Module):
+    """A network whose patches come in fp16, which holds 0 to 255 exactly."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return self.network(patches.float())  # type: ignore[no-any-return]
 
 
 def unavailable() -> str | None:
@@ -114,12 +136,14 @@ def cache_key(model: Model, precision: str, batch_size: int, device: torch.devic
 
 
 def versions() -> dict[str, str]:
-    """Versions of torch, Torch-TensorRT and TensorRT."""
-    found: dict[str, str] = {"torch": torch.__version__}
-    for name in ("torch_tensorrt", "tensorrt"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    """Versions of torch, Torch-TensorRT and TensorRT, under the names of their packages."""
+    installed = {
+        found.name.lower().replace("-", "_"): found.version for found in metadata.distributions() if found.name
+    }
+    return {
+        "torch": torch.__version__,
+        **{name: installed[name] for name in sorted(filter(PACKAGES.fullmatch, installed))},
+    }
 
 
 def describe_gpu(device: torch.device) -> list[str]:
@@ -134,25 +158,48 @@ def _driver_version() -> str:
     return str(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]
 
 
-def export_network(network: Network, precision: str, patches: torch.Tensor) -> torch.export.ExportedProgram:
-    """The network as one graph in `precision` that takes uint8 patches of this shape and gives float32."""
+def export_network(network: Network, precision: str, patches: Tensor) -> torch.export.ExportedProgram:
+    """The network as one graph in `precision` that takes patches of this shape in fp16 and gives float32."""
     with torch.inference_mode(False), torch.no_grad():
-        return torch.export.export(network.cast(DTYPES[precision]), (patches,), strict=False)
+        return torch.export.export(TakesHalf(network.cast(DTYPES[precision])), (patches.half(),), strict=False)
 
 
-def build(network: Network, precision: str, patches: torch.Tensor) -> Any:
-    """Build the TensorRT engine. Raises RuntimeError if it would not be a single one."""
+def build(network: Network, precision: str, patches: Tensor) -> Any:
+    """Build the TensorRT engine, which takes patches of this shape in fp16.
+
+    Raises OutOfMemoryError where the GPU has too little memory, RuntimeError if it would not be a single engine.
+    """
     torch_tensorrt = _import()
-    module = torch_tensorrt.dynamo.compile(
-        export_network(network, precision, patches),
-        arg_inputs=[torch_tensorrt.Input(shape=tuple(patches.shape), dtype=torch.uint8)],
-        timing_cache_path=str(engine_folder() / "tensorrt-timing.bin"),  # by default in a folder of everyone's
-        **SETTINGS,
-    )
+    with _told_of_memory():
+        module = torch_tensorrt.dynamo.compile(
+            export_network(network, precision, patches),
+            arg_inputs=[torch_tensorrt.Input(shape=tuple(patches.shape), dtype=torch.float16)],
+            timing_cache_path=str(engine_folder() / "tensorrt-timing.bin"),  # by default in a folder of everyone's
+            **SETTINGS,
+        )
     parts = [type(part).__name__ for _, part in module.named_children()]
     if len(parts) != 1 or "TensorRT" not in parts[0]:
         raise RuntimeError(f"the network became {', '.join(parts) or 'no engine'} rather than one engine")
     return module
+
+
+@contextlib.contextmanager
+def _told_of_memory() -> Iterator[None]:
+    """Raise OutOfMemoryError where a build fails for want of memory: of that TensorRT tells its log alone."""
+    told: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger(LOG)
+    log.addHandler(handler)
+    try:
+        yield
+    except Exception as error:
+        short = [line for line in told if OUT_OF_MEMORY.search(line)]
+        if short:
+            raise torch.OutOfMemoryError(short[-1]) from error
+        raise
+    finally:
+        log.removeHandler(handler)
 
 
 def _build(model: Model, precision: str, batch_size: int, device: torch.device, sample: UInt8) -> tuple[Any, Verdict]:
@@ -167,13 +214,13 @@ def _build(model: Model, precision: str, batch_size: int, device: torch.device, 
         raise EngineError(f"tensorrt: cannot build {model.name} ({reason}).") from error
 
 
-def _run(module: Any, patches: torch.Tensor) -> torch.Tensor:
+def _run(module: Any, patches: Tensor) -> Tensor:
     with torch.no_grad():
-        expression: torch.Tensor = module(patches)
+        expression: Tensor = module(patches.to(torch.float16, memory_format=torch.contiguous_format))
     return expression
 
 
-def example(model: Model, batch_size: int, device: torch.device) -> torch.Tensor:
+def example(model: Model, batch_size: int, device: torch.device) -> Tensor:
     """A batch of black patches."""
     return torch.zeros((batch_size, *model.patch_shape), dtype=torch.uint8).to(device)
 
@@ -188,6 +235,6 @@ def _from_cache(key: Key) -> tuple[Any, Verdict | None]:
         return None, None
 
 
-def _save(module: Any, patches: torch.Tensor, path: Path) -> None:
+def _save(module: Any, patches: Tensor, path: Path) -> None:
     with contextlib.redirect_stdout(sys.stderr):
-        _import().save(module, str(path), output_format="exported_program", arg_inputs=[patches], retrace=True)
+        _import().save(module, str(path), output_format="exported_program", arg_inputs=[patches.half()], retrace=True)

@@ -1,14 +1,20 @@
-"""What can be said of the TensorRT engine without a GPU: what it is given, not that it works."""
+"""What can be said of the TensorRT engine without a GPU: what it is given, not that it works.
+
+Tests of wiring have a stand-in for Torch-TensorRT that runs the exported program in torch. They prove that arguments,
+files and errors go where they should, and nothing of TensorRT. `tests/benchmarks/tensorrt_build.py` builds engines.
+"""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import importlib.util
-import inspect
+import logging
 import sys
 import types
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -18,63 +24,10 @@ import torch
 import stpredict.engines.tensorrt as tensorrt
 from stpredict.engines.cache import cache_path
 from stpredict.engines.check import compare
-from stpredict.engines.eager import load_network, run_reference
+from stpredict.engines.eager import run_reference
 from stpredict.engines.engine import EngineRequest
 from stpredict.engines.opening import open_engine
 from stpredict.errors import EngineError
-from stpredict.networks import (
-    ARCHITECTURES,
-    architecture_config,
-    architecture_views,
-    make_network,
-    reads_slides,
-)
-from stpredict.slides.views import patch_shape
-
-#: Operators that Torch-TensorRT 2.13 converts.
-ALLOWED = {
-    "_assert_tensor_metadata", "add", "alias", "cat", "chunk", "conv2d", "div", "dropout", "expand", "flatten", "gelu",
-    "getitem", "layer_norm", "linear", "mean", "mul", "permute", "reshape", "round", "scaled_dot_product_attention",
-    "select", "sigmoid", "slice", "softplus", "sub", "to", "transpose", "unsqueeze",
-}  # fmt: skip
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def calls(program):
-    """Name of the operator and node, of each call in an exported program."""
-    found = [(str(node.target), node) for node in program.graph.nodes if node.op == "call_function"]
-    return [("getitem" if "getitem" in name else name.split(".")[1], node) for name, node in found]
-
-
-@pytest.mark.parametrize("architecture", sorted(name for name in ARCHITECTURES if not reads_slides(name)))
-def test_every_architecture_is_one_graph_of_known_operators_in_the_precision_asked_for(architecture):
-    config = architecture_config(architecture, n_genes=5, depth=2)
-    patches = torch.zeros((2, *patch_shape(224, architecture_views(architecture))), dtype=torch.uint8)
-    program = tensorrt.export_network(make_network(config).eval(), "bf16", patches)
-    assert {node.op for node in program.graph.nodes} == {"placeholder", "call_function", "output"}
-    names = [name for name, _ in calls(program)]
-    assert set(names) <= ALLOWED
-    attentions = 2 * (9 if architecture == "m2ost" else 1 if config.mixing == "cross_level" else 3)
-    assert names.count("scaled_dot_product_attention") == attentions
-    assert all(len(node.args) == 3 for name, node in calls(program) if name == "scaled_dot_product_attention")
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_the_graph_computes_in_its_precision_from_uint8_to_float32(tiny_model, patches, precision):
-    batch = torch.from_numpy(patches[:8])
-    program = tensorrt.export_network(load_network(tiny_model), precision, batch)
-    (given,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name == "patches")
-    assert given.meta["val"].dtype == torch.uint8
-    (result,) = next(node for node in program.graph.nodes if node.op == "output").args[0]
-    assert result.meta["val"].dtype == torch.float32
-    typed = [
-        node.meta["val"].dtype for name, node in calls(program) if name in ("linear", "scaled_dot_product_attention")
-    ]
-    assert set(typed[:-1]) == {DTYPES[precision]}
-    assert typed[-1] == torch.float32  # the head
-    assert all(node.meta["val"].dtype == torch.float32 for name, node in calls(program) if name == "conv2d")
-    output = program.module()(batch).detach().numpy()
-    assert compare(output, run_reference(tiny_model, patches[:8]), precision).passed
 
 
 @pytest.fixture
@@ -115,8 +68,11 @@ def test_the_cache_key_knows_all_that_an_engine_depends_on(tiny_model, gpu, monk
     assert cache_path("tensorrt", backwards) == path()
 
 
-class Recorder(types.ModuleType):
-    """Stands in for torch_tensorrt: records what it is called with, and runs the graph in torch on the CPU."""
+class StandIn(types.ModuleType):
+    """In the place of torch_tensorrt: records what it is called with, and runs the program in torch on the CPU.
+
+    Like the runtime of Torch-TensorRT 2.11 to 2.13 it knows no uint8, and takes what it was told of and nothing else.
+    """
 
     def __init__(self, n_engines=1, fault=0.0):
         super().__init__("torch_tensorrt")
@@ -126,18 +82,24 @@ class Recorder(types.ModuleType):
 
     def compile(self, program, **settings):
         self.compiled.append(settings)
-        run, fault = program.module(), self.fault
+        run, fault, (told,) = program.module(), self.fault, settings["arg_inputs"]
+        (expected,), _ = program.example_inputs
+        if told.dtype == torch.uint8 or (told.dtype, told.shape) != (expected.dtype, tuple(expected.shape)):
+            raise RuntimeError(f"Unsupported TensorRT data type {told.dtype}")
 
         class TensorRTModule(torch.nn.Module):
             def forward(self, patches):
-                return run(patches) + fault * patches[0, 0, 0, 0]
+                assert (patches.dtype, tuple(patches.shape)) == (told.dtype, told.shape)
+                return run(patches) + fault * patches[0, 0, 0, 0].float()
 
         self.module = torch.nn.Sequential()
         for i in range(self.n_engines):
             self.module.add_module(f"_run_on_acc_{i}", TensorRTModule())
         return self.module
 
-    def save(self, _module, path, **_settings):
+    def save(self, _module, path, arg_inputs, **_settings):
+        assert Path(path).suffix == ".pt2"
+        assert arg_inputs[0].dtype == torch.float16
         Path(path).write_bytes(b"an engine")
 
     def load(self, path):
@@ -148,7 +110,7 @@ class Recorder(types.ModuleType):
 
 @pytest.fixture
 def wired(gpu, own_folder, monkeypatch):
-    """torch_tensorrt replaced by a Recorder, and the GPU by the CPU."""
+    """torch_tensorrt replaced by a StandIn, and the GPU by the CPU."""
 
     def wire(recorder):
         monkeypatch.setitem(sys.modules, "torch_tensorrt", recorder)
@@ -166,7 +128,7 @@ REQUEST = EngineRequest("tensorrt", "bf16", batch_size=8)
 
 
 def test_wiring_settings_are_passed_on_and_outputs_come_back(tiny_model, patches, wired):
-    recorder = wired(Recorder())
+    recorder = wired(StandIn())
     engine = open_engine(tiny_model, REQUEST, patches, print)
     assert (engine.name, engine.precision, engine.versions["tensorrt"]) == ("tensorrt", "bf16", "11.0")
     (settings,) = recorder.compiled
@@ -174,19 +136,27 @@ def test_wiring_settings_are_passed_on_and_outputs_come_back(tiny_model, patches
     assert settings["require_full_compilation"] is True
     assert settings["cache_built_engines"] is settings["reuse_cached_engines"] is False
     assert Path(settings["timing_cache_path"]).parent == wired.folder
-    assert (settings["arg_inputs"][0].shape, settings["arg_inputs"][0].dtype) == ((8, 224, 224, 3), torch.uint8)
+    assert (settings["arg_inputs"][0].shape, settings["arg_inputs"][0].dtype) == ((8, 224, 224, 3), torch.float16)
     output = np.concatenate(list(engine.infer(np.split(patches, 5))))
     assert compare(output, run_reference(tiny_model, patches), "bf16").passed
 
 
-@pytest.mark.skipif(tensorrt.unavailable() is not None, reason=f"TensorRT: {tensorrt.unavailable()}")
-def test_torch_tensorrt_knows_every_setting():
-    known = inspect.signature(importlib.import_module("torch_tensorrt").dynamo.compile).parameters
-    assert {*tensorrt.SETTINGS, "arg_inputs", "timing_cache_path"} <= set(known)
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch_tensorrt") is None or importlib.util.find_spec("torch_tensorrt").origin is None,
+    reason="torch_tensorrt is not installed",
+)
+def test_torch_tensorrt_knows_every_setting_and_its_log():
+    # Of its source, as importing it takes a GPU.
+    folder = Path(importlib.util.find_spec("torch_tensorrt").origin).parent
+    parsed = ast.parse((folder / "dynamo" / "_compiler.py").read_text())
+    (compiles,) = (part for part in parsed.body if isinstance(part, ast.FunctionDef) and part.name == "compile")
+    known = {argument.arg for argument in (*compiles.args.args, *compiles.args.kwonlyargs)}
+    assert {*tensorrt.SETTINGS, "arg_inputs", "timing_cache_path"} <= known
+    assert f'getLogger("{tensorrt.LOG}")' in (folder / "logging.py").read_text()
 
 
 def test_wiring_an_engine_is_kept_with_its_verdict_and_rebuilt_when_it_no_longer_fits(tiny_model, patches, wired):
-    recorder = wired(Recorder())
+    recorder = wired(StandIn())
     lines: list[str] = []
     first = open_engine(tiny_model, REQUEST, patches, lines.append)
     again = open_engine(tiny_model, REQUEST, patches, lines.append)
@@ -194,7 +164,7 @@ def test_wiring_an_engine_is_kept_with_its_verdict_and_rebuilt_when_it_no_longer
     assert again.verdict == first.verdict
     assert tensorrt.is_cached(tiny_model, "bf16", REQUEST)
     assert not tensorrt.is_cached(tiny_model, "fp16", REQUEST)
-    (path,) = wired.folder.glob("tensorrt-*.bin")
+    (path,) = wired.folder.glob("tensorrt-*.pt2")
     path.write_bytes(b"another's")
     assert not tensorrt.is_cached(tiny_model, "bf16", REQUEST)
     open_engine(tiny_model, REQUEST, patches, lines.append)
@@ -204,7 +174,7 @@ def test_wiring_an_engine_is_kept_with_its_verdict_and_rebuilt_when_it_no_longer
 
 
 def test_wiring_an_engine_that_cannot_be_loaded_is_built_again(tiny_model, patches, wired, monkeypatch):
-    recorder = wired(Recorder())
+    recorder = wired(StandIn())
     open_engine(tiny_model, REQUEST, patches, print)
 
     def refuse(_path):
@@ -218,9 +188,9 @@ def test_wiring_an_engine_that_cannot_be_loaded_is_built_again(tiny_model, patch
 @pytest.mark.parametrize(
     ("recorder", "reason"),
     [
-        (Recorder(n_engines=0), "cannot build tiny .*became no engine rather than one"),
-        (Recorder(n_engines=2), "became TensorRTModule, TensorRTModule rather than one"),
-        (Recorder(fault=0.01), "bf16 failed its numeric check"),
+        (StandIn(n_engines=0), "cannot build tiny .*became no engine rather than one"),
+        (StandIn(n_engines=2), "became TensorRTModule, TensorRTModule rather than one"),
+        (StandIn(fault=0.01), "bf16 failed its numeric check"),
     ],
 )
 def test_wiring_several_engines_or_wrong_numbers_are_errors_and_never_kept(
@@ -229,7 +199,71 @@ def test_wiring_several_engines_or_wrong_numbers_are_errors_and_never_kept(
     wired(recorder)
     with pytest.raises(EngineError, match=reason):
         open_engine(tiny_model, REQUEST, patches, print)
-    assert not list(wired.folder.glob("*.bin"))
+    assert not list(wired.folder.glob("*.pt2"))
+
+
+class WithoutMemory(StandIn):
+    """Says of more than two patches what TensorRT says where a GPU's memory is used up."""
+
+    def __init__(self, said, error):
+        super().__init__()
+        self.said, self.error = said, error
+
+    def compile(self, program, **settings):
+        if settings["arg_inputs"][0].shape[0] <= 2:
+            return super().compile(program, **settings)
+        logging.getLogger(tensorrt.LOG).error(self.said)
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        # TensorRT tells its log, and Torch-TensorRT that there is no engine.
+        ("Error Code 2: OutOfMemory (Requested size was 16654532608 bytes.)", AssertionError()),
+        ("Requested amount of GPU memory (17179869184 bytes) could not be allocated.", AssertionError()),
+        ("", RuntimeError("Error Code 1: Cuda Runtime (out of memory)")),
+        ("", torch.OutOfMemoryError("CUDA out of memory.")),
+    ],
+)
+def test_wiring_a_build_that_wants_for_memory_is_tried_with_half_the_patches(tiny_model, patches, wired, said, error):
+    stand_in, lines = wired(WithoutMemory(said, error)), []
+    engine = open_engine(tiny_model, REQUEST, patches, lines.append)
+    assert (engine.batch_size, len(stand_in.compiled)) == (2, 1)
+    assert [line.split("; ")[1] for line in lines if "no memory" in line] == ["trying 4.", "trying 2."]
+    assert not logging.getLogger(tensorrt.LOG).handlers
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("no kernel image")])
+def test_wiring_a_build_that_fails_otherwise_is_not_tried_again(tiny_model, patches, wired, error):
+    wired(WithoutMemory("Error Code 10: Internal Error", error))
+    with pytest.raises(EngineError, match="cannot build tiny"):
+        open_engine(tiny_model, REQUEST, patches, print)
+
+
+def test_wiring_a_model_that_needs_fp32_gets_it(tiny_model, patches, wired):
+    wired(StandIn())
+    engine = open_engine(tiny_model, EngineRequest("tensorrt", "fp32", batch_size=8), patches, print)
+    assert (engine.precision, tensorrt.SETTINGS["disable_tf32"]) == ("fp32", True)
+
+
+@pytest.mark.parametrize(
+    ("installed", "found"),
+    [
+        (["torch_tensorrt-2.13.0", "tensorrt-11.0.1", "tensorrt_cu13-11.0.1"], ["tensorrt", "tensorrt_cu13"]),
+        (["torch_tensorrt-2.14.0", "tensorrt_cu13-11.1.0", "tensorrt_cu13_libs-11.1.0"], ["tensorrt_cu13"]),
+        (["torch_tensorrt_rtx-2.13.0", "tensorrt_rtx-1.5.0"], ["tensorrt_rtx"]),
+    ],
+)
+def test_tensorrt_is_found_under_each_of_its_names(tmp_path, monkeypatch, installed, found):
+    for name, version in (package.rsplit("-") for package in installed):
+        (tmp_path / f"{name}-{version}.dist-info").mkdir()
+        written = f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n"
+        (tmp_path / f"{name}-{version}.dist-info" / "METADATA").write_text(written)
+    monkeypatch.setattr(metadata, "distributions", lambda: metadata.Distribution.discover(path=[str(tmp_path)]))
+    versions = tensorrt.versions()
+    assert sorted(versions) == sorted(["torch", installed[0].split("-")[0], *found])
+    assert all(f"{name}-{versions[name]}" in installed for name in found)
 
 
 @pytest.mark.parametrize(
@@ -260,4 +294,4 @@ def test_on_a_gpu_the_engine_agrees_with_eager(tiny_model, patches, own_folder):
         engine = open_engine(tiny_model, request, patches, print)
         output = np.concatenate(list(engine.infer(np.split(patches, 5))))
         assert compare(output, run_reference(tiny_model, patches), engine.precision).passed
-    assert list(own_folder.glob("tensorrt-*.bin"))
+    assert list(own_folder.glob("tensorrt-*.pt2"))
