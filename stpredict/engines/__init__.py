@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from stpredict.arrays import Bool, Float16, Float32, Int, UInt8
 from stpredict.console import Report
 from stpredict.engines.check import Verdict
@@ -70,7 +72,9 @@ class Engine:
     """A network ready to run. `infer` takes full batches and yields expression (B x genes) in order.
 
     Behind the genes stand the patches' coordinates among the training patches, where the model file tells of them.
-    Batches are B x P x P x 3, or B x V x P x P x 3 for a network that looks at several views.
+    Batches are B x P x P x 3, or B x V x P x P x 3 for a network that looks at several views. One may be read until its
+    output has come, and is not to be changed before. On a GPU `infer` also takes what is to be made of the network, as
+    `infer_batches` has it.
 
     `calibration` tells apart networks that were quantised on other patches; None if nothing was.
     """
@@ -81,9 +85,13 @@ class Engine:
     batch_size: int
     versions: dict[str, str]
     verdict: Verdict
-    infer: Callable[[Iterable[UInt8]], Iterator[Float32]]
+    infer: Callable[..., Iterator[Float32]]
     calibration: str | None = None
     two_passes: TwoPasses | None = None  # where needed; `infer` then takes each spot for the only one of its slide
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
 
     @property
     def pin(self) -> tuple[str, str, str | None]:
@@ -96,6 +104,15 @@ class Engine:
             "engine": self.name, "precision": self.precision, "device": self.device, "batch_size": self.batch_size,
             "versions": self.versions, "calibration": self.calibration, "check": self.verdict.as_dict(),
         }  # fmt: skip
+
+
+def allocate_batch(shape: tuple[int, ...], on_gpu: bool) -> UInt8:
+    """Memory for a batch of patches; for a GPU such as it reads by itself, without another copy."""
+    if not on_gpu:
+        return np.empty(shape, np.uint8)
+    from stpredict.engines.running import pinned_batch
+
+    return pinned_batch(shape)
 
 
 def open_engine(
