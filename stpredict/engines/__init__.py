@@ -46,8 +46,22 @@ class EngineRequest:
         for option, value, choices in (("engine", self.name, ENGINES), ("precision", self.precision, PRECISIONS)):
             if value not in ("auto", *choices):
                 raise UsageError(f"--{option} {value}: choose one of auto, {', '.join(choices)}.")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise UsageError(f"--device {self.device}: choose auto, cpu, cuda or cuda:N.")
+        if not re.fullmatch(r"auto|cpu|cuda|cuda:all|cuda:\d+(,cuda:\d+)*", self.device):
+            one_of = "auto, cpu, cuda, cuda:N, or several as in cuda:0,cuda:1 or cuda:all"
+            raise UsageError(f"--device {self.device}: choose {one_of}.")
+
+    def on_each_device(self) -> list[EngineRequest]:
+        """The request for each device that it names. Raises UsageError for one named twice, or no GPU at all."""
+        devices = self.device.split(",")
+        if self.device == "cuda:all":
+            import torch
+
+            devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+            if not devices:
+                raise UsageError(f"--device cuda:all: torch {torch.__version__} sees no GPU.")
+        if len(set(devices)) < len(devices):
+            raise UsageError(f"--device {self.device}: names a GPU twice, which would only share its memory.")
+        return [replace(self, device=device) for device in devices]
 
 
 @dataclass(frozen=True)
