@@ -31,9 +31,9 @@ from stpredict.slides.slide import Mpp, open_slide
 from stpredict.weights import Model, find_model, load_model
 
 BATCH = 256
-SPOTS = 2048
 ROUNDS = 5
-PITCHES = {"a patch": 1.0, "half a patch": 0.5}
+#: Pitches in patches, and spots: so many that the memory of the first batches, which is new, hardly counts.
+PITCHES = {"a patch": (1.0, 3072), "half a patch": (0.5, 8192)}
 
 
 def engine_at_once(model: Model, batch: int = BATCH, device: str = "cuda", seen: list[int] | None = None) -> Engine:
@@ -84,19 +84,19 @@ def whole_flow(
         return len(spots) / (time.process_time() - began), waits.by_cause()
 
 
-def one_round(path: Path, model: Model, threads: int, count: int = SPOTS) -> dict[str, float]:
-    """Spots per second of processor time, each way, at each pitch."""
+def one_round(path: Path, model: Model, threads: int) -> dict[str, float]:
+    """Spots per second of processor time, each way, at each pitch; the slide is opened anew: no tile is kept."""
+    engine, mpp = engine_at_once(model), model.card["mpp"]
     rates = {}
-    with open_slide(path) as slide:
-        mpp = model.card["mpp"]
-        raster = make_raster(slide, Mpp(mpp, mpp), mpp)  # the level as it is stored
-        engine = engine_at_once(model)
-        whole_flow(raster, *spots_of(raster, model, 1.0, BATCH), model, engine, threads)  # imports what it needs
-        for name, pitch in PITCHES.items():
-            spots, order = spots_of(raster, model, pitch, count)
-            rates[f"reading alone, {name}"] = reading_alone(raster, spots, order, model, threads)
-            rates[f"flow, {name}"] = whole_flow(raster, spots, order, model, engine, threads)[0]
-    return rates
+    for pitch, (patches, count) in {"": (1.0, BATCH), **PITCHES}.items():  # the first imports what is needed
+        for what in ("reading alone", "flow"):
+            with open_slide(path) as slide:
+                raster = make_raster(slide, Mpp(mpp, mpp), mpp)  # the level as it is stored
+                of = raster, *spots_of(raster, model, patches, count), model
+                rates[f"{what}, {pitch}"] = (
+                    whole_flow(*of, engine, threads)[0] if what == "flow" else reading_alone(*of, threads)
+                )
+    return {what: rate for what, rate in rates.items() if not what.endswith(", ")}
 
 
 def turns_against_plain(path: Path, threads: int, count: int = 512) -> float:
