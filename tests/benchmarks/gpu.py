@@ -214,6 +214,8 @@ def captured(kit: Kit, run: Callable[[torch.Tensor], torch.Tensor], patches: tor
 
 def slide_to_read(kit: Kit, across: int, mpp: float) -> Path:
     """A slide, all tissue, with room for so many spots along each side: the example's tissue again and again."""
+    if kit.quick:
+        return EXAMPLE
     if not large_slides.SECTION.exists():
         with openslide.OpenSlide(EXAMPLE) as slide:
             image = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
@@ -232,7 +234,7 @@ def feed(kit: Kit) -> None:
     """What the host delivers: reading alone, and the whole flow with an engine that answers at once."""
     model = named_model(kit, SMALL)
     mpp = model.card["mpp"]
-    path, count = slide_to_read(kit, 20 if kit.quick else 150, mpp), 256 if kit.quick else 16_384
+    path, count = slide_to_read(kit, 150, mpp), 256 if kit.quick else 16_384
     for threads in sorted({1, usable_cores()}):
         with open_slide(path) as slide:
             raster = make_raster(slide, Mpp(mpp, mpp), mpp)
@@ -253,9 +255,10 @@ def feed(kit: Kit) -> None:
 def slide(kit: Kit) -> None:
     """The command line, from file to result."""
     jobs = [(SMALL, 0.5), (SMALL, 0.25), (DICTIONARY, 0.5)]
+    pitch = 300.0 if kit.quick else PITCH_UM
     for name, mpp in jobs[-1:] if kit.quick else jobs:
-        path, out = slide_to_read(kit, 12 if kit.quick else 160, mpp), kit.out / f"result-{name}-{mpp:g}"
-        arguments = ["predict", path, "-m", name, "--pitch", PITCH_UM, "-o", out, "--overwrite", "--device", kit.device]
+        path, out = slide_to_read(kit, 160, mpp), kit.out / f"result-{name}-{mpp:g}"
+        arguments = ["predict", path, "-m", name, "--pitch", pitch, "-o", out, "--overwrite", "--device", kit.device]
         started = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-P", "-m", "stpredict", *map(str, arguments), "--engine", "eager"],
