@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -41,7 +42,7 @@ def _in_children(jobs: Sequence[Job], work: Work, progress: SlideProgress) -> Ge
     while left:
         begun: set[Job] = set()
         try:
-            with _child(list(left), work) as (hear, process):
+            with child_process(_predict, list(left), work) as (hear, process):
                 for kind, *content in _messages(hear, process):
                     if kind == "progress":
                         begun.add(content[0])
@@ -57,8 +58,7 @@ def _in_children(jobs: Sequence[Job], work: Work, progress: SlideProgress) -> Ge
         finally:
             under_way = [job for job in left if job in begun]
             for job in under_way:
-                if lease := take_lease(job.lease):  # at once, as its owner is dead; else it would lie there for good
-                    lease.release()
+                free_lease(job)
         how = exit_in_words(process.exitcode)
         if left and not under_way:
             raise StpredictError(f"the process that predicts {how} before it came to a slide.")
@@ -67,13 +67,22 @@ def _in_children(jobs: Sequence[Job], work: Work, progress: SlideProgress) -> Ge
             yield Death(job, how)
 
 
+def free_lease(job: Job) -> None:
+    """Take away the lease of a child that is dead, at once; else it would lie there for good."""
+    if lease := take_lease(job.lease):
+        lease.release()
+
+
 @contextmanager
-def _child(jobs: Sequence[Job], work: Work) -> Iterator[tuple[Connection, BaseProcess]]:
-    """A child that is at the slides, and what it says; it ends with the context or with this process."""
+def child_process(what: Callable[..., None], *arguments: object) -> Iterator[tuple[Connection, BaseProcess]]:
+    """A child that does something, and what it says; it ends with the context or with this process.
+
+    It is called with two ends of pipes, as `Parent` has them, and the arguments.
+    """
     spawn = multiprocessing.get_context("spawn")
     hear, tell = spawn.Pipe(duplex=False)
     alive, ours = spawn.Pipe(duplex=False)  # nothing is sent; it closes when this process ends, whatever ends it
-    process = spawn.Process(target=_predict, args=(tell, alive, jobs, work), daemon=True)
+    process = spawn.Process(target=what, args=(tell, alive, *arguments), daemon=True)
     with _ignoring_ctrl_c(), working_folder_left_out():
         process.start()
     tell.close()
@@ -117,41 +126,58 @@ def _ignoring_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@dataclass
+class Parent:
+    """The process that a child works for: where to `tell` it something. `alive` closes when it ends."""
+
+    tell: Connection
+    alive: Connection
+    told_to_stop: threading.Event = field(default_factory=threading.Event)
+    one_by_one: threading.Lock = field(default_factory=threading.Lock)
+    told_last: float = 0.0
+
+    def send(self, *message: object) -> None:
+        with self.one_by_one:  # slides are prepared in a thread
+            self.tell.send(message)
+
+    def heed(self, _done: int = 0, _total: int = 0) -> None:
+        """End here, if the parent wants it: slides and leases are let go of in order."""
+        if self.told_to_stop.is_set():
+            sys.exit(TERMINATED)
+
+    def progress(self, job: Job, done: int, total: int) -> None:
+        self.heed()
+        if 0 < done < total and time.monotonic() - self.told_last < PROGRESS_EVERY_S:
+            return
+        self.told_last = time.monotonic()
+        self.send("progress", job, done, total)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """What a child does; what it logs, and an error that ends it, is told."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # which Windows does not hand down
+        signal.signal(signal.SIGTERM, lambda *_: self.told_to_stop.set())  # no exception anywhere
+        threading.Thread(target=_end_with, args=(self.alive,), daemon=True).start()
+        with suppress(BrokenPipeError), telling(partial(self.send, "log")):
+            try:
+                yield
+            except BrokenPipeError:
+                raise
+            except Exception as error:  # noqa: BLE001 (raised again in the parent)
+                self.send("error", sendable(error))
+
+
 def _predict(tell: Connection, alive: Connection, jobs: Sequence[Job], work: Work) -> None:
     """What the child does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which Windows does not hand down
-    told_to_stop = threading.Event()  # heeded where slides and leases are let go of in order: no exception anywhere
-    signal.signal(signal.SIGTERM, lambda *_: told_to_stop.set())
-    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
-    one_by_one = threading.Lock()
-    last = 0.0
+    parent = Parent(tell, alive)
+    with parent.working():
+        from stpredict.batch.slides import Warm, predict_each
 
-    def send(*message: object) -> None:
-        with one_by_one:  # slides are prepared in a thread
-            tell.send(message)
-
-    def progress(job: Job, done: int, total: int) -> None:
-        nonlocal last
-        if told_to_stop.is_set():
-            sys.exit(TERMINATED)
-        if 0 < done < total and time.monotonic() - last < PROGRESS_EVERY_S:
-            return
-        last = time.monotonic()
-        send("progress", job, done, total)
-
-    with suppress(BrokenPipeError), telling(partial(send, "log")):
-        try:
-            from stpredict.batch.slides import Warm, predict_each
-
-            model = model_of(work)
-            if len(jobs) == work.n_slides:  # the first child
-                warn_of_unpredicted_genes(model, work.request.genes, report)
-            for outcome in predict_each(jobs, Warm(model), work.request, work.n_slides, report, progress):
-                send("outcome", outcome)
-        except BrokenPipeError:
-            raise
-        except Exception as error:  # noqa: BLE001 (raised again in the parent)
-            send("error", sendable(error))
+        model = model_of(work)
+        if len(jobs) == work.n_slides:  # the first child
+            warn_of_unpredicted_genes(model, work.request.genes, report)
+        for outcome in predict_each(jobs, Warm(model), work.request, work.n_slides, report, parent.progress):
+            parent.send("outcome", outcome)
 
 
 def _end_with(alive: Connection) -> None:

@@ -61,7 +61,7 @@ def predict(
     allow_upsampling: Upsampling = False,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or several GPUs: cuda:0,cuda:1 or cuda:all.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=0, max=1024, help="Spots per batch; 0 lets the engine choose.")] = 0,
     threads: Threads = None,
     tta: Annotated[
@@ -112,6 +112,8 @@ def predict(
         allow_upsampling=allow_upsampling, tta=tta, overwrite_before=time.time() if overwrite else 0.0,
         engine=EngineRequest(engine, precision, device, batch_size, threads or (0 if cluster else usable_cores())),
     )  # fmt: skip
+    if cluster and ("," in device or device == "cuda:all"):
+        raise UsageError(f"--device {device}: one worker has one GPU; start a worker for each.")
     if cluster == "":
         raise UsageError("--cluster names no address.")
     if dry_run and cluster:

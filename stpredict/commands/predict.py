@@ -79,12 +79,14 @@ def predict_command(
 def predicted(
     jobs: Sequence[Job], model: Model, request: Request, cluster: str | None, watch: Watch
 ) -> Generator[Outcome, None, None]:
-    """Predict slides: on a cluster, or many in child processes, which they may end, or one right here."""
+    """Predict slides: on a cluster, or several GPUs, or many in child processes, which they may end, or one here."""
 
     def progress(job: Job, done: int, total: int) -> None:
         watch.progress(str(job.shown), done, total)
 
     check_request(model, request)
+    devices = [request.engine.device] if cluster else [one.device for one in request.engine.on_each_device()]
+    request = replace(request, engine=replace(request.engine, device=devices[0]))
     work = Work(model.path, model.sha256, request, len(jobs))
     with folders_of_results(jobs, request):
         if cluster:
@@ -94,6 +96,10 @@ def predicted(
                 raise UsageError(f'--cluster needs {error.name}: pip install ".[cluster]".') from error
             warn_of_unpredicted_genes(model, request.genes, report)
             yield from predict_on_cluster(jobs, work, cluster, progress)
+        elif len(devices) > 1:
+            from stpredict.batch.devices import predict_on_devices
+
+            yield from predict_on_devices(jobs, work, devices, progress)
         elif len(jobs) > 1:
             from stpredict.batch.child import predict_in_children
 
@@ -112,7 +118,8 @@ def plan_command(
 
     start = time.monotonic()
     model = load_model(find_model(model_name))
-    request = replace(request, genes=chosen_genes(request.genes, model))
+    engines = request.engine.on_each_device()
+    request = replace(request, genes=chosen_genes(request.genes, model), engine=engines[0])
     refuse_genes_as_slides(slides, model)
     check_mask(request)
     unreadable: dict[Path, str] = {}
@@ -134,8 +141,9 @@ def plan_command(
             count["up to date"] += 1
             print(f"{job.shown} -> {job.result}: up to date")
             continue
-        total += (plan.n_spots, plan.seconds, plan.n_bytes)
-        print(f"{job.shown} -> {job.result}: {describe_plan(plan.n_spots, plan.seconds, plan.n_bytes)}")
+        seconds = plan.seconds / len(engines)
+        total += (plan.n_spots, seconds, plan.n_bytes)
+        print(f"{job.shown} -> {job.result}: {describe_plan(plan.n_spots, seconds, plan.n_bytes)}")
     if len(jobs) > 1:
         print(f"{len(jobs) - count['failed']} slides: {describe_plan(*total)}")
     return sum_up_slides(failures, count, len(jobs), time.monotonic() - start)

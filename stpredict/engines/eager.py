@@ -93,7 +93,13 @@ def open_eager(model: Model, precision: str, request: EngineRequest, sample: UIn
     demand_precision(precision, device)
     batch_size = request.batch_size or BATCH_SIZES[device.type]
     network = load_network(model).to(device)
-    infer = partial(infer_batches, with_precision(network, precision, device), device)
+    if device.type == "cuda":
+        # Cast once: autocast would cast all weights for each batch.
+        network.cast(DTYPES[precision])
+        graph = not isinstance(network, Encoded | Triplex)  # others' encoders may ask the GPU for values in between
+        infer = partial(infer_batches, with_precision(network, "fp32", device), device, capture=graph)
+    else:
+        infer = partial(infer_batches, with_precision(network, precision, device), device)
     return Engine(
         name="eager",
         precision=precision,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from stpredict.arrays import Bool, Float16, Float32, Int, UInt8
@@ -48,8 +48,22 @@ class EngineRequest:
         for option, value, choices in (("engine", self.name, ENGINES), ("precision", self.precision, PRECISIONS)):
             if value not in ("auto", *choices):
                 raise UsageError(f"--{option} {value}: choose one of auto, {', '.join(choices)}.")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise UsageError(f"--device {self.device}: choose auto, cpu, cuda or cuda:N.")
+        if not re.fullmatch(r"auto|cpu|cuda|cuda:all|cuda:\d+(,cuda:\d+)*", self.device):
+            one_of = "auto, cpu, cuda, cuda:N, or several as in cuda:0,cuda:1 or cuda:all"
+            raise UsageError(f"--device {self.device}: choose {one_of}.")
+
+    def on_each_device(self) -> list[EngineRequest]:
+        """The request for each device that it names. Raises UsageError for one named twice, or no GPU at all."""
+        devices = self.device.split(",")
+        if self.device == "cuda:all":
+            import torch
+
+            devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+            if not devices:
+                raise UsageError(f"--device cuda:all: torch {torch.__version__} sees no GPU.")
+        if len(set(devices)) < len(devices):
+            raise UsageError(f"--device {self.device}: names a GPU twice, which would only share its memory.")
+        return [replace(self, device=device) for device in devices]
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,9 @@ class Engine:
     """A network ready to run. `infer` takes full batches and yields expression (B x genes) in order.
 
     Behind the genes stand the patches' coordinates among the training patches, where the model file tells of them.
-    Batches are B x P x P x 3, or B x V x P x P x 3 for a network that looks at several views.
+    Batches are B x P x P x 3, or B x V x P x P x 3 for a network that looks at several views. One may be read until its
+    output has come, and is not to be changed before. On a GPU `infer` also takes what is to be made of the network, as
+    `infer_batches` has it.
 
     `calibration` tells apart networks that were quantised on other patches; None if nothing was.
     """
@@ -85,9 +101,13 @@ class Engine:
     batch_size: int
     versions: dict[str, str]
     verdict: Verdict
-    infer: Callable[[Iterable[UInt8]], Iterator[Float32]]
+    infer: Callable[..., Iterator[Float32]]
     calibration: str | None = None
     two_passes: TwoPasses | None = None  # where needed; `infer` then takes each spot for the only one of its slide
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
 
     @property
     def pin(self) -> tuple[str, str, str | None]:

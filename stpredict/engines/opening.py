@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from stpredict.arrays import UInt8
 from stpredict.console import Report
-from stpredict.engines.engine import ENGINES, SUPPORTED, Engine, EngineRequest
+from stpredict.engines.engine import ENGINES, OUT_OF_MEMORY, SUPPORTED, Engine, EngineRequest
 from stpredict.errors import EngineError, PrecisionError
 from stpredict.model.file import Model
 

@@ -9,11 +9,13 @@ import numpy as np
 
 from stpredict.arrays import UInt8
 from stpredict.engines.engine import Engine
+from stpredict.engines.memory import allocate_batch
 
 
 def spots_per_second(engine: Engine, patches: UInt8, seconds: float = 1.0) -> float:
     """Spots per second over about `seconds`, after one batch to warm up. `patches` (of n spots) are repeated."""
-    batch = np.resize(patches, (engine.batch_size, *patches.shape[1:]))
+    batch = allocate_batch((engine.batch_size, *patches.shape[1:]), engine.on_gpu)
+    batch[:] = np.resize(patches, batch.shape)
     for _ in engine.infer([batch]):
         pass
     start = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,8 +14,6 @@ from stpredict.errors import EngineError, PrecisionError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH_SIZES = {"cpu": 16, "cuda": 256}
-#: Batches on their way through a GPU at a time.
-IN_FLIGHT = 3
 
 Run = Callable[[Tensor], Tensor]
 
@@ -57,38 +54,30 @@ def with_precision(network: Callable[[Tensor], Any], precision: str, device: tor
     return run
 
 
-def infer_batches(run: Run, device: torch.device, batches: Iterable[UInt8]) -> Iterator[Float32]:
-    """Run batches one by one; expression (B x genes) comes in their order."""
+def infer_batches(
+    run: Run,
+    device: torch.device,
+    batches: Iterable[UInt8],
+    around: Callable[[Run], Run] | None = None,
+    capture: bool = False,
+) -> Iterator[Float32]:
+    """Run batches one by one; expression (B x genes) comes in their order.
+
+    `around` makes of the network what is run instead, on the device. With `capture`, on a GPU, a CUDA graph is made of
+    that, which only what never waits for the GPU allows.
+    """
+    answer = around(run) if around else run
     if device.type == "cuda":
-        yield from _infer_on_gpu(run, device, batches)
+        from stpredict.engines.on_gpu import infer_on_gpu
+
+        yield from infer_on_gpu(answer, device, batches, capture)
         return
-    for batch in batches:
-        yield run(torch.from_numpy(batch)).numpy()
+    with torch.no_grad():
+        for batch in batches:
+            yield answer(torch.from_numpy(batch)).numpy()
 
 
-def _infer_on_gpu(run: Run, device: torch.device, batches: Iterable[UInt8]) -> Iterator[Float32]:
-    """Upload, inference and download overlap with one another and with whatever makes the batches."""
-    upload, compute = torch.cuda.Stream(device), torch.cuda.current_stream(device)  # type: ignore[no-untyped-call]
-    busy: deque[tuple[Tensor, torch.cuda.Event]] = deque()
-
-    def finished() -> Float32:
-        expression, done = busy.popleft()
-        done.synchronize()
-        return expression.numpy()
-
-    for batch in batches:
-        with torch.cuda.stream(upload):
-            patches = torch.from_numpy(batch).pin_memory().to(device, non_blocking=True)
-        compute.wait_stream(upload)
-        patches.record_stream(compute)
-        with torch.cuda.device(device):
-            on_gpu = run(patches)
-            expression = torch.empty(on_gpu.shape, dtype=torch.float32, pin_memory=True)
-            expression.copy_(on_gpu, non_blocking=True)
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record(compute)
-        busy.append((expression, done))
-        if len(busy) == IN_FLIGHT:
-            yield finished()
-    while busy:
-        yield finished()
+def pinned_batch(shape: tuple[int, ...]) -> UInt8:
+    """Memory that a GPU reads by itself; ordinary memory where there is none."""
+    batch: UInt8 = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()).numpy()
+    return batch

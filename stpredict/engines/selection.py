@@ -12,10 +12,15 @@ from stpredict.engines.engine import EngineRequest
 from stpredict.errors import EngineError
 from stpredict.model.file import Model
 
-#: Spots from which building pays on a GPU. Estimates, not measured: an eager GPU does some 10,000 spots a second, and
-#: compiling takes about a minute for a gain of less than half, a TensorRT engine some minutes for a little more.
-COMPILE_FROM = 1_000_000
-TENSORRT_FROM = 3_000_000
+#: What building costs and saves on a GPU. Stated, not measured: no GPU was there. docs/predict.md has the arithmetic.
+COMPILE_S, TENSORRT_S = 60.0, 240.0
+#: Spots a second of the whole flow with eager, cast and captured; the reading of slides hardly allows more.
+EAGER_RATE = 20_000.0
+#: Share of the time that a built engine saves, if the GPU and not the reading is what is waited for.
+COMPILE_SAVES, TENSORRT_SAVES = 0.25, 0.3
+#: Spots, of all slides of a call together, from which building pays.
+COMPILE_FROM = round(COMPILE_S * EAGER_RATE / COMPILE_SAVES)
+TENSORRT_FROM = round(TENSORRT_S * EAGER_RATE / TENSORRT_SAVES)
 
 Candidate = tuple[str, str]
 

@@ -5,24 +5,25 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import TypeVar
 
 import numpy as np
 
-from stpredict.arrays import Float32, Int, UInt8
+from stpredict.arrays import Int, UInt8
 from stpredict.engines.engine import Engine
+from stpredict.engines.memory import allocate_batch
 from stpredict.model.file import Model
-from stpredict.model.reference import Reference, length, reference_of
-from stpredict.prediction.quality import measure_patches
+from stpredict.prediction.answers import arrange, ask_on_cpu, ask_on_gpu
+from stpredict.prediction.batches import Ring, filled_batches
+from stpredict.prediction.quality import MEASURES
 from stpredict.prediction.shards import Shards
 from stpredict.slides.lattice import Spots
-from stpredict.slides.raster import Raster, read_patches
-from stpredict.slides.symmetry import SYMMETRIES, turn
-from stpredict.slides.views import first_views
+from stpredict.slides.raster import Raster, read_blocks
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -77,9 +78,8 @@ def predict_shards(
     Where shards are to hold a spread, each batch is predicted in its eight flips and rotations.
     Raises SlideError where the slide cannot be decoded.
     """
-    reference, n_genes = reference_of(model), len(model.panel)
-    waits, begun = Waits(), set[int]()
     upcoming, n_patches, n_batches = deque[int](), deque[int](), deque[int]()  # of what is read, but not yet predicted
+    waits, begun = Waits(), set[int]()
 
     def parts() -> Iterator[Int]:
         for shard in wanted:
@@ -89,35 +89,29 @@ def predict_shards(
             n_batches.append(-(-len(part) // engine.batch_size))
             yield part
 
-    reading = read_patches(raster, spots.centres, model.card["patch_px"], threads, model.views, parts())
-    patches = (patch for _, block in timed(reading, waits, "patches") for patch in block)
-    by_shard = in_parts(patches, n_patches)
-    filled = (batch for part in by_shard for batch in fixed_batches(part, engine.batch_size, model.patch_shape))
-    batches = timed(filled, waits, "batches")
-    measuring: deque[Future[Float32]] = deque()
+    ring = Ring(partial(allocate_batch, (engine.batch_size, *model.patch_shape), engine.on_gpu))
     writing: deque[Future[None]] = deque()
-    with (
-        closing(reading),  # no thread reads on when the slide is closed
-        ThreadPoolExecutor(threads) as measurer,
-        ThreadPoolExecutor(1) as writer,
-    ):
-        tried = measured(batches, reference, measurer, measuring)
-        inferred = engine.infer(in_all_turns(tried) if shards.tta else tried)
-        once = ((expression,) for expression in inferred)
-        outputs = timed(mean_and_spread(inferred) if shards.tta else once, waits, "outputs")
-        for part in in_parts(outputs, n_batches):
-            shard, buffer, held = upcoming.popleft(), list[Float32](), 0
+    with ExitStack() as stack:
+        readers = stack.enter_context(ThreadPoolExecutor(threads))
+        writer = stack.enter_context(ThreadPoolExecutor(1))
+        patch_px = model.card["patch_px"]
+        reading = read_blocks(raster, spots.centres, patch_px, readers, threads, model.views, parts())
+        stack.callback(reading.close)  # no thread reads on when the slide is closed
+        filled = filled_batches(timed(reading, waits, "patches"), n_patches, ring, readers)
+        batches = timed(filled, waits, "batches")
+        ask = ask_on_gpu if engine.on_gpu and not engine.two_passes else ask_on_cpu
+        asked = stack.enter_context(closing(ask(engine, batches, ring, model, shards.tta, threads)))
+        for answered in in_parts(timed(asked, waits, "outputs"), n_batches):
+            shard, held = upcoming.popleft(), 0
             size, done = len(shards.spots(shard)), shards.done(begun)
-            for expression, *spread in part:
-                measures = measuring.popleft().result()
-                if expression.shape[1] > n_genes:  # coordinates among the training patches, behind the genes
-                    measures[:, 0] = np.fmax(measures[:, 0], length(expression[:, n_genes:]))
-                batch = np.concatenate([*(values[:, columns] for values in (expression, *spread)), measures], axis=1)
-                buffer.append(batch)
-                held = min(held + len(batch), size)
+            values = np.empty((size, shards.n_columns + len(MEASURES)), np.float32)
+            for answer in answered:
+                rows = values[held : held + engine.batch_size]
+                arrange(answer, columns, rows)
+                held += len(rows)
                 progress(min(done + held, len(spots)), len(spots))
             begun.add(shard)
-            writing.append(writer.submit(shards.write, shard, np.concatenate(buffer)[:size]))
+            writing.append(writer.submit(shards.write, shard, values))
             _wait_for(writing, MAX_WAITING_SHARDS, waits)
         _wait_for(writing, 0, waits)
     return begun, waits
@@ -147,26 +141,6 @@ def in_parts(items: Iterator[Item], sizes: deque[int]) -> Iterator[Iterator[Item
     """Cut a flow into parts; the size of a part is known when its first item has come. Each is used up in its turn."""
     for first in items:
         yield chain((first,), islice(items, sizes.popleft() - 1))
-
-
-def measured(
-    batches: Iterator[UInt8], reference: Reference | None, pool: Executor, measuring: deque[Future[Float32]]
-) -> Iterator[UInt8]:
-    """The batches as they come; what the pool measures of each is appended to `measuring`."""
-    for batch in batches:
-        measuring.append(pool.submit(measure_patches, first_views(batch), reference))
-        yield batch
-
-
-def in_all_turns(batches: Iterator[UInt8]) -> Iterator[UInt8]:
-    """Each batch in its eight flips and rotations."""
-    return (turn(batch, code) for batch in batches for code in range(SYMMETRIES))
-
-
-def mean_and_spread(expressions: Iterator[Float32]) -> Iterator[tuple[Float32, ...]]:
-    """Of every eight arrays (B x genes), their mean and their standard deviation."""
-    while turns := list(islice(expressions, SYMMETRIES)):
-        yield np.mean(turns, axis=0), np.std(turns, axis=0)
 
 
 def fixed_batches(patches: Iterator[UInt8], batch_size: int, shape: tuple[int, ...]) -> Iterator[UInt8]:

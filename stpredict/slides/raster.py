@@ -8,10 +8,12 @@ the patch alone, so a spot has the same pixels whether it is read alone or among
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -21,6 +23,7 @@ from stpredict.errors import SlideError
 from stpredict.slides.slide import Mpp, Slide
 from stpredict.slides.views import ONE_VIEW, Views, cut_views, margin_px
 
+Made = TypeVar("Made")
 #: A stored level this close to the model's mpp is the raster, unresampled.
 SAME_MPP = 0.01
 #: A slide coarser than this many times the model's mpp holds too little detail.
@@ -95,28 +98,78 @@ def block_order(raster: Raster, origins: Int) -> Int:
     return np.lexsort((blocks[:, 0], blocks[:, 1], blocks[:, 0] // STRIP_BLOCKS))
 
 
+@dataclass(frozen=True)
+class Block:
+    """Spots whose patches are cut from one region: indices into the spots, its pixels, top-left corners (x, y) in it.
+
+    Corners are of the patches; views that are wider lie about them, within the region, too.
+    """
+
+    index: Int
+    region: UInt8
+    corners: list[tuple[int, int]]
+    patch_px: int
+    views: Views
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def patches(self) -> list[UInt8]:
+        """P x P x 3 each, which lie in the region; where there are several views, V x P x P x 3 made from it."""
+        if self.views != ONE_VIEW:
+            return cut_views(self.region, self.corners, self.patch_px, self.views)
+        side = self.patch_px
+        return [self.region[y : y + side, x : x + side] for x, y in self.corners]
+
+    def copy(self, start: int, out: UInt8) -> None:
+        """Write the patches from the `start`th on into `out` (n x P x P x 3 or n x V x P x P x 3), each once."""
+        corners, side = self.corners[start : start + len(out)], self.patch_px
+        if self.views != ONE_VIEW:
+            cut_views(self.region, corners, side, self.views, out)
+            return
+        for patch, (x, y) in zip(out, corners, strict=True):
+            patch[:] = self.region[y : y + side, x : x + side]
+
+
 def read_patches(
-    raster: Raster, centres: Float, patch_px: int, threads: int = 2, views: Views = ONE_VIEW,
-    parts: Iterable[Int] | None = None,
-) -> Generator[tuple[Int, list[UInt8]], None, None]:  # fmt: skip
+    raster: Raster, centres: Float, patch_px: int, threads: int = 2, views: Views = ONE_VIEW
+) -> Generator[tuple[Int, list[UInt8]], None, None]:
     """Yield (indices into `centres`, P x P x 3 each) block by block, read in threads and delivered in order.
 
     Where there are several `views`, each is V x P x P x 3, all made from one reading of the widest.
-    With `parts`, indices into `centres`, one is read after the other; what is next is asked when its reading begins.
     Close it before the slide where it may not come to its end: its threads read ahead.
     Raises LevelError where the raster's level cannot be decoded.
     """
+
+    def cut(read: Callable[[], Block]) -> tuple[Int, list[UInt8]]:
+        block = read()
+        return block.index, block.patches()
+
+    blocks = _blocks(raster, centres, patch_px, views, None)
+    with ThreadPoolExecutor(threads) as pool:
+        yield from _in_order((partial(cut, read) for read in blocks), pool, threads)
+
+
+def read_blocks(
+    raster: Raster, centres: Float, patch_px: int, pool: Executor, ahead: int, views: Views = ONE_VIEW,
+    parts: Iterable[Int] | None = None,
+) -> Generator[Block, None, None]:  # fmt: skip
+    """Yield the blocks of spots in order, read in the pool, so many `ahead` of the one that is waited for.
+
+    With `parts`, indices into `centres`, one is read after the other; what is next is asked when its reading begins.
+    Close it before the slide where it may not come to its end. Raises SlideError where the slide cannot be decoded.
+    """
+    return _in_order(_blocks(raster, centres, patch_px, views, parts), pool, ahead)
+
+
+def _blocks(
+    raster: Raster, centres: Float, patch_px: int, views: Views, parts: Iterable[Int] | None
+) -> Iterator[Callable[[], Block]]:
+    """What reads each block."""
     origins = raster.origins(centres, patch_px)
-    most = len(origins) if views == ONE_VIEW else MOST_STACKS
-    wanted = [np.arange(len(origins))] if parts is None else parts
-    groups = (
-        block[start : start + most]
-        for block in _in_blocks(raster, origins, wanted)
-        for start in range(0, len(block), most)
-    )
     margin = margin_px(patch_px, views)
 
-    def cut(group: Int) -> list[UInt8]:
+    def read(group: Int) -> Block:
         first, last = origins[group].min(axis=0), origins[group].max(axis=0) + patch_px
         if raster.scale != (1.0, 1.0) or (raster.level > 0 and raster.slide.interpolates):
             # Read and resample the whole block, so that a pixel does not depend on which other spots are asked for.
@@ -124,23 +177,24 @@ def read_patches(
             last = first + raster.block_px + patch_px
         (x0, y0), (x1, y1) = (first - margin).tolist(), (last + margin).tolist()
         region = raster.read(x0, y0, x1 - x0, y1 - y0)
-        corners = [(x - x0, y - y0) for x, y in origins[group].tolist()]
-        if views == ONE_VIEW:
-            return [region[y : y + patch_px, x : x + patch_px] for x, y in corners]
-        return cut_views(region, corners, patch_px, views)
+        return Block(group, region, [(x - x0, y - y0) for x, y in origins[group].tolist()], patch_px, views)
 
-    with ThreadPoolExecutor(threads) as pool:
-        pending: deque[tuple[Int, Future[list[UInt8]]]] = deque(
-            (group, pool.submit(cut, group)) for group in islice(groups, threads + 1)
-        )
-        try:
-            while pending:
-                group, future = pending.popleft()
-                yield group, future.result()
-                pending.extend((upcoming, pool.submit(cut, upcoming)) for upcoming in islice(groups, 1))
-        finally:
-            for _, future in pending:
-                future.cancel()
+    most = len(origins) if views == ONE_VIEW else MOST_STACKS
+    for block in _in_blocks(raster, origins, [np.arange(len(origins))] if parts is None else parts):
+        for start in range(0, len(block), most):
+            yield partial(read, block[start : start + most])
+
+
+def _in_order(tasks: Iterator[Callable[[], Made]], pool: Executor, ahead: int) -> Generator[Made, None, None]:
+    """What the tasks make, in their order; they are carried out in the pool, so many ahead."""
+    pending = deque(pool.submit(task) for task in islice(tasks, ahead + 1))
+    try:
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(pool.submit(task) for task in islice(tasks, 1))
+    finally:
+        for future in pending:
+            future.cancel()
 
 
 def _in_blocks(raster: Raster, origins: Int, parts: Iterable[Int]) -> Iterator[Int]:

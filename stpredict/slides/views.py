@@ -56,17 +56,18 @@ def first_views(patches: UInt8) -> UInt8:
     return patches if patches.ndim == 4 else patches[:, 0]
 
 
-def cut_views(region: UInt8, corners: Sequence[tuple[int, int]], patch_px: int, views: Views) -> list[UInt8]:
+def cut_views(
+    region: UInt8, corners: Sequence[tuple[int, int]], patch_px: int, views: Views, out: UInt8 | None = None
+) -> list[UInt8]:
     """Stacks V x P x P x 3 from the patches' top-left `corners` in a region that holds their widest view.
 
-    A view of k times the field is averaged over squares of k x k pixels, halves rounded up.
+    A view of k times the field is averaged over squares of k x k pixels, halves rounded up. With `out`, n x V x P x P
+    x 3, they are written there.
     """
     image = Image.fromarray(region)
-    stacks = []
-    for x, y in corners:
-        stack = np.empty(patch_shape(patch_px, views), np.uint8)
+    made = np.empty((len(corners), *patch_shape(patch_px, views)), np.uint8) if out is None else out
+    for stack, (x, y) in zip(made, corners, strict=True):
         for view, factor in zip(stack, views, strict=True):
             left, top, side = x - margin_px(patch_px, (factor,)), y - margin_px(patch_px, (factor,)), patch_px * factor
             view[:] = image.reduce(factor, (left, top, left + side, top + side))
-        stacks.append(stack)
-    return stacks
+    return list(made)

@@ -24,6 +24,7 @@ import numpy as np
 import openslide
 import simplejpeg
 import torch
+from flow import flow
 from large_slides import write_slide
 from PIL import Image
 
@@ -64,7 +65,8 @@ def main() -> None:
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     model = load_model(find_model(MODEL))
     parts: dict[str, Callable[[Model, Path], Iterator[str]]] = {
-        "engines": engines, "reader": reader, "start": start, "predict": predict, "memory": memory, "scaling": scaling,
+        "engines": engines, "reader": reader, "start": start, "flow": flow, "predict": predict, "memory": memory,
+        "scaling": scaling,
     }  # fmt: skip
     report = HERE / "speed.md"
     lines = [

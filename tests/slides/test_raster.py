@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from slides_to_try import tiff_pyramid
 
 from stpredict.errors import SlideError
-from stpredict.slides.raster import block_order, make_raster, read_patches
+from stpredict.slides.raster import block_order, make_raster, read_blocks, read_patches
 from stpredict.slides.slide import Mpp, open_slide
 
 SLIDE = Path(__file__).parents[1] / "data" / "CMU-1-Small-Region.svs"
@@ -48,14 +49,14 @@ def test_parts_are_asked_for_as_their_turn_comes_and_read_in_order():
         raster = make_raster(slide, Mpp(0.499, 0.499), 0.69)
         centres = centres[block_order(raster, raster.origins(centres, 64))]
         together = read_all(raster, centres, 64)
-        with closing(read_patches(raster, centres, 64, 1, parts=parts())) as reading:
-            found = [(i, patch) for index, patches in reading for i, patch in zip(index, patches, strict=True)]
+        with ThreadPoolExecutor(1) as pool, closing(read_blocks(raster, centres, 64, pool, 1, parts=parts())) as blocks:
+            found = [pair for block in blocks for pair in zip(block.index, block.patches(), strict=True)]
             assert [i for i, _ in found] == [*range(30, 60), *range(30), *range(60, 90)]
             for i, patch in found:
                 np.testing.assert_array_equal(patch, together[i])
         asked.clear()
-        with closing(read_patches(raster, centres, 64, 1, parts=parts())) as reading:
-            next(reading)
+        with ThreadPoolExecutor(1) as pool, closing(read_blocks(raster, centres, 64, pool, 1, parts=parts())) as blocks:
+            next(blocks)
             assert len(asked) < 3
 
 
