@@ -29,6 +29,8 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
     DICTIONARY: (DictionaryConfig, Dictionary),
     ENCODER: (EncoderConfig, Encoded),
 }
+#: What cards mean that are older than a field of their network's configuration.
+UNSAID: dict[str, dict[str, Any]] = {"triplex": {"neighbour_norm": False}}
 #: Those that are trained by gradient descent, with their sizes.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     **{
@@ -75,7 +77,7 @@ def build_network(parameters: dict[str, Any]) -> Network:
     Raises ModelFileError for parameters that are none.
     """
     try:
-        return make_network(_config(parameters))
+        return make_network(_config(UNSAID.get(parameters.get("network", "m2ort"), {}) | parameters))
     except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise ModelFileError(f"the model's card does not describe a network ({error}).") from error
 

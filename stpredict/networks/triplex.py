@@ -55,6 +55,7 @@ class TriplexConfig:
     neighbour_dropout: float = 0.3
     patch_px: int = 224
     trunk_width: int = 64  # of a ResNet18's first layer; its features are eight times as wide
+    neighbour_norm: bool = True  # a norm after the neighbour blocks, as released; models of older versions have none
     link: Link = "identity"
 
 
@@ -221,6 +222,7 @@ class Triplex(nn.Module):
         self.neighbour_blocks, self.global_blocks, self.fusion_blocks = map(blocks, ("neighbour", "global", "fusion"))
         self.position_bias = nn.Parameter(torch.zeros(config.neighbour_depth, config.neighbour_heads, N_NEIGHBOURS))
         self.position_encoding = PositionEncoding(c)
+        self.neighbour_norm = nn.LayerNorm(c) if config.neighbour_norm else nn.Identity()
         self.global_norm, self.fusion_norm = nn.LayerNorm(c), nn.LayerNorm(c)
         self.head, self.target_head, self.neighbour_head, self.global_head = (
             Head(c, config.n_genes, config.link) for _ in range(4)
@@ -234,6 +236,10 @@ class Triplex(nn.Module):
         """The frozen features of patches, uint8 N x P x P x 3: N x 8 widths, in half precision."""
         with torch.no_grad():
             return self.frozen(patches).mean(dim=1).half()  # type: ignore[no-any-return]
+
+    def target_tokens(self, patches: Tensor) -> Tensor:
+        """Tokens N x (P / 32)^2 x C of spots' own patches, uint8 N x P x P x 3."""
+        return self.embed_target(self.trunk(patches))  # type: ignore[no-any-return]
 
     def global_tokens(self, features: Tensor, cells: Tensor) -> Tensor:
         """Tokens n x C of all spots of a slide from their patches' `features`, n x 8 widths.
@@ -253,7 +259,7 @@ class Triplex(nn.Module):
         unseen = torch.zeros(absent.shape, device=x.device).masked_fill(absent, -torch.inf)[:, None, None]
         for block, bias in zip(self.neighbour_blocks, self.position_bias, strict=True):
             x = block(x, bias=bias[:, self.distance] + unseen)
-        return x  # type: ignore[no-any-return]
+        return self.neighbour_norm(x)  # type: ignore[no-any-return]
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches, uint8 N x P x P x 3, to float32 N x genes, as if each spot were all that there is of its slide.
@@ -269,18 +275,18 @@ class Triplex(nn.Module):
         neighbours[:, TARGET] = described
         absent = (torch.arange(N_NEIGHBOURS, device=patches.device) != TARGET).expand(len(described), -1)
         tokens = torch.cat([self.global_tokens(one[None], nowhere) for one in described])
-        target = self.embed_target(self.trunk(patches))
+        target = self.target_tokens(patches)
         return self.fuse(target, self.neighbour_tokens(neighbours, absent), absent, tokens)
 
     def read_spots(self, patches: Tensor, neighbours: Tensor, absent: Tensor, global_tokens: Tensor) -> Tensor:
         """Expression, N x genes, of N spots: their patches (uint8 N x P x P x 3), the frozen features of their
         neighbours (N x 25 x 8 widths), which of them lie off the slide, and their global tokens (N x C)."""
-        target, neighbour = self.embed_target(self.trunk(patches)), self.neighbour_tokens(neighbours, absent)
+        target, neighbour = self.target_tokens(patches), self.neighbour_tokens(neighbours, absent)
         return self.head(self.fuse(target, neighbour, absent, global_tokens))  # type: ignore[no-any-return]
 
     def four_outputs(self, patches: Tensor, neighbours: Tensor, absent: Tensor, global_tokens: Tensor) -> list[Tensor]:
         """What the four heads say, N x genes each: of the fused token, the target, the neighbours, the global token."""
-        target, neighbour = self.embed_target(self.trunk(patches)), self.neighbour_tokens(neighbours, absent)
+        target, neighbour = self.target_tokens(patches), self.neighbour_tokens(neighbours, absent)
         seen = (~absent)[:, :, None].to(neighbour.dtype)
         return [
             self.head(self.fuse(target, neighbour, absent, global_tokens)),

@@ -240,3 +240,15 @@ def test_the_teacher_can_be_attached(untested: Path, dataset: Path, tmp_path: Pa
     assert other.card["training"]["fusion_teacher"] == "attached"
     assert set(other.panel) == set(GENES)
     assert not np.array_equal(one.tensors["head.weight"], other.tensors["head.weight"])
+
+
+def test_a_run_of_a_version_without_the_norm_is_not_continued(untested: Path, dataset: Path, tmp_path: Path):
+    out = tmp_path / "mine.safetensors"
+    shutil.copytree(untested.with_suffix(".run"), out.with_suffix(".run"))
+    record = out.with_suffix(".run") / "run.json"
+    known = json.loads(record.read_text())
+    del known["neighbour_norm"]
+    record.write_text(json.dumps(known))
+    refused = train(dataset, out, "--folds", "none")
+    assert refused.exit_code == 1
+    assert "without neighbour_norm instead of with" in refused.stderr
