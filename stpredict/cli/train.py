@@ -37,7 +37,11 @@ def train(
         ),
     ] = ARCHITECTURE,
     objective: Annotated[
-        str, typer.Option(help="residuals, nb, poisson, or mse on ln(1 + CPM) as in the papers.")
+        str,
+        typer.Option(
+            help="residuals, nb, poisson, mse on ln(1 + CPM) as in the papers, or standardised-mse, each gene over its "
+            "spread."
+        ),
     ] = "residuals",
     head: Annotated[
         str | None,
@@ -61,7 +65,8 @@ def train(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="Train and test as a paper does, with what it leaks: m2ort or triplex. Sets folds, panel, objective.",
+            help="Split, choose genes, label and score as a paper does, with what it leaks: m2ort or triplex. Sets "
+            "folds, panel, objective; how the network is trained stays ours.",
             show_default="none",
         ),
     ] = None,

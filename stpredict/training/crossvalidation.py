@@ -92,9 +92,9 @@ def train_model(
 
     folder = run_folder(out)
     wanted = {
-        **asdict(settings), **settings.renewed(), "panel": asdict(panel), "folds": protocol or folds, "hold_out": list(hold_out), "mpp": mpp,
-        "unlabelled": unlabelled, "licence": licence, "dataset": dataset.name, "files": fingerprint(dataset),
-        "counts_only": counts_only and [counts_only.name, fingerprint(counts_only)],
+        **asdict(settings), **settings.renewed(), "panel": asdict(panel), "folds": protocol or folds,
+        "hold_out": list(hold_out), "mpp": mpp, "unlabelled": unlabelled, "licence": licence, "dataset": dataset.name,
+        "files": fingerprint(dataset), "counts_only": counts_only and [counts_only.name, fingerprint(counts_only)],
     }  # fmt: skip
     wanted = json.loads(json.dumps(wanted))
     if not overwrite and is_finished(folder, out, wanted):

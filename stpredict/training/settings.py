@@ -60,4 +60,7 @@ class Settings:
 
     def renewed(self) -> dict[str, bool]:
         """What a run of older versions lacks that had the same settings; such a run is not continued."""
-        return {"neighbour_norm": True} if self.architecture.startswith("triplex") else {}
+        return {
+            **({"neighbour_norm": True} if self.architecture.startswith("triplex") else {}),
+            **({"plain_squared_error": True} if self.objective == "mse" else {}),
+        }

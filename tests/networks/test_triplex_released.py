@@ -38,7 +38,7 @@ HALVES = {
 
 
 def from_released(released: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A released state dict under our names; `to_qkv` of the global encoder is packed by head, dimension, then q, k, v."""
+    """A released state dict under our names; its global `to_qkv` is packed by head, dimension, and q, k, v."""
     ours: dict[str, Tensor] = {}
     biases = []
     for name, tensor in released.items():
