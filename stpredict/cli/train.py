@@ -33,7 +33,7 @@ def train(
         str,
         typer.Option(
             help="m2ort-small, -base or -large, with -cross as in the released code; m2ost; "
-            "triplex, -bc2 or -scc; or dictionary."
+            "triplex, -bc2 or -scc; stnet, resnet50, vit-b16, deepspace, crossvit-small or -base; or dictionary."
         ),
     ] = ARCHITECTURE,
     objective: Annotated[
@@ -139,7 +139,8 @@ def train(
     encoder_weights: Annotated[
         Path | None,
         typer.Option(
-            help="A ResNet18 under torchvision's names, which a TRIPLEX begins with, its licence by --encoder-licence.",
+            help="Weights of the trunk under torchvision's names, which triplex, stnet, resnet50, vit-b16, deepspace "
+            "or a crossvit begins with, their licence by --encoder-licence.",
             show_default="taught colour and texture of unlabelled tissue",
         ),
     ] = None,
@@ -174,6 +175,7 @@ def train(
     Example: stpredict train her2st/ -o mine.safetensors
     """
     from stpredict.commands.train import describe_encoder, describe_weights, train_command
+    from stpredict.networks import TRUNK_FIRST, has_trunk
     from stpredict.training.settings import Settings
 
     demand_positive({"--mpp": mpp, "--learning-rate": learning_rate, "--teach-learning-rate": teach_learning_rate})
@@ -183,8 +185,10 @@ def train(
     taught = (teach_patches, teach_learning_rate) != (Settings.teach_patches, Settings.teach_learning_rate)
     if encoder_weights and (taught or unlabelled != UNLABELLED):
         raise UsageError("--encoder-weights: the trunk is not taught; leave --unlabelled and --teach-... out.")
-    if (encoder_weights or attach_teacher) and (encoder or not arch.startswith("triplex")):
-        raise UsageError("--encoder-weights and --attach-teacher are of a TRIPLEX: --arch triplex.")
+    if encoder_weights and (encoder or not has_trunk(arch)):
+        raise UsageError(f"--encoder-weights: a trunk begins with them, that of --arch {', '.join(TRUNK_FIRST)}.")
+    if attach_teacher and (encoder or not arch.startswith("triplex")):
+        raise UsageError("--attach-teacher is of a TRIPLEX: --arch triplex.")
     if encoder:
         if arch != ARCHITECTURE or mpp is None:
             raise UsageError("--encoder: needs --mpp, the um per pixel that it was trained at, and takes no --arch.")

@@ -42,6 +42,7 @@ PIXEL_SCALING = {
     "m2ort": "RGB uint8 / 255",
     "m2ost": "RGB uint8 / 255",
     "triplex": "RGB uint8 / 255, less ImageNet's mean, over its deviation",
+    "patch": "RGB uint8 / 255, less ImageNet's mean, over its deviation",
     "dictionary": "optical density, -ln((RGB uint8 + 1) / 256)",
     "encoder": "RGB uint8 / 255, less the encoder's mean, over its deviation",
 }

@@ -32,6 +32,7 @@ from stpredict.statistics.objectives import check_objective
 from stpredict.storage.files import atomic_path
 from stpredict.training.fit import (
     Report,
+    empty_trunk,
     is_main_process,
     pick_device,
     process_group,
@@ -75,7 +76,9 @@ def train_model(
     in_slides = reads_slides(settings.architecture)
     if in_slides:
         check_slides_at_hand(settings.architecture, dataset)
-    weights = read_trunk(encoder_weights) if encoder_weights else None
+    weights = None
+    if encoder_weights:
+        weights = read_trunk(encoder_weights, empty_trunk(settings, patch_px_of(dataset)), settings.architecture)
     opened = None
     if encoder and settings.encoder:
         opened = open_encoder(encoder, patch_px_of(dataset), settings.encoder.vit)

@@ -163,7 +163,7 @@ def test_each_head_reads_its_own_view(network):
     with torch.inference_mode():
         fused, target, neighbour, of_global = network.four_outputs(*spots)
         assert torch.equal(fused, network.read_spots(*spots))
-        tokens = network.embed_target(network.trunk(spots[0])).mean(dim=1)
+        tokens = network.target_tokens(spots[0]).mean(dim=1)
         np.testing.assert_allclose(target, network.target_head(tokens), atol=1e-6)
         np.testing.assert_allclose(of_global, network.global_head(spots[3]), atol=1e-6)
         np.testing.assert_allclose(
@@ -222,7 +222,7 @@ def test_only_the_frozen_trunk_is_not_trained(network):
 def test_features_in_half_precision_change_little(network):
     patches, _, absent, _ = some_spots(4)
     with torch.inference_mode():
-        features = network.frozen(patches).mean(dim=1)
+        features = network.frozen(network.pixels(patches))
         neighbours = features[:, None].expand(-1, N_NEIGHBOURS, -1)
         cells = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
         full, half = (

@@ -1,93 +1,135 @@
 from __future__ import annotations
 
-import itertools
+import math
+from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from stpredict.errors import ModelFileError
-from stpredict.networks import triplex
-from stpredict.networks.triplex import Trunk
+from stpredict.networks.timm_vit import resample_positions
 from stpredict.networks.trunk_files import read_trunk
+from stpredict.networks.trunks import TRUNKS
+from stpredict.networks.trunks.resnet import ResNet
 
-#: The blocks of torchvision's resnet18, each with the tensors of its convolutions and normalisations.
-NORMALISATION = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-def test_the_trunks_tensors_have_torchvisions_names_and_shapes():
-    shapes = {"conv1.weight": (64, 3, 7, 7), "bn1": 64}
-    for layer, channels in enumerate([64, 128, 256, 512], start=1):
-        for block, conv in itertools.product((0, 1), (1, 2)):
-            inputs = channels // 2 if layer > 1 and block == 0 and conv == 1 else channels
-            shapes[f"layer{layer}.{block}.conv{conv}.weight"] = (channels, inputs, 3, 3)
-            shapes[f"layer{layer}.{block}.bn{conv}"] = channels
-        if layer > 1:
-            shapes[f"layer{layer}.0.downsample.0.weight"] = (channels, channels // 2, 1, 1)
-            shapes[f"layer{layer}.0.downsample.1"] = channels
-    expected = {}
-    for name, shape in shapes.items():
-        if isinstance(shape, int):
-            expected |= {f"{name}.{key}": () if key == "num_batches_tracked" else (shape,) for key in NORMALISATION}
-        else:
-            expected[name] = shape
-    assert len(expected) == 120
-    assert {name: tuple(tensor.shape) for name, tensor in Trunk().state_dict().items()} == expected
+DATA = Path(__file__).parents[1] / "data"
+#: A small trunk of each kind.
+SMALL = {
+    "densenet": (2, (1, 1)),
+    "resnet": (2, (1, 1)),
+    "vgg": (1, (1, 1)),
+    "vit": (16, (2,)),
+    "crossvit": (32, (1, 1)),
+}
 
 
-def test_a_patch_of_224_px_has_49_tokens_and_pixels_are_normalised_as_for_imagenet():
-    trunk = Trunk(2).eval()
-    seen = {}
-    trunk.conv1.register_forward_hook(lambda _m, inputs, _o: seen.update(pixels=inputs[0]))
-    patch = torch.tensor([255, 0, 51], dtype=torch.uint8).expand(1, 224, 224, 3)
-    assert trunk(patch).shape == (1, 49, 16)
-    expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
-    np.testing.assert_allclose(seen["pixels"][0, :, 3, 5], expected, rtol=1e-5)
+def small(kind: str, patch_px: int = 64, device: str = "cpu") -> nn.Module:
+    width, depths = SMALL[kind]
+    with torch.device(device):
+        return TRUNKS[kind](width, depths, patch_px)
 
 
-def test_a_residual_block_by_hand():
-    block = triplex.BasicBlock(1, 1, stride=1).eval()
-    with torch.no_grad():
-        block.conv1.weight.zero_()[0, 0, 1, 2] = 1  # the pixel to the right
-        block.conv2.weight.zero_()[0, 0, 1, 1] = -2
-        block.bn1.bias.fill_(-1)
-        x = torch.tensor([[3.0, 4.0, 0.5]])[None, None]
-        # Right: 4, .5, 0; less 1, cut: 3, 0, 0; times -2, added: -3, 4, .5; cut. Variances are 1 + 1e-5.
-        np.testing.assert_allclose(block(x)[0, 0, 0], [0, 4, 0.5], atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    "wrap", [lambda t: t, lambda t: {"state_dict": {f"model.resnet.{k}": v for k, v in t.items()}}]
-)
-def test_weights_of_others_load(tmp_path, wrap):
+def shaken(kind: str) -> dict[str, torch.Tensor]:
+    """The tensors of a small trunk, none of which is what another begins with."""
     torch.manual_seed(3)
-    theirs = Trunk().state_dict() | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
-    path = tmp_path / "resnet18.pth"
-    torch.save(wrap(theirs), path)
-    found = read_trunk(path)
-    assert len(found) == 120
+    tensors = small(kind).state_dict()
+    return {name: t + torch.rand_like(t) if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_weights_of_each_trunk_load_with_whatever_stands_before_their_names(tmp_path, kind):
+    theirs = shaken(kind)
+    wrapped = {"state_dict": {f"module.model.{name}": tensor for name, tensor in theirs.items()}}
+    torch.save({**wrapped, "epoch": 3}, tmp_path / "trunk.pth")
+    safetensors.torch.save_file({**theirs, "head.weight": torch.zeros(9, 9)}, tmp_path / "trunk.safetensors")
+    for file in ("trunk.pth", "trunk.safetensors"):
+        trunk = small(kind, device="meta")
+        found = read_trunk(tmp_path / file, trunk, "any")
+        assert found.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in found.items())
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in trunk.state_dict().items())
+
+
+def test_the_names_of_the_oldest_densenet_files_are_known(tmp_path):
+    theirs = shaken("densenet")
+    old = {
+        name.replace("norm1.", "norm.1.").replace("norm2.", "norm.2.").replace("conv1.", "conv.1.").replace(
+            "conv2.", "conv.2."
+        ): tensor
+        for name, tensor in theirs.items()
+        if "num_batches" not in name
+    }  # fmt: skip
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "densenet121-a639ec97.pth")
+    found = read_trunk(tmp_path / "densenet121-a639ec97.pth", small("densenet"), "stnet")
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in found.items())
 
 
-def test_older_weights_without_batch_counts_load_from_safetensors(tmp_path):
-    theirs = {name: tensor for name, tensor in Trunk().state_dict().items() if "num_batches" not in name}
-    safetensors.torch.save_file(theirs, tmp_path / "old.safetensors")
-    assert len(read_trunk(tmp_path / "old.safetensors")) == 120
+@pytest.mark.parametrize("mlp", [("0", "3"), ("linear_1", "linear_2")])
+def test_torchvisions_names_of_a_vit_are_known(tmp_path, mlp):
+    theirs = safetensors.torch.load_file(DATA / "vit_torchvision_tiny.safetensors")
+    renamed = {
+        name.replace(".mlp.0.", f".mlp.{mlp[0]}.").replace(".mlp.3.", f".mlp.{mlp[1]}."): tensor
+        for name, tensor in theirs.items()
+    }
+    wider = {"conv_proj.weight": torch.ones(32, 3, 16, 16)}  # its tokens are of 8 px, ours of 16
+    torch.save({**renamed, **wider}, tmp_path / "vit.pth")
+    trunk = TRUNKS["vit"](32, (2,), 64)
+    with pytest.raises(ModelFileError, match="size mismatch"):
+        read_trunk(tmp_path / "vit.pth", TRUNKS["vit"](64, (2,), 64), "vit-b16")
+    found = {}
+    for block in (0, 1):
+        prefix = f"encoder.layers.encoder_layer_{block}.mlp."
+        for name in ("0.weight", "0.bias", "3.weight", "3.bias"):  # which are twice as wide as a token, ours four times
+            part = mlp[0] if name.startswith("0") else mlp[1]
+            shape = trunk.state_dict()[f"blocks.{block}.mlp.fc{'1' if name.startswith('0') else '2'}.{name[2:]}"].shape
+            found[f"{prefix}{part}.{name[2:]}"] = torch.ones(shape)
+    torch.save({**renamed, **wider, **found}, tmp_path / "vit.pth")
+    read = read_trunk(tmp_path / "vit.pth", trunk, "vit-b16")
+    attention = "encoder.layers.encoder_layer_1.self_attention"
+    for ours, name in (
+        ("cls_token", "class_token"), ("pos_embed", "encoder.pos_embedding"), ("norm.weight", "encoder.ln.weight"),
+        ("blocks.1.attn.qkv.weight", f"{attention}.in_proj_weight"), ("blocks.1.norm2.bias",
+        "encoder.layers.encoder_layer_1.ln_2.bias"), ("blocks.1.attn.proj.bias", f"{attention}.out_proj.bias"),
+    ):  # fmt: skip
+        assert torch.equal(read[ours], theirs[name].float())
+    assert float(read["blocks.0.mlp.fc2.weight"].mean()) == 1
+
+
+@pytest.mark.parametrize(("kind", "names"), [("vit", ["pos_embed"]), ("crossvit", ["pos_embed.0", "pos_embed.1"])])
+def test_positions_are_resampled_to_the_patch(tmp_path, kind, names):
+    theirs = shaken(kind)
+    torch.save(theirs, tmp_path / "trunk.pth")
+    wider = small(kind, patch_px=112)
+    found = read_trunk(tmp_path / "trunk.pth", wider, kind)
+    for name in names:
+        side = math.isqrt(found[name].shape[1])
+        assert side > math.isqrt(theirs[name].shape[1])
+        assert torch.equal(found[name], resample_positions(theirs[name], side))
+    wider(torch.zeros(1, 3, 112, 112))
+
+
+def test_half_precision_is_read_as_single(tmp_path):
+    theirs = {name: t.half() if t.is_floating_point() else t for name, t in shaken("resnet").items()}
+    safetensors.torch.save_file(theirs, tmp_path / "half.safetensors")
+    found = read_trunk(tmp_path / "half.safetensors", small("resnet"), "resnet50")
+    assert found["conv1.weight"].dtype == torch.float32
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"conv1.weight": torch.zeros(1)}, "no ResNet18"),
-        ({"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}, "not the tensors of a ResNet18"),
-        (Trunk().state_dict() | {"bn1.running_var": torch.full((64,), torch.nan)}, "not finite"),
-        ({"layer1.0.conv1.weight": Trunk}, "not a file of plain tensors"),
-        ([1, 2], "no ResNet18"),
+        ({"conv1.weight": torch.zeros(1)}, "no trunk of --arch triplex"),
+        ({"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}, "not the trunk of --arch triplex"),
+        (ResNet(width=2).state_dict() | {"bn1.running_var": torch.full((2,), torch.nan)}, "not finite"),
+        ({"layer1.0.conv1.weight": ResNet}, "not a file of plain tensors"),
+        ([1, 2], "no trunk of --arch triplex"),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, said):
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     with pytest.raises(ModelFileError, match=said):
-        read_trunk(path)
+        read_trunk(path, ResNet(width=2), "triplex")
