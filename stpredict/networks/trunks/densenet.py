@@ -57,9 +57,9 @@ class DenseNet(nn.Module):
             pool0=nn.MaxPool2d(3, 2, 1),
         )  # fmt: skip
         for number, depth in enumerate(depths, start=1):
-            layers = OrderedDict(
-                (f"denselayer{i + 1}", DenseLayer(channels + i * growth, growth)) for i in range(depth)
-            )
+            layers: OrderedDict[str, nn.Module] = OrderedDict()
+            for i in range(depth):
+                layers[f"denselayer{i + 1}"] = DenseLayer(channels + i * growth, growth)
             parts[f"denseblock{number}"] = nn.Sequential(layers)
             channels += depth * growth
             if number < len(depths):
