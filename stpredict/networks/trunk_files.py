@@ -80,7 +80,7 @@ def read_trunk(path: Path, trunk: nn.Module, architecture: str) -> dict[str, Ten
         for name in layout.positions:
             tensors[name] = resample_positions(tensors[name], math.isqrt(wanted[name].shape[1]))
         trunk.load_state_dict(tensors, assign=True)
-    except (RuntimeError, AttributeError, TypeError, KeyError, IndexError) as error:
+    except (RuntimeError, AttributeError, TypeError, KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         said = "; ".join(line.strip() for line in str(error).splitlines()[1:3]) or str(error)
         raise ModelFileError(f"{path.name}: not the trunk of --arch {architecture} ({said}).") from error
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):

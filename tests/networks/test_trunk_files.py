@@ -133,3 +133,10 @@ def test_other_files_are_refused(tmp_path, content, said):
     torch.save(content, path)
     with pytest.raises(ModelFileError, match=said):
         read_trunk(path, ResNet(width=2), "triplex")
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 0, 16), (1, 1, 16), (1, 17, 3, 3), (2, 17, 16)])
+def test_positions_that_are_no_grid_are_refused(tmp_path, shape):
+    torch.save(shaken("vit") | {"pos_embed": torch.zeros(shape)}, tmp_path / "odd.pth")
+    with pytest.raises(ModelFileError, match=r"odd.pth: not the trunk of --arch vit-b16"):
+        read_trunk(tmp_path / "odd.pth", small("vit", patch_px=112), "vit-b16")

@@ -127,14 +127,17 @@ class PatchEmbedding(nn.Module):
 
 
 class CrossViT(nn.Module):
-    """The normalised class tokens of both branches, joined; the branches see the patch `sides` pixels wide."""
+    """The normalised class tokens of both branches, joined.
+
+    The branches see the patch `sides` pixels wide; of these the large one's is the patch's own.
+    """
 
     def __init__(
         self, widths: Sequence[int], depths: Sequence[int], heads: Sequence[int], mlp: Sequence[int],
         sides: Sequence[int],
     ) -> None:  # fmt: skip
         super().__init__()
-        self.sides, self.n_features = tuple(sides), sum(widths)
+        self.small_px, self.n_features = sides[0], sum(widths)
         counts = [(side // token_px) ** 2 for side, token_px in zip(sides, TOKEN_PX, strict=True)]
         self.patch_embed = nn.ModuleList(PatchEmbedding(w, p) for w, p in zip(widths, TOKEN_PX, strict=True))
         self.cls_token = nn.ParameterList(torch.zeros(1, 1, width) for width in widths)
@@ -151,15 +154,12 @@ class CrossViT(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        side = self.small_px
+        seen = (F.interpolate(pixels, (side, side), mode="bicubic", align_corners=False), pixels)
         branches = []
-        for side, embed, token, position in zip(
-            self.sides, self.patch_embed, self.cls_token, self.pos_embed, strict=True
-        ):
-            seen = pixels
-            if side != pixels.shape[-1]:
-                seen = F.interpolate(pixels, (side, side), mode="bicubic", align_corners=False)
-            tokens = embed(seen)
-            branches.append(torch.cat([token.expand(len(tokens), -1, -1), tokens], dim=1) + position)
+        for image, embed, token, position in zip(seen, self.patch_embed, self.cls_token, self.pos_embed, strict=True):
+            tokens = embed(image)
+            branches.append(torch.cat([token.expand(tokens.shape[0], -1, -1), tokens], dim=1) + position)
         for block in self.blocks:
             branches = block(branches)
         return torch.cat([norm(x[:, 0]) for norm, x in zip(self.norm, branches, strict=True)], dim=1)
