@@ -68,9 +68,8 @@ def test_engines_agree_with_the_network(models, small_patches, architecture, nam
 
 
 @needs_compiler
-@pytest.mark.parametrize("architecture", ["stnet", "crossvit"])
-def test_torch_compiles_convolutions_and_attention(models, small_patches, architecture):
-    agree(models[architecture], small_patches, EngineRequest("compile", "fp32", "cpu", batch_size=8))
+def test_torch_compiles_what_is_enlarged_convolved_and_attended_to(models, small_patches):
+    agree(models["crossvit"], small_patches, EngineRequest("compile", "fp32", "cpu", batch_size=8))
 
 
 def agree(model: Model, patches, request: EngineRequest) -> None:
