@@ -33,11 +33,15 @@ def train(
         str,
         typer.Option(
             help="m2ort-small, -base or -large, with -cross as in the released code; m2ost; "
-            "triplex, -bc2 or -scc; or dictionary."
+            "triplex, -bc2 or -scc; stnet, resnet50, vit-b16, deepspace, crossvit-small or -base; or dictionary."
         ),
     ] = ARCHITECTURE,
     objective: Annotated[
-        str, typer.Option(help="residuals, nb, poisson, or mse on ln(1 + CPM) as in the papers.")
+        str,
+        typer.Option(
+            help="residuals, nb, poisson, mse on ln(1 + CPM) as in the papers, or standardised-mse, each gene over its "
+            "spread."
+        ),
     ] = "residuals",
     head: Annotated[
         str | None,
@@ -62,7 +66,8 @@ def train(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="Train and test as a paper does, with what it leaks: m2ort or triplex. Sets folds, panel, objective.",
+            help="Split, choose genes, label and score as a paper does, with what it leaks: m2ort or triplex. Sets "
+            "folds, panel, objective; how the network is trained stays ours.",
             show_default="none",
         ),
     ] = None,
@@ -138,7 +143,8 @@ def train(
     encoder_weights: Annotated[
         Path | None,
         typer.Option(
-            help="A ResNet18 under torchvision's names, which a TRIPLEX begins with, its licence by --encoder-licence.",
+            help="Weights of the trunk under torchvision's names, which triplex, stnet, resnet50, vit-b16, deepspace "
+            "or a crossvit begins with, their licence by --encoder-licence.",
             show_default="taught colour and texture of unlabelled tissue",
         ),
     ] = None,
@@ -174,6 +180,7 @@ def train(
     Example: stpredict train her2st/ -o mine.safetensors
     """
     from stpredict.commands.train import describe_encoder, describe_weights, train_command
+    from stpredict.networks import TRUNK_FIRST, has_trunk
     from stpredict.training.settings import Settings
 
     demand_positive(
@@ -190,8 +197,10 @@ def train(
     taught = (teach_patches, teach_learning_rate) != (Settings.teach_patches, Settings.teach_learning_rate)
     if encoder_weights and (taught or unlabelled != UNLABELLED):
         raise UsageError("--encoder-weights: the trunk is not taught; leave --unlabelled and --teach-... out.")
-    if (encoder_weights or attach_teacher) and (encoder or not arch.startswith("triplex")):
-        raise UsageError("--encoder-weights and --attach-teacher are of a TRIPLEX: --arch triplex.")
+    if encoder_weights and (encoder or not has_trunk(arch)):
+        raise UsageError(f"--encoder-weights: a trunk begins with them, that of --arch {', '.join(TRUNK_FIRST)}.")
+    if attach_teacher and (encoder or not arch.startswith("triplex")):
+        raise UsageError("--attach-teacher is of a TRIPLEX: --arch triplex.")
     if encoder:
         if arch != ARCHITECTURE or mpp is None:
             raise UsageError("--encoder: needs --mpp, the um per pixel that it was trained at, and takes no --arch.")

@@ -72,7 +72,9 @@ def train_command(
 
 def check_counts_only(counts_only: Path | None, dataset: Path, settings: Settings, protocol: str | None) -> None:
     """Raises UsageError for counts that would not be used."""
-    if counts_only and settings.architecture.startswith(("m2ort", "m2ost", "triplex")):
+    from stpredict.networks import FITTED
+
+    if counts_only and settings.architecture not in FITTED:
         raise UsageError(
             f"--counts-only: {settings.architecture} learns nothing from counts alone; "
             "--arch dictionary and --encoder do."
@@ -101,7 +103,7 @@ def describe_encoder(path: Path, mean: str | None, std: str | None, licence: str
     """
     from stpredict.networks.encoder_files import CHECKPOINTS, file_sha256
     from stpredict.networks.timm_config import describe_checkpoint
-    from stpredict.networks.triplex import IMAGENET_MEAN, IMAGENET_STD
+    from stpredict.networks.trunks.pixels import IMAGENET_MEAN, IMAGENET_STD
     from stpredict.training.settings import EncoderSettings
 
     def three(option: str, text: str, least: float) -> tuple[float, ...]:

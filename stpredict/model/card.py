@@ -42,8 +42,17 @@ PIXEL_SCALING = {
     "m2ort": "RGB uint8 / 255",
     "m2ost": "RGB uint8 / 255",
     "triplex": "RGB uint8 / 255, less ImageNet's mean, over its deviation",
+    "patch": "RGB uint8 / 255, less ImageNet's mean, over its deviation",
     "dictionary": "optical density, -ln((RGB uint8 + 1) / 256)",
     "encoder": "RGB uint8 / 255, less the encoder's mean, over its deviation",
+}
+#: What each objective minimises; expression is in the card's unit.
+LOSSES = {
+    "residuals": "squared error on Pearson residuals, each gene over its spread",
+    "nb": "negative binomial likelihood of the counts",
+    "poisson": "Poisson likelihood of the counts",
+    "mse": "squared error on expression",
+    "standardised-mse": "squared error on expression, each gene over its spread",
 }
 DISPLAY_PERCENTILES = (1, 99)
 MIN_DISPLAY_RANGE = 0.2
@@ -86,6 +95,7 @@ def make_card(
         "pitch_um": tiles.pitch_um,
         "pixel_scaling": PIXEL_SCALING[network_parameters(network.config)["network"]],
         "objective": objective.name,
+        "loss": LOSSES[objective.name],
         "expression_unit": NORMALISATIONS[training["normalisation"]].unit + EXPECTED,
         "genes": {
             # In the unit of what is predicted: of the mean share, and over the training spots as predicted.
@@ -170,6 +180,13 @@ def card_without_genes(card: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "held_out": folds}
 
 
+def objective_of(card: dict[str, Any]) -> str | None:
+    """What a model was trained on, by its name of now: cards that do not say their loss called another thing mse."""
+    name = card.get("objective")
+    renamed = name == "mse" and "loss" not in card and "sections" in (card.get("training") or {})
+    return "standardised-mse" if renamed else name
+
+
 def better_baselines(fold: dict[str, Any]) -> list[str]:
     """The baselines whose depth-controlled correlation, 0 for a mean, the model did not beat on a held-out part."""
     ours = fold["rows"]["model"]["depth_controlled"]
@@ -185,7 +202,7 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
         f"input: {card['patch_px']} px patches at {card['mpp']:g} um/px{views_in_words(model.views)}; "
         f"spots of {card['spot_diameter_um']:g} um"
     )
-    yield f"output: {card['expression_unit']}; objective {card['objective']}"
+    yield f"output: {card['expression_unit']}; objective {objective_of(card)}{_in_brackets(card.get('loss'))}"
     if "sections" in training:
         yield (
             f"trained on: {training['spots']} spots of {len(training['sections'])} sections "
@@ -248,6 +265,10 @@ def _how_deep(fold: dict[str, Any]) -> str:
 
 def _named(panel: Sequence[str], correlation: Float, index: Sequence[int]) -> str:
     return ", ".join(f"{panel[i]} {correlation[i]:.2f}" for i in index)
+
+
+def _in_brackets(text: object) -> str:
+    return f" ({text})" if text else ""
 
 
 def _shown(value: float | None) -> str:

@@ -139,7 +139,8 @@ def check_card(card: Mapping[str, Any], tensors: Mapping[str, Array]) -> None:
     demand("views", views_fit(views_of(card["parameters"]), card["patch_px"]))
     demand("mpp", 0.05 <= card["mpp"] <= 50)
     demand("spot diameter and pitch", 1 <= card["spot_diameter_um"] <= 5000 and 1 <= card["pitch_um"] <= 5000)
-    sizes = [value for value in card["parameters"].values() if isinstance(value, int)]
+    listed = [value if isinstance(value, list | tuple) else [value] for value in card["parameters"].values()]
+    sizes = [size for values in listed for size in values if isinstance(size, int)]
     demand("parameters", max(sizes) <= MAX_SIZE)
     for key in ("training_mean", "training_spread"):
         values = card["genes"][key]

@@ -13,12 +13,13 @@ from stpredict.networks.dictionary import Dictionary, DictionaryConfig
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.networks.m2ort import M2ORT, VARIANTS, M2ORTConfig
 from stpredict.networks.m2ost import M2OST, VIEWS, M2OSTConfig
+from stpredict.networks.patch_level import SYSTEMS, PatchConfig, PatchNetwork
 from stpredict.networks.timm_vit import ViTReading
 from stpredict.networks.triplex import SETTINGS, Triplex, TriplexConfig
 from stpredict.slides.views import Views, views_of
 
-Network = M2ORT | M2OST | Triplex | Dictionary | Encoded
-Config = M2ORTConfig | M2OSTConfig | TriplexConfig | DictionaryConfig | EncoderConfig
+Network = M2ORT | M2OST | Triplex | PatchNetwork | Dictionary | Encoded
+Config = M2ORTConfig | M2OSTConfig | TriplexConfig | PatchConfig | DictionaryConfig | EncoderConfig
 #: The architectures whose head is fitted at once rather than trained epoch by epoch.
 DICTIONARY, ENCODER = "dictionary", "encoder"
 FITTED = (DICTIONARY, ENCODER)
@@ -26,9 +27,12 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
     "m2ort": (M2ORTConfig, M2ORT),
     "m2ost": (M2OSTConfig, M2OST),
     "triplex": (TriplexConfig, Triplex),
+    "patch": (PatchConfig, PatchNetwork),
     DICTIONARY: (DictionaryConfig, Dictionary),
     ENCODER: (EncoderConfig, Encoded),
 }
+#: What cards mean that are older than a field of their network's configuration.
+UNSAID: dict[str, dict[str, Any]] = {"triplex": {"neighbour_norm": False}}
 #: Those that are trained by gradient descent, with their sizes.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     **{
@@ -38,7 +42,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "m2ost": {"network": "m2ost", "views": VIEWS},
     **{name: {"network": "triplex", **sizes} for name, sizes in SETTINGS.items()},
+    **{name: {"network": "patch", **sizes} for name, sizes in SYSTEMS.items()},
 }
+#: Those whose trunk may begin with weights of the user's.
+TRUNK_FIRST = (*SETTINGS, *SYSTEMS)
 
 
 def check_architecture(architecture: str) -> None:
@@ -55,6 +62,11 @@ def architecture_views(architecture: str) -> Views:
 def reads_slides(architecture: str) -> bool:
     """Are its networks told of all spots of a slide?"""
     return ARCHITECTURES.get(architecture, {}).get("network") == "triplex"
+
+
+def has_trunk(architecture: str) -> bool:
+    """Do its networks begin with a trunk, whose weights the user may have?"""
+    return ARCHITECTURES.get(architecture, {}).get("network") in ("triplex", "patch")
 
 
 def architecture_config(architecture: str, **parameters: Any) -> Config:
@@ -75,7 +87,7 @@ def build_network(parameters: dict[str, Any]) -> Network:
     Raises ModelFileError for parameters that are none.
     """
     try:
-        return make_network(_config(parameters))
+        return make_network(_config(UNSAID.get(parameters.get("network", "m2ort"), {}) | parameters))
     except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise ModelFileError(f"the model's card does not describe a network ({error}).") from error
 

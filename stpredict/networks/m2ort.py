@@ -147,7 +147,10 @@ class ChannelMixing(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token mixing, then channel mixing, each normalised before and added to its input (eq. 20 to 23)."""
+    """Token mixing, then channel mixing, each normalised before and added to its input (eq. 20 to 23).
+
+    What is added to is the raw sequence, as there and in the released code; eq. 13 adds to the normalised one.
+    """
 
     def __init__(self, config: M2ORTConfig) -> None:
         super().__init__()

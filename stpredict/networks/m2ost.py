@@ -101,7 +101,10 @@ class LevelMLP(nn.Module):
 
 
 class CrossLevelMixing(nn.Module):
-    """Each level attends to each of the other two; what it finds there takes the place of its tokens."""
+    """Each level attends to each of the other two; what it finds there takes the place of its tokens.
+
+    Keys are masked at random here too; the article masks within levels alone, the released code nowhere.
+    """
 
     def __init__(self, config: M2OSTConfig) -> None:
         super().__init__()

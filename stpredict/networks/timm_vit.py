@@ -87,6 +87,7 @@ class TimmViT(nn.Module):
     def __init__(self, tensors: Tensors, reading: ViTReading, patch_px: int) -> None:
         super().__init__()
         width, channels, self.token_px, height = tensors["patch_embed.proj.weight"].shape
+        self.n_features = width
         if channels != 3 or patch_px % self.token_px or height != self.token_px:
             raise ValueError(f"its tokens of {channels} x {height} x {self.token_px} do not fill RGB of {patch_px} px")
         if width % reading.heads:

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stpredict.networks.head import Head, Link
+from stpredict.networks.trunks.pixels import ImageNetPixels
+from stpredict.networks.trunks.resnet import ResNet
 
 #: Patches along the side of the neighbourhood; the target is the middle one.
 SIDE = 5
 N_NEIGHBOURS = SIDE * SIDE
 TARGET = N_NEIGHBOURS // 2
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Attention weights at a time where there are very many: 256 MB in fp32.
 MAX_WEIGHTS = 1 << 26
 #: Spots whose tokens are widened at a time.
@@ -55,6 +56,7 @@ class TriplexConfig:
     neighbour_dropout: float = 0.3
     patch_px: int = 224
     trunk_width: int = 64  # of a ResNet18's first layer; its features are eight times as wide
+    neighbour_norm: bool = True  # a norm after the neighbour blocks, as released; models of older versions have none
     link: Link = "identity"
 
 
@@ -72,56 +74,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "neighbour_depth": 4, "neighbour_heads": 16, "neighbour_mlp": 1, "neighbour_dropout": 0.3,
     },
 }  # fmt: skip
-
-
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions around which their input is added (He et al. 2016, CVPR). Named as in torchvision."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = None
-        if stride > 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept = x if self.downsample is None else self.downsample(x)
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + kept)
-
-
-class Trunk(nn.Module):
-    """A ResNet18 without its pooling and classifier; its tensors have torchvision's names."""
-
-    def __init__(self, width: int = 64) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = self.layer(width, width, stride=1)
-        self.layer2 = self.layer(width, 2 * width, stride=2)
-        self.layer3 = self.layer(2 * width, 4 * width, stride=2)
-        self.layer4 = self.layer(4 * width, 8 * width, stride=2)
-        self.mean: Tensor
-        self.std: Tensor
-        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    @staticmethod
-    def layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(BasicBlock(inputs, outputs, stride), BasicBlock(outputs, outputs, 1))
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Patches, uint8 N x P x P x 3, to tokens, N x (P / 32)^2 x 8 widths, in row-major order."""
-        # With channels last, torch 2.13 was seen to break its memory in narrow trunks' gradients on a CPU.
-        x = (patches.permute(0, 3, 1, 2).float().contiguous() / 255 - self.mean) / self.std
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -207,8 +159,9 @@ class Triplex(nn.Module):
         super().__init__()
         self.config = config
         c, width = config.channels, 8 * config.trunk_width
-        self.frozen = Trunk(config.trunk_width).requires_grad_(False)
-        self.trunk = Trunk(config.trunk_width)
+        self.pixels = ImageNetPixels()
+        self.frozen = ResNet(width=config.trunk_width).requires_grad_(False)
+        self.trunk = ResNet(width=config.trunk_width)
         self.embed_target = nn.Linear(width, c)
         self.embed_features = nn.Identity() if c == width else nn.Linear(width, c)
 
@@ -221,6 +174,7 @@ class Triplex(nn.Module):
         self.neighbour_blocks, self.global_blocks, self.fusion_blocks = map(blocks, ("neighbour", "global", "fusion"))
         self.position_bias = nn.Parameter(torch.zeros(config.neighbour_depth, config.neighbour_heads, N_NEIGHBOURS))
         self.position_encoding = PositionEncoding(c)
+        self.neighbour_norm = nn.LayerNorm(c) if config.neighbour_norm else nn.Identity()
         self.global_norm, self.fusion_norm = nn.LayerNorm(c), nn.LayerNorm(c)
         self.head, self.target_head, self.neighbour_head, self.global_head = (
             Head(c, config.n_genes, config.link) for _ in range(4)
@@ -233,7 +187,11 @@ class Triplex(nn.Module):
     def describe(self, patches: Tensor) -> Tensor:
         """The frozen features of patches, uint8 N x P x P x 3: N x 8 widths, in half precision."""
         with torch.no_grad():
-            return self.frozen(patches).mean(dim=1).half()  # type: ignore[no-any-return]
+            return self.frozen(self.pixels(patches)).half()  # type: ignore[no-any-return]
+
+    def target_tokens(self, patches: Tensor) -> Tensor:
+        """Tokens N x (P / 32)^2 x C of spots' own patches, uint8 N x P x P x 3."""
+        return self.embed_target(self.trunk.tokens(self.pixels(patches)))  # type: ignore[no-any-return]
 
     def global_tokens(self, features: Tensor, cells: Tensor) -> Tensor:
         """Tokens n x C of all spots of a slide from their patches' `features`, n x 8 widths.
@@ -253,7 +211,7 @@ class Triplex(nn.Module):
         unseen = torch.zeros(absent.shape, device=x.device).masked_fill(absent, -torch.inf)[:, None, None]
         for block, bias in zip(self.neighbour_blocks, self.position_bias, strict=True):
             x = block(x, bias=bias[:, self.distance] + unseen)
-        return x  # type: ignore[no-any-return]
+        return self.neighbour_norm(x)  # type: ignore[no-any-return]
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches, uint8 N x P x P x 3, to float32 N x genes, as if each spot were all that there is of its slide.
@@ -269,18 +227,18 @@ class Triplex(nn.Module):
         neighbours[:, TARGET] = described
         absent = (torch.arange(N_NEIGHBOURS, device=patches.device) != TARGET).expand(len(described), -1)
         tokens = torch.cat([self.global_tokens(one[None], nowhere) for one in described])
-        target = self.embed_target(self.trunk(patches))
+        target = self.target_tokens(patches)
         return self.fuse(target, self.neighbour_tokens(neighbours, absent), absent, tokens)
 
     def read_spots(self, patches: Tensor, neighbours: Tensor, absent: Tensor, global_tokens: Tensor) -> Tensor:
         """Expression, N x genes, of N spots: their patches (uint8 N x P x P x 3), the frozen features of their
         neighbours (N x 25 x 8 widths), which of them lie off the slide, and their global tokens (N x C)."""
-        target, neighbour = self.embed_target(self.trunk(patches)), self.neighbour_tokens(neighbours, absent)
+        target, neighbour = self.target_tokens(patches), self.neighbour_tokens(neighbours, absent)
         return self.head(self.fuse(target, neighbour, absent, global_tokens))  # type: ignore[no-any-return]
 
     def four_outputs(self, patches: Tensor, neighbours: Tensor, absent: Tensor, global_tokens: Tensor) -> list[Tensor]:
         """What the four heads say, N x genes each: of the fused token, the target, the neighbours, the global token."""
-        target, neighbour = self.embed_target(self.trunk(patches)), self.neighbour_tokens(neighbours, absent)
+        target, neighbour = self.target_tokens(patches), self.neighbour_tokens(neighbours, absent)
         seen = (~absent)[:, :, None].to(neighbour.dtype)
         return [
             self.head(self.fuse(target, neighbour, absent, global_tokens)),

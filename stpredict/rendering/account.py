@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stpredict.model.card import ROWS, SCORES, better_baselines
+from stpredict.model.card import ROWS, SCORES, better_baselines, objective_of
 from stpredict.model.reference import UNUSUAL_FROM
 from stpredict.model.reliability import PREDICTED_FROM
 from stpredict.prediction.quality import flags_in_words
@@ -80,7 +80,7 @@ def describe_card(card: dict[str, Any] | None) -> dict[str, Any] | None:
         "Correlation when held out": meaning if held_out else None,
         "Architecture": card.get("architecture"),
         "Input": f"{card['patch_px']} px patches at {card['mpp']:g} µm per pixel" if card.get("mpp") else None,
-        "Objective": card.get("objective"),
+        "Objective": objective_of(card),
         "Trained on": _trained_on(training),
         "Licence of the data": training.get("licence"),
         "Intended use": card.get("intended_use"),

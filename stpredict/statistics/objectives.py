@@ -1,6 +1,6 @@
 """What a network is trained on, and how its raw output becomes expression, ln(1 + CPM) of the expected share.
 
-A network's head predicts z, one number per gene of about unit spread. An objective says what z means:
+A network's head predicts z, one number per gene about 0, mostly of about unit spread. An objective says what z means:
 `eta = offset + slope * z` per gene, and expression is softplus(eta), that is ln(1 + CPM) with eta = ln(CPM), or eta
 itself. Both are monotone per gene, so no rank is lost, and both fold into the head's weights. Instead of a million it
 may be another number that shares are multiplied by, and instead of a spot's total the panel's sum that they are of.
@@ -23,8 +23,9 @@ from stpredict.errors import UsageError
 from stpredict.networks.head import Link
 from stpredict.statistics.metrics import PER_MILLION, THETA, log_cpm, pearson_residuals
 
-ObjectiveName = Literal["residuals", "nb", "poisson", "mse"]
+ObjectiveName = Literal["residuals", "nb", "poisson", "mse", "standardised-mse"]
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
+SQUARED_ERRORS = ("residuals", "mse", "standardised-mse")
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,18 @@ def make_objective(
     Expression is ln(1 + `per` x share), the share of `depth`, a spot's total count or the panel's.
 
     `residuals`: squared error on Pearson residuals within each section. `poisson`, `nb`: likelihood of the counts with
-    the log depth as offset. `mse`: squared error on ln(1 + CPM), as in the papers; depth is then learnt too.
+    the log depth as offset. `mse`: squared error on ln(1 + CPM), as in the papers, so that genes count as they vary;
+    depth is then learnt too. `standardised-mse`: the same of each gene over its spread, so that genes count alike.
     The squared errors' targets are averaged with the weights `smooth` (spots x spots), if there are any; the
     likelihoods are of the counts as they are. Raises UsageError for another name, and likelihoods of smooth targets.
     """
     check_objective(name, smooth is not None)
-    if name == "mse":
+    if name in ("mse", "standardised-mse"):
         observed = log_cpm(counts, depth, per)
         if smooth is not None:
             observed = smooth @ observed
-        mean, spread = observed[fit].mean(axis=0), _spread(observed[fit])
+        mean = observed[fit].mean(axis=0)
+        spread = _spread(observed[fit]) if name == "standardised-mse" else np.ones_like(mean)
         targets = (observed - mean) / spread
         return Objective(name, targets, mean, spread, "identity", _squared_error(targets), depth)
 
@@ -101,7 +104,7 @@ def check_objective(name: str, smooth: bool) -> None:
     """Raises UsageError for a name that is no objective's, and for likelihoods of `smooth` targets."""
     if name not in OBJECTIVES:
         raise UsageError(f"--objective {name}: choose one of {', '.join(OBJECTIVES)}.")
-    if smooth and name not in ("mse", "residuals"):
+    if smooth and name not in SQUARED_ERRORS:
         raise UsageError(f"--smooth-labels: not with --objective {name}, which is a likelihood of the counts.")
 
 

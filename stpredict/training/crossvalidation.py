@@ -33,6 +33,7 @@ from stpredict.statistics.objectives import check_objective
 from stpredict.storage.files import atomic_path
 from stpredict.training.fit import (
     Report,
+    empty_trunk,
     is_main_process,
     pick_device,
     process_group,
@@ -76,7 +77,9 @@ def train_model(
     in_slides = reads_slides(settings.architecture)
     if in_slides:
         check_slides_at_hand(settings.architecture, dataset)
-    weights = read_trunk(encoder_weights) if encoder_weights else None
+    weights = None
+    if encoder_weights:
+        weights = read_trunk(encoder_weights, empty_trunk(settings, patch_px_of(dataset)), settings.architecture)
     opened = None
     if encoder and settings.encoder:
         opened = open_encoder(encoder, patch_px_of(dataset), settings.encoder.vit)
@@ -93,9 +96,9 @@ def train_model(
 
     folder = run_folder(out)
     wanted = {
-        **asdict(settings), "panel": asdict(panel), "folds": protocol or folds, "hold_out": list(hold_out), "mpp": mpp,
-        "unlabelled": unlabelled, "licence": licence, "dataset": dataset.name, "files": fingerprint(dataset),
-        "counts_only": counts_only and [counts_only.name, fingerprint(counts_only)],
+        **asdict(settings), **settings.renewed(), "panel": asdict(panel), "folds": protocol or folds,
+        "hold_out": list(hold_out), "mpp": mpp, "unlabelled": unlabelled, "licence": licence, "dataset": dataset.name,
+        "files": fingerprint(dataset), "counts_only": counts_only and [counts_only.name, fingerprint(counts_only)],
     }  # fmt: skip
     if bin_um is not None:  # a run that was begun without it is the same as ever
         wanted["bin_um"] = bin_um

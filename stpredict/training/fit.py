@@ -27,6 +27,8 @@ from stpredict.evaluation.baselines import fit_ridge
 from stpredict.machine import multiplies_bf16
 from stpredict.networks import Network, architecture_config, make_network
 from stpredict.networks.head import Head
+from stpredict.networks.patch_level import PatchNetwork
+from stpredict.networks.triplex import Triplex
 from stpredict.slides.symmetry import SYMMETRIES, turn
 from stpredict.statistics import metrics
 from stpredict.statistics.objectives import Objective
@@ -255,9 +257,21 @@ def predict_z(network: Network, tiles: Tiles, index: Int, device: torch.device, 
     return np.concatenate(out) if out else np.empty((0, network.config.n_genes))
 
 
-def new_network(settings: Settings, tiles: Tiles, n_genes: int) -> Network:
+def new_network(settings: Settings, patch_px: int, n_genes: int) -> Network:
+    """A network with random weights. Raises UsageError if it does not take patches of this size."""
     torch.manual_seed(settings.seed)
-    return make_network(architecture_config(settings.architecture, n_genes=n_genes, patch_px=tiles.patch_px))
+    try:
+        return make_network(architecture_config(settings.architecture, n_genes=n_genes, patch_px=patch_px))
+    except ValueError as error:
+        raise UsageError(f"--arch {settings.architecture}: {error}.") from error
+
+
+def empty_trunk(settings: Settings, patch_px: int) -> nn.Module:
+    """The trunk of a network that has one, without memory for its tensors."""
+    with torch.device("meta"):
+        network = new_network(settings, patch_px, 1)
+    assert isinstance(network, Triplex | PatchNetwork)
+    return network.trunk
 
 
 def ridge_lessons(features: Float, unlabelled_features: Float, objective: Objective, rows: Int) -> Float:

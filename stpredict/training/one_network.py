@@ -19,6 +19,7 @@ from stpredict.data.tiles import Tiles
 from stpredict.networks import FITTED, Network
 from stpredict.networks.dictionary import Dictionary
 from stpredict.networks.encoder import Encoded
+from stpredict.networks.patch_level import PatchNetwork
 from stpredict.networks.triplex import Triplex
 from stpredict.prediction.surroundings import Surroundings
 from stpredict.statistics.normalisation import NORMALISATIONS
@@ -182,7 +183,7 @@ def train_epochs(
     counted = objective.depth > 0
     in_training, in_validation = (np.isin(tiles.section, names) & counted for names in (sections, validation))
     course = Course(settings, Log(folder / "log.csv", run.report), folder, run.device)
-    network = new_network(settings, tiles, counts.shape[1])
+    network = new_network(settings, tiles.patch_px, counts.shape[1])
     places = np.flatnonzero(np.isin(tiles.unlabelled_section, sections))
     # The teacher must not know the validation's counts, or the first epochs would look too good.
     known = np.flatnonzero(in_training & ~in_validation)
@@ -191,6 +192,8 @@ def train_epochs(
         surroundings = prepare_triplex(
             network, run.weights, run.sections, sections, tiles, run.unlabelled_features, course
         )
+    elif isinstance(network, PatchNetwork) and run.weights is not None:
+        network.trunk.load_state_dict(run.weights)
     elif settings.teach_patches and len(places):
         taught = ridge_lessons(run.features, run.unlabelled_features, objective, known)
         teach(network, tiles, taught, places, course)

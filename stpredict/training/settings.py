@@ -57,3 +57,10 @@ class Settings:
     def validates(self) -> bool:
         """Is something chosen on validation sections: the number of epochs, or a linear head's penalty?"""
         return self.architecture not in FITTED or self.head == "linear"
+
+    def renewed(self) -> dict[str, bool]:
+        """What a run of older versions lacks that had the same settings; such a run is not continued."""
+        return {
+            **({"neighbour_norm": True} if self.architecture.startswith("triplex") else {}),
+            **({"plain_squared_error": True} if self.objective == "mse" else {}),
+        }

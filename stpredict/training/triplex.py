@@ -16,7 +16,9 @@ from stpredict.arrays import Float, Int
 from stpredict.data.section import Section
 from stpredict.data.tiles import Tiles
 from stpredict.engines.eager import two_passes
-from stpredict.networks.triplex import Triplex, Trunk, fusion_loss
+from stpredict.networks.triplex import Triplex, fusion_loss
+from stpredict.networks.trunks.pixels import ImageNetPixels
+from stpredict.networks.trunks.resnet import ResNet
 from stpredict.prediction.surroundings import Surroundings, look_around_sections, predict_in_sections
 from stpredict.statistics.objectives import Objective
 from stpredict.training.fit import TAUGHT_LIMIT, Course, Step, in_bf16, teach_values
@@ -28,13 +30,14 @@ SURROUNDINGS = "surroundings"
 class Describing(nn.Module):
     """A trunk that tells colour and texture of patches, uint8 N x P x P x 3."""
 
-    def __init__(self, trunk: Trunk, width: int, n_features: int) -> None:
+    def __init__(self, trunk: ResNet, n_features: int) -> None:
         super().__init__()
+        self.pixels = ImageNetPixels()
         self.trunk = trunk
-        self.head = nn.Linear(width, n_features)
+        self.head = nn.Linear(trunk.n_features, n_features)
 
     def forward(self, patches: Tensor) -> Tensor:
-        return self.head(self.trunk(patches).mean(dim=1))  # type: ignore[no-any-return]
+        return self.head(self.trunk(self.pixels(patches)))  # type: ignore[no-any-return]
 
 
 def teach_trunk(network: Triplex, tiles: Tiles, unlabelled_features: Float, places: Int, course: Course) -> None:
@@ -42,7 +45,7 @@ def teach_trunk(network: Triplex, tiles: Tiles, unlabelled_features: Float, plac
     mean, spread = unlabelled_features[places].mean(axis=0), unlabelled_features[places].std(axis=0) + 1e-9
     standardised = np.clip((unlabelled_features - mean) / spread, -TAUGHT_LIMIT, TAUGHT_LIMIT)
     wanted = torch.as_tensor(standardised, dtype=torch.float32)
-    student = Describing(network.trunk, 8 * network.config.trunk_width, wanted.shape[1])
+    student = Describing(network.trunk, wanted.shape[1])
     teach_values(student, tiles, wanted, places, course)
 
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 from stpredict import DEFAULT_MODEL
 from stpredict.errors import ModelFileError
-from stpredict.model.card import show_card
+from stpredict.model.card import objective_of, show_card
 from stpredict.model.file import find_model, load_model
 from stpredict.model.reliability import describe_reliability, read_reliability, reliable_genes
 
@@ -93,3 +93,12 @@ def test_cards_that_do_not_say_are_still_read():
 def test_reliability_that_does_not_fit_is_refused(said):
     with pytest.raises(ModelFileError, match="reliability"):
         reliable_genes({"name": "m", "panel": PANEL, "held_out": [fold([0.1] * 4)], "reliability": said})
+
+
+def test_a_card_that_does_not_say_its_loss_calls_the_standardised_error_mse():
+    trained, imported = {"sections": ["A1"]}, {"imported_from": "m2ort.pth"}
+    assert objective_of({"objective": "mse", "training": trained}) == "standardised-mse"
+    assert objective_of({"objective": "mse", "training": trained, "loss": "squared error on expression"}) == "mse"
+    assert objective_of({"objective": "mse", "training": imported}) == "mse"
+    assert objective_of({"objective": "nb", "training": trained}) == "nb"
+    assert objective_of({}) is None

@@ -34,6 +34,7 @@ def test_card_and_tensors_come_back(tiny_model_path: Path, tmp_path: Path):
         {"mpp": "x"}, {"mpp": 1e9}, {"patch_px": 225}, {"spot_diameter_um": 1e9}, {"genes": {}},
         {"genes": {"training_mean": None, "training_spread": None, "display_range": [[1] * 8, [1] * 8]}},
         {"parameters": {"patch_px": 224, "channels": 10**9}},
+        {"parameters": {"patch_px": 224, "depths": [1, 10**9]}},
         *({"name": name} for name in ("", ".hidden", "..", "../../x", "a/b", "a\\b", "C:x", "a\x1b[2Jb", "a\nb", 5)),
     ],
 )  # fmt: skip

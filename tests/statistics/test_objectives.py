@@ -50,11 +50,23 @@ def test_z_of_zero_is_the_mean_share(measured, name):
     np.testing.assert_allclose(expression, np.log1p(1e6 * share))
 
 
-def test_mse_targets_are_log_cpm_and_the_best_z_is_their_own(measured):
+@pytest.mark.parametrize("name", ["mse", "standardised-mse"])
+def test_squared_errors_targets_are_log_cpm_and_the_best_z_is_their_own(measured, name):
     counts, depth, _, _ = measured
-    objective = make_objective("mse", *measured)
+    objective = make_objective(name, *measured)
     np.testing.assert_allclose(objective.expression(objective.targets), log_cpm(counts, depth))
     assert objective.loss(torch.tensor(objective.targets).float(), torch.arange(80)) < 1e-10
+
+
+def test_plain_squared_error_is_that_of_expression_and_the_standardised_one_divides_by_spread(measured):
+    counts, depth, _, fit = measured
+    measured_there, rows = log_cpm(counts, depth), torch.tensor([3, 0, 77])
+    z = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+    for name, scale in (("mse", 1.0), ("standardised-mse", measured_there[fit].std(axis=0))):
+        objective = make_objective(name, *measured)
+        missed = (objective.expression(z.double().numpy()) - measured_there[rows]) / scale
+        assert float(objective.loss(z, rows)) == pytest.approx((missed**2).mean(), rel=1e-5)
+    np.testing.assert_array_equal(make_objective("mse", *measured).slope, 1)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -67,7 +79,7 @@ def test_expression_is_in_the_unit_of_the_normalisation(measured, name, kind):
     share = (np.expm1(objective.expression(np.zeros((1, 6)))) / normalisation.per).sum()
     of_all = (counts[fit].sum(axis=0) / depth[fit].sum()).sum()
     assert of_all == pytest.approx(1) if kind == "panel" else of_all < 0.2
-    if name != "mse":  # the mean of logarithms is no mean share
+    if not name.endswith("mse"):  # the mean of logarithms is no mean share
         assert share == pytest.approx(of_all, rel=0.01)
     else:
         expected = np.log1p(normalisation.per * counts / depth[:, None])
@@ -105,5 +117,5 @@ def test_nothing_is_fitted_on_the_rows_left_out(measured):
 
 
 def test_unknown_objective():
-    with pytest.raises(UsageError, match="residuals, nb, poisson, mse"):
+    with pytest.raises(UsageError, match="residuals, nb, poisson, mse, standardised-mse"):
         make_objective("hinge", np.ones((2, 2)), np.ones(2), np.array(["A", "A"]), np.ones(2, bool))

@@ -64,7 +64,9 @@ def test_labels_are_smoothed_within_the_section():
     assert (smooth @ values)[12] == pytest.approx(values[:25][around].mean())
     counts, depth = np.random.default_rng(1).poisson(5, (50, 3)).astype(float), np.full(50, 1000.0)
     fit = section == "A"
-    rough, soft = (make_objective("mse", counts, depth, section, fit, weights) for weights in (None, smooth))
+    rough, soft = (
+        make_objective("standardised-mse", counts, depth, section, fit, weights) for weights in (None, smooth)
+    )
     rough_labels, soft_labels = (x.offset + x.slope * x.targets for x in (rough, soft))
     np.testing.assert_allclose(soft_labels, smooth @ rough_labels)
     with pytest.raises(UsageError, match="--smooth-labels"):
@@ -87,6 +89,11 @@ def test_a_paper_protocol_is_trained_and_printed_with_its_leak(dataset, tmp_path
     assert lines[start + 2].split() == ["per", "spot", "RMSE", "PCC(M)", "PCC(H)", "MSE", "MAE"]
     card = load_model(tmp_path / "m.safetensors").card
     assert card["objective"] == "mse"
+    assert card["loss"] == "squared error on expression"
+    (paper,) = (line for line in lines if line.startswith("the paper's: patients or parts"))
+    (ours,) = (line for line in lines if line.startswith("ours: the optimiser (AdamW)"))
+    assert "squared error" in paper
+    assert "squared error" not in ours
     assert card["training"]["smooth_labels"]
     assert all("test sections" in fold["leak"] for fold in card["held_out"])
 

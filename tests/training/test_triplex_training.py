@@ -20,7 +20,7 @@ from stpredict.evaluation.scores import Shares
 from stpredict.model.card import show_card
 from stpredict.model.file import load_model
 from stpredict.networks import ARCHITECTURES
-from stpredict.networks.triplex import Trunk
+from stpredict.networks.trunks.resnet import ResNet
 from stpredict.result.file import read_result
 from stpredict.statistics.metrics import depth_controlled_correlation
 from stpredict.statistics.normalisation import NORMALISATIONS
@@ -176,7 +176,7 @@ def test_evaluation_sees_each_spot_among_all_of_its_section(trained, dataset: Pa
 def test_weights_of_the_users_own_begin_the_trunk_and_are_known_to_the_card(dataset: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "triplex-tiny", {**TINY, "trunk_width": 64})
     torch.manual_seed(5)
-    theirs = Trunk()
+    theirs = ResNet()
     torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
     monkeypatch.setattr(room, "look_around_sections", lambda *_: pytest.fail("far enough"))
     begun: dict[str, torch.Tensor] = {}
@@ -210,7 +210,7 @@ def test_what_does_not_apply_is_refused(trained, dataset: Path, tmp_path: Path, 
         ((dataset, "-o", out, "--arch", "triplex", "--counts-only", dataset), "learns nothing from counts alone"),
         ((dataset, "-o", out, "--attach-teacher"), "--arch triplex"),
         ((dataset, "-o", out, "--encoder-weights", weights), "--arch triplex"),
-        ((dataset, "-o", out, "--arch", "triplex", "--encoder-weights", weights), "holds no ResNet18"),
+        ((dataset, "-o", out, "--arch", "triplex", "--encoder-weights", weights), "holds no trunk of --arch triplex"),
         ((dataset, "-o", out, "--arch", "triplex", "--encoder-weights", weights, "--teach-patches", 3), "not taught"),
     ):
         refused = run("train", *call)
@@ -240,3 +240,15 @@ def test_the_teacher_can_be_attached(untested: Path, dataset: Path, tmp_path: Pa
     assert other.card["training"]["fusion_teacher"] == "attached"
     assert set(other.panel) == set(GENES)
     assert not np.array_equal(one.tensors["head.weight"], other.tensors["head.weight"])
+
+
+def test_a_run_of_a_version_without_the_norm_is_not_continued(untested: Path, dataset: Path, tmp_path: Path):
+    out = tmp_path / "mine.safetensors"
+    shutil.copytree(untested.with_suffix(".run"), out.with_suffix(".run"))
+    record = out.with_suffix(".run") / "run.json"
+    known = json.loads(record.read_text())
+    del known["neighbour_norm"]
+    record.write_text(json.dumps(known))
+    refused = train(dataset, out, "--folds", "none")
+    assert refused.exit_code == 1
+    assert "without neighbour_norm instead of with" in refused.stderr

@@ -1,0 +1,97 @@
+"""ResNet (He et al. 2016, CVPR, "Deep Residual Learning for Image Recognition"), without its classifier.
+
+Tensors have torchvision's names. As there, a bottleneck that halves the map does so in its 3 x 3 convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: Blocks of each stage of the usual sizes: ResNet18 of basic blocks, ResNet50 of bottlenecks.
+RESNET18, RESNET50 = (2, 2, 2, 2), (3, 4, 6, 3)
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions around which their input is added."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = make_downsample(inputs, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x if self.downsample is None else self.downsample(x)
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + kept)
+
+
+class Bottleneck(nn.Module):
+    """A 3 x 3 convolution between 1 x 1 ones, the last four times as wide, around which their input is added."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, channels: int, stride: int) -> None:
+        super().__init__()
+        outputs = channels * self.expansion
+        self.conv1 = nn.Conv2d(inputs, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = make_downsample(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return F.relu(self.bn3(self.conv3(x)) + kept)
+
+
+def make_downsample(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    """What makes a block's input fit to be added to its output; None where it fits as it is."""
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class ResNet(nn.Module):
+    """A stage of blocks per entry of `depths`, each but the first of half the map and twice the `width`."""
+
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck] = BasicBlock, depths: Sequence[int] = RESNET18, width: int = 64
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        inputs = width
+        self.stages = [f"layer{stage}" for stage in range(1, len(depths) + 1)]
+        for stage, (name, depth) in enumerate(zip(self.stages, depths, strict=True)):
+            channels, stride = width << stage, 2 if stage else 1
+            blocks = [block(inputs, channels, stride)]
+            inputs = channels * block.expansion
+            self.add_module(name, nn.Sequential(*blocks, *(block(inputs, channels, 1) for _ in range(depth - 1))))
+        self.n_features = inputs
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def maps(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels, N x 3 x P x P, to features of places, N x features x P / 32 x P / 32."""
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(pixels))), 3, 2, 1)
+        for stage in self.stages:
+            x = self.get_submodule(stage)(x)
+        return x
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """The same as N x (P / 32)^2 x features, in row-major order."""
+        return self.maps(pixels).flatten(2).transpose(1, 2)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.maps(pixels).mean(dim=(2, 3))
