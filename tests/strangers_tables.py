@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from scipy.sparse import csc_array, csr_array
 
 from stpredict.batch.jobs import find_jobs
+from stpredict.data.cutting import write_tiles
 from stpredict.data.h5ad import read_h5ad
 from stpredict.data.matrices import read_10x
 from stpredict.data.panel import read_gene_list
@@ -29,7 +30,7 @@ from stpredict.data.rows import read_rows
 from stpredict.data.section import Section
 from stpredict.data.space_ranger import read_positions, read_scale
 from stpredict.data.spotted import read_counts, read_selection
-from stpredict.data.tiles import read_tiles, write_tiles
+from stpredict.data.tiles import read_tiles
 from stpredict.networks.encoder_files import open_encoder
 from stpredict.networks.timm_vit import ViTReading
 from stpredict.slides.mask import MaskRequest, inside_mask

@@ -33,8 +33,6 @@ LIBRARIES = (
     "h5py",
     "scikit-image",
 )
-#: The default model needs fp32, which TensorRT is not run in.
-TENSORRT_MODEL = "m2ort-small-her2st"
 TRAINING = ("anndata", "pandas", "scikit-learn", "matplotlib")
 
 
@@ -121,7 +119,7 @@ def _engine(name: str) -> str:
 
 
 def _rate(name: str) -> str:
-    model = load_model(find_model(TENSORRT_MODEL if name == "tensorrt" else DEFAULT_MODEL))
+    model = load_model(find_model(DEFAULT_MODEL))
     patches = _tissue(model.card["patch_px"])
     # What is compiled here has not been checked on a slide, so it is not kept for one.
     request = EngineRequest(name, threads=usable_cores())

@@ -53,8 +53,8 @@ def _tile_dataset(
 ) -> None:
     try:
         from stpredict.data.bins import Bins
+        from stpredict.data.cutting import write_tiles
         from stpredict.data.dataset import read_dataset
-        from stpredict.data.tiles import write_tiles
     except ModuleNotFoundError as error:
         raise needs_training_extra(error) from error
 

@@ -55,7 +55,7 @@ def _in_precisions(name: str, request: EngineRequest, on_gpu: bool) -> list[Cand
     if request.precision != "auto":
         return [(name, request.precision)]
     if name == "tensorrt":
-        return [(name, "bf16"), (name, "fp16")]
+        return [(name, "bf16"), (name, "fp16"), (name, "fp32")]
     if name == "openvino":
         return [(name, "bf16"), (name, "fp32")]
     return [(name, "bf16"), (name, "fp16"), (name, "fp32")] if on_gpu else [(name, "fp32")]
@@ -64,7 +64,7 @@ def _in_precisions(name: str, request: EngineRequest, on_gpu: bool) -> list[Cand
 def _on_gpu(model: Model, request: EngineRequest, n_spots: int) -> list[Candidate]:
     """A TensorRT engine that is there already, or if there are spots enough to build one; so too `compile`; eager."""
     found: list[Candidate] = []
-    if importlib.util.find_spec("torch_tensorrt") is not None and request.precision != "fp32":
+    if importlib.util.find_spec("torch_tensorrt") is not None:
         from stpredict.engines.tensorrt import is_cached
 
         tensorrt = _in_precisions("tensorrt", request, True)

@@ -13,9 +13,10 @@ from scipy.spatial import cKDTree
 
 from stpredict.arrays import Int, Labels
 from stpredict.data.bins import Bins
+from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
 from stpredict.data.section import demand_slides
-from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles, write_tiles
+from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles
 from stpredict.data.twins import told_twins
 from stpredict.engines.engine import EngineRequest
 from stpredict.engines.opening import open_engine

@@ -22,8 +22,14 @@ def unlike_training(provenance: Mapping[str, Any]) -> str | None:
     return f"{share:.0%} of patches look unlike those the model was trained on; expect little."
 
 
-#: A further kind of warning that means "do not trust" is a function here; `predict` tells it, and `--strict` heeds it.
-DOUBTS: tuple[Doubt, ...] = (unlike_training,)
+def unlike_bright_field(provenance: Mapping[str, Any]) -> str | None:
+    """A slide that does not look like H&E in bright field. Older results do not say."""
+    said = provenance["slide"].get("appearance")
+    return f"{said}." if said else None
+
+
+#: A further kind of warning that means "do not trust" is a function here, and `--strict` heeds it.
+DOUBTS: tuple[Doubt, ...] = (unlike_training, unlike_bright_field)
 
 
 def doubts(provenance: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from stpredict.engines.opening import open_engine
 from stpredict.errors import ResultError, StpredictError
 from stpredict.model.card import card_without_genes
 from stpredict.model.file import Model
-from stpredict.prediction.doubts import doubts, unlike_training
+from stpredict.prediction.doubts import unlike_training
 from stpredict.prediction.job import Job
 from stpredict.prediction.pipeline import finish_shards, predict_shards
 from stpredict.prediction.preparation import Prepared, from_finer_level, tell_notes
@@ -104,7 +104,7 @@ def _predict(
         "display_range": display_range(model, columns),
         "card": card_without_genes(model.card),
     }
-    for doubt in doubts(provenance):
+    if doubt := unlike_training(provenance):  # what else there is to doubt was told among the notes
         log("warning", f"{job.shown.name}: {doubt}", slide=str(job.shown))
     with clock.stage("result"):
         content = Content(

@@ -50,6 +50,7 @@ def describe_prediction(prepared: Prepared, job: Job, model: Model, request: Req
             "of_file": list(slide.of_file),
             "mpp": list(prepared.mpp),
             "reader": slide.reader,
+            "appearance": slide.appearance,
         },
         "tissue": {"mask_um": MASK_UM, "tissue_fraction_of_slide": round(float(prepared.tissue.mask.mean()), 4)},
         "raster": {

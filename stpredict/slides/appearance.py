@@ -32,7 +32,8 @@ def note_appearance(slide: Slide, overview: UInt8) -> None:
     Raises NoTissueError for one that has one colour throughout, SlideError for one that is nearly black.
     """
     if said := appearance(slide.path.name, overview):
-        slide.notes.append(f"{said}; models are trained on H&E in bright field")
+        slide.appearance = f"{said}; models are trained on H&E in bright field"
+        slide.notes.append(slide.appearance)
 
 
 def appearance(name: str, overview: UInt8) -> str | None:

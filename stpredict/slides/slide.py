@@ -59,6 +59,8 @@ class Slide(ABC):
         #: What of the file is read, in words, where it holds more than one picture.
         self.of_file: tuple[str, ...] = ()
         self.bounds = Bounds(0, 0, 0, 0)
+        #: What is implausible of it as an H&E slide, once that was looked for, likewise.
+        self.appearance: str | None = None
         #: Levels that could not be decoded, and are read no more.
         self.unreadable: set[int] = set()
 

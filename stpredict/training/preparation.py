@@ -15,19 +15,11 @@ from torch import nn
 
 from stpredict.arrays import Float
 from stpredict.data.bins import Bins
+from stpredict.data.cutting import PATCH_PX, settle_cut, write_tiles
 from stpredict.data.dataset import read_counts, read_dataset
 from stpredict.data.panel import match_genes
 from stpredict.data.section import demand_slides
-from stpredict.data.tiles import (
-    PATCH_PX,
-    Measured,
-    Tiles,
-    check_views,
-    measured_in,
-    read_tiles,
-    settle_cut,
-    write_tiles,
-)
+from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles
 from stpredict.data.twins import told_twins
 from stpredict.errors import ResultError, UsageError
 from stpredict.networks import FITTED, reads_slides

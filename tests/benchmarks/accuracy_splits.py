@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from stpredict.arrays import Bool, Float, UInt8
+from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_counts, read_dataset
 from stpredict.data.panel import choose_panel
-from stpredict.data.tiles import Tiles, read_tiles, write_tiles
+from stpredict.data.tiles import Tiles, read_tiles
 from stpredict.networks.dictionary import Dictionary, DictionaryConfig
 from stpredict.slides.symmetry import SYMMETRIES, turn
 from stpredict.slides.views import ONE_VIEW, Views

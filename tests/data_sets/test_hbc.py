@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
-from stpredict.data.tiles import read_tiles, write_tiles
+from stpredict.data.tiles import read_tiles
 from stpredict.errors import DatasetError
 
 STEP = 390  # pixels between spots, 200 um: 0.5128 um per pixel

@@ -14,8 +14,9 @@ from encoders_to_try import Tiny, export
 from PIL import Image
 from results_to_draw import predict
 
+from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
-from stpredict.data.tiles import read_tiles, write_tiles
+from stpredict.data.tiles import read_tiles
 from stpredict.errors import DatasetError
 from stpredict.model.file import Model, load_model
 from stpredict.networks import ARCHITECTURES

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from conftest import GENES
 
+from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
-from stpredict.data.tiles import check_views, read_tiles, write_tiles
+from stpredict.data.tiles import check_views, read_tiles
 from stpredict.errors import DatasetError
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import open_slide

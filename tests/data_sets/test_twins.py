@@ -10,9 +10,10 @@ from conftest import write_section
 from scipy.sparse import csr_array
 from test_assessment import made_up
 
+from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
 from stpredict.data.section import Section
-from stpredict.data.tiles import Measured, measured_in, read_tiles, write_tiles
+from stpredict.data.tiles import Measured, measured_in, read_tiles
 from stpredict.data.twins import Twins, find_twins, tied_patients, told_twins, with_twins
 from stpredict.errors import UsageError
 from stpredict.evaluation.assessment import unseen

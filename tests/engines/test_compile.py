@@ -25,8 +25,9 @@ OPEN_AGAIN = """
 import sys
 from pathlib import Path
 import numpy as np
-from stpredict.engines import EngineRequest, open_engine
-from stpredict.weights import load_model
+from stpredict.engines.engine import EngineRequest
+from stpredict.engines.opening import open_engine
+from stpredict.model.file import load_model
 model, patches, output = sys.argv[1:]
 request = EngineRequest("compile", "fp32", "cpu", batch_size=4)
 engine = open_engine(load_model(Path(model)), request, np.load(patches), print)

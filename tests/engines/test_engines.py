@@ -183,8 +183,9 @@ def test_auto_is_right_whatever_the_kernels_are_told_to_do_without(tiny_model_pa
 import sys
 import numpy as np
 from pathlib import Path
-from stpredict.engines import EngineRequest, open_engine
-from stpredict.weights import load_model
+from stpredict.engines.engine import EngineRequest
+from stpredict.engines.opening import open_engine
+from stpredict.model.file import load_model
 model, patches = load_model(Path(sys.argv[1])), np.load(sys.argv[2])
 engine = open_engine(model, EngineRequest(precision="fp32", batch_size=8), patches, print, keep=False)
 print(engine.name, engine.verdict.passed)

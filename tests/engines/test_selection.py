@@ -21,7 +21,7 @@ from stpredict.errors import EngineError, PrecisionError
 SMALL, MIDDLING, LARGE = 80_000, COMPILE_FROM, TENSORRT_FROM
 EAGER = [("eager", "bf16"), ("eager", "fp16"), ("eager", "fp32")]
 COMPILE = [("compile", "bf16"), ("compile", "fp16"), ("compile", "fp32")]
-TENSORRT = [("tensorrt", "bf16"), ("tensorrt", "fp16")]
+TENSORRT = [("tensorrt", "bf16"), ("tensorrt", "fp16"), ("tensorrt", "fp32")]
 CPU = [("openvino", "bf16"), ("openvino", "fp32"), ("eager", "fp32")]
 
 
@@ -53,7 +53,7 @@ def machine(monkeypatch):
         (True, True, (), SMALL, EAGER),
         (True, True, (), LARGE, TENSORRT + COMPILE + EAGER),
         (True, True, ("fp16",), SMALL, [("tensorrt", "fp16"), *EAGER]),
-        (True, True, ("bf16", "fp16"), 0, TENSORRT + EAGER),
+        (True, True, ("bf16", "fp16"), 0, TENSORRT[:2] + EAGER),
     ],
 )
 def test_auto_weighs_device_and_cost_of_building(tiny_model, machine, gpu, installed, cached, n_spots, wanted):

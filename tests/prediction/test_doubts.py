@@ -63,3 +63,15 @@ def test_doubts_are_read_from_results(tmp_path):
     assert doubts({**provenance, "unusual_patches": 0.5}) == []
     (said,) = doubts({**provenance, "unusual_patches": 0.51})
     assert said.startswith("51% of patches look unlike")
+    grey = {**provenance, "slide": {**provenance["slide"], "appearance": "it is grey throughout"}}
+    assert doubts(grey) == ["it is grey throughout."]
+
+
+def test_strict_makes_an_error_of_a_slide_that_is_no_h_and_e(region, model_with_reference_path):
+    grey = np.repeat(region[1000:1800, 600:1400].mean(axis=2, keepdims=True).round().astype(np.uint8), 3, axis=2)
+    tiff_pyramid(Path("grey.tif"), grey, (0.5, 0.5))
+    asked = ("predict", "grey.tif", "-m", model_with_reference_path, "--genes", "GNAS", "--engine", "eager", "--strict")
+    for _ in range(2):  # the second call finds the result
+        done = run(*asked)
+        assert done.exit_code == 1, done.output
+        assert "grey.tif: --strict: it is grey throughout; models are trained on H&E in bright field." in done.stderr

@@ -11,8 +11,9 @@ from calls import run
 from conftest import GENES, SLIDE, write_section
 from PIL import Image
 
+from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
-from stpredict.data.tiles import read_tiles, write_tiles
+from stpredict.data.tiles import read_tiles
 from stpredict.engines.eager import load_network
 from stpredict.errors import UsageError
 from stpredict.evaluation.assessment import check_training_patients

@@ -12,8 +12,8 @@ from calls import run
 from conftest import GENES, SLIDE
 from patch_networks import PATCH_PX, TINY
 
+from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
-from stpredict.data.tiles import write_tiles
 from stpredict.model.file import load_model
 from stpredict.networks import ARCHITECTURES, architecture_config, make_network
 from stpredict.result.file import read_result

@@ -16,8 +16,9 @@ from calls import run
 from conftest import GENES
 from PIL import Image
 
+from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
-from stpredict.data.tiles import read_tiles, write_tiles
+from stpredict.data.tiles import read_tiles
 from stpredict.engines.eager import load_network
 from stpredict.errors import UsageError
 from stpredict.model.card import show_card

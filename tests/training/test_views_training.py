@@ -10,8 +10,9 @@ import pytest
 import torch
 from calls import run
 
+from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
-from stpredict.data.tiles import read_tiles, write_tiles
+from stpredict.data.tiles import read_tiles
 from stpredict.model.file import load_model
 from stpredict.networks import ARCHITECTURES
 from stpredict.result.file import read_result
