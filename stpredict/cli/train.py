@@ -181,7 +181,7 @@ def train(
     """
     from stpredict.commands.train import describe_encoder, describe_weights, train_command
     from stpredict.networks import TRUNK_FIRST, has_trunk
-    from stpredict.training.settings import Settings
+    from stpredict.training.settings import Settings, TrainingRequest
 
     demand_positive(
         {
@@ -234,10 +234,10 @@ def train(
         encoder_weights=describe_weights(encoder_weights, encoder_licence) if encoder_weights else None,
         fusion_teacher=("attached" if attach_teacher else "detached") if arch.startswith("triplex") else None,
     )  # fmt: skip
-    train_command(
-        dataset, out, settings, genes_file=genes_file, genes_required=split(genes_required), panel_size=panel_size,
-        panel_rule=panel, folds=folds, hold_out=split(hold_out), allow_patient_leak=allow_patient_leak,
+    request = TrainingRequest(
+        dataset, out, settings, folds=folds, hold_out=split(hold_out), allow_patient_leak=allow_patient_leak,
         protocol=protocol, normalisation=normalisation, min_depth=min_depth, counts_only=counts_only,
         encoder=encoder, encoder_weights=encoder_weights, unlabelled=0 if encoder or encoder_weights else unlabelled,
         mpp=mpp, bin_um=bin_um, licence=licence, device=device, threads=threads or usable_cores(), overwrite=overwrite,
     )  # fmt: skip
+    train_command(request, genes_file, split(genes_required), panel_size, panel)

@@ -17,15 +17,12 @@ from stpredict.storage.files import output_folders
 
 if TYPE_CHECKING:
     from stpredict.networks.timm_vit import ViTReading
-    from stpredict.training.settings import EncoderSettings, Settings, WeightsSettings
+    from stpredict.training.settings import EncoderSettings, Settings, TrainingRequest, WeightsSettings
 
 
 def train_command(
-    dataset: Path, out: Path, settings: Settings, *, genes_file: Path | None, genes_required: Sequence[str],
-    panel_size: int | None, panel_rule: str, folds: str, hold_out: Sequence[str], allow_patient_leak: bool,
-    protocol: str | None, normalisation: str | None, min_depth: int | None, counts_only: Path | None,
-    encoder: Path | None, encoder_weights: Path | None, unlabelled: int, mpp: float | None, bin_um: float | None,
-    licence: str, device: str, threads: int, overwrite: bool,
+    request: TrainingRequest, genes_file: Path | None, genes_required: Sequence[str], panel_size: int | None,
+    panel_rule: str,
 ) -> None:  # fmt: skip
     """Train a model and print its path."""
     try:
@@ -36,34 +33,32 @@ def train_command(
     except ModuleNotFoundError as error:
         raise needs_training_extra(error) from error
 
+    out, settings, encoder = request.out, request.settings, request.encoder
     check_model_path(out)
-    for weights in (encoder, encoder_weights):
+    for weights in (encoder, request.encoder_weights):
         if weights and weights.resolve() == out.resolve():
             raise UsageError(f"-o {out}: is the encoder's own file.")
-    if bin_um and dataset.suffix == ".h5":
+    if request.bin_um and request.dataset.suffix == ".h5":
         raise UsageError("--bin-um: with a folder of sections, not with a .tiles.h5 file, which is already cut.")
-    check_counts_only(counts_only, dataset, settings, protocol)
+    check_counts_only(request.counts_only, request.dataset, settings, request.protocol)
     if genes_file and (panel_size or panel_rule != Panel.rule):
         raise UsageError("--genes-file names the panel; --panel and --panel-size choose one.")
     panel = Panel(read_gene_list(genes_file) if genes_file else (), panel_size, tuple(genes_required), panel_rule)
-    if protocol:
-        paper = find_protocol(protocol)
+    if request.protocol:
+        paper = find_protocol(request.protocol)
         settings = replace(
             settings, objective="mse", smooth_labels=paper.smooth_labels, min_depth=1, normalisation=paper.normalisation
         )
         panel = replace(panel, rule=paper.panel_rule, size=panel.size or PANEL_SIZE)
     settings = replace(
-        settings, normalisation=normalisation or settings.normalisation, min_depth=min_depth or settings.min_depth
-    )
+        settings, normalisation=request.normalisation or settings.normalisation,
+        min_depth=request.min_depth or settings.min_depth,
+    )  # fmt: skip
     if settings.encoder and settings.encoder.vit and is_main_process():
         report(show_timm_encoder(settings.encoder, settings.encoder.vit))
     with output_folders(out.parent):
-        train_model(
-            dataset, out, settings, panel, folds=folds, hold_out=hold_out, allow_patient_leak=allow_patient_leak,
-            protocol=protocol, counts_only=counts_only, encoder=encoder, encoder_weights=encoder_weights,
-            unlabelled=unlabelled, mpp=mpp, bin_um=bin_um, licence=licence, device=device, threads=threads,
-            overwrite=overwrite, report=lambda line: report(line) if is_main_process() else None,
-        )  # fmt: skip
+        tell = report if is_main_process() else lambda _line: None
+        train_model(replace(request, settings=settings), panel, tell)
     if is_main_process():
         if encoder and encoder.resolve().parent != out.resolve().parent:
             report(f"{out.name} needs {encoder.name} beside it, or in the folder $STPREDICT_MODELS")

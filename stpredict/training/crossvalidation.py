@@ -57,73 +57,73 @@ from stpredict.training.preparation import (
 )
 from stpredict.training.programmes import N_PROGRAMMES
 from stpredict.training.protocols import find_protocol, show_protocol
-from stpredict.training.settings import EncoderSettings, Settings
+from stpredict.training.settings import EncoderSettings, Settings, TrainingRequest
 from stpredict.training.triplex import SURROUNDINGS
 
 
-def train_model(
-    dataset: Path, out: Path, settings: Settings, panel: Panel, *, folds: str, hold_out: Sequence[str],
-    allow_patient_leak: bool, protocol: str | None, counts_only: Path | None, encoder: Path | None,
-    encoder_weights: Path | None, unlabelled: int, mpp: float | None, bin_um: float | None, licence: str,
-    device: str, threads: int, overwrite: bool, report: Report,
-) -> dict[str, Any]:  # fmt: skip
+def train_model(request: TrainingRequest, panel: Panel, report: Report) -> dict[str, Any]:
     """Train a model from a data set or a tiles file, by way of the folder MODEL.run; returns its card.
 
     A killed run goes on where it was. Under torchrun every process calls this.
     Raises what `prepare_run` does, and UsageError for settings that are none.
     """
+    dataset, out, settings, threads = request.dataset, request.out, request.settings, request.threads
     check_architecture(settings.architecture)
     views = architecture_views(settings.architecture)
     in_slides = reads_slides(settings.architecture)
     if in_slides:
         check_slides_at_hand(settings.architecture, dataset)
     weights = None
-    if encoder_weights:
-        weights = read_trunk(encoder_weights, empty_trunk(settings, patch_px_of(dataset)), settings.architecture)
+    if request.encoder_weights:
+        weights = read_trunk(
+            request.encoder_weights, empty_trunk(settings, patch_px_of(dataset)), settings.architecture
+        )
     opened = None
-    if encoder and settings.encoder:
-        opened = open_encoder(encoder, patch_px_of(dataset), settings.encoder.vit)
+    if request.encoder and settings.encoder:
+        opened = open_encoder(request.encoder, patch_px_of(dataset), settings.encoder.vit)
     check_objective(settings.objective, settings.smooth_labels)
     check_normalisation(settings.normalisation)
     check_rule(panel.rule)
-    check_split(folds)
-    place = pick_device(device)
+    check_split(request.folds)
+    place = pick_device(request.device)
 
     def plan(found: Tiles | Measured) -> list[Fold]:
-        if protocol:
-            return find_protocol(protocol).folds(found, settings.seed)
-        return plan_folds(found, folds, hold_out)
+        if request.protocol:
+            return find_protocol(request.protocol).folds(found, settings.seed)
+        return plan_folds(found, request.folds, request.hold_out)
 
-    folder = run_folder(out)
-    wanted = {
-        **asdict(settings), **settings.renewed(), "panel": asdict(panel), "folds": protocol or folds,
-        "hold_out": list(hold_out), "mpp": mpp, "unlabelled": unlabelled, "licence": licence, "dataset": dataset.name,
-        "files": fingerprint(dataset), "counts_only": counts_only and [counts_only.name, fingerprint(counts_only)],
-    }  # fmt: skip
-    if bin_um is not None:  # a run that was begun without it is the same as ever
-        wanted["bin_um"] = bin_um
-    wanted = json.loads(json.dumps(wanted))
-    if not overwrite and is_finished(folder, out, wanted):
+    folder, wanted = run_folder(out), recorded(request, panel)
+    if not request.overwrite and is_finished(folder, out, wanted):
         report(f"{out}: up to date")
         return dict(load_model(out).card)
-    with process_group(device):
+    with process_group(request.device):
         if is_main_process():
-            prepare_run(
-                dataset, out, wanted, settings, panel, plan, allow_patient_leak=allow_patient_leak, protocol=protocol,
-                counts_only=counts_only, encoder=opened, views=views, unlabelled=unlabelled, mpp=mpp, bin_um=bin_um,
-                threads=threads, overwrite=overwrite, report=report,
-            )  # fmt: skip
+            prepare_run(request, wanted, panel, plan, opened, views, report)
         wait_for_all()
         tiles = read_tiles(tiles_of(dataset, out))
         features, unlabelled_features = read_features(tiles, settings, folder / FEATURES, report, threads)
         torch.set_num_threads(threads)
         run = Run(
-            tiles, features, unlabelled_features, panel, settings, licence, place, report,
-            sections=read_dataset(dataset, Bins(bin_um)) if in_slides else (), weights=weights,
+            tiles, features, unlabelled_features, panel, settings, request.licence, place, report,
+            sections=read_dataset(dataset, Bins(request.bin_um)) if in_slides else (), weights=weights,
         )  # fmt: skip
         if opened and settings.encoder:
             run = with_encoder(run, opened, settings.encoder, folder / ENCODED)
-        return run_crossvalidation(run, plan(tiles), protocol, out, folder)
+        return run_crossvalidation(run, plan(tiles), request.protocol, out, folder)
+
+
+def recorded(request: TrainingRequest, panel: Panel) -> dict[str, Any]:
+    """All that decides what comes of a run; a run goes on only with what it was begun with."""
+    settings, counts_only = request.settings, request.counts_only
+    wanted = {
+        **asdict(settings), **settings.renewed(), "panel": asdict(panel), "folds": request.protocol or request.folds,
+        "hold_out": list(request.hold_out), "mpp": request.mpp, "unlabelled": request.unlabelled,
+        "licence": request.licence, "dataset": request.dataset.name, "files": fingerprint(request.dataset),
+        "counts_only": counts_only and [counts_only.name, fingerprint(counts_only)],
+    }  # fmt: skip
+    if request.bin_um is not None:  # a run that was begun without it is the same as ever
+        wanted["bin_um"] = request.bin_um
+    return dict(json.loads(json.dumps(wanted)))
 
 
 def with_encoder(run: Run, encoder: nn.Module, known: EncoderSettings, cache: Path) -> Run:

@@ -31,7 +31,7 @@ from stpredict.storage.files import atomic_path, output_folders
 from stpredict.training.fit import Report
 from stpredict.training.folds import Fold, check_depth, check_leaks
 from stpredict.training.one_network import Panel
-from stpredict.training.settings import Settings
+from stpredict.training.settings import Settings, TrainingRequest
 
 #: In the folder of a run.
 RECORD, TILES, FEATURES, ENCODED = "run.json", "dataset.tiles.h5", "features.npz", "encoded.npy"
@@ -40,10 +40,8 @@ END_BYTES = 32 << 20
 
 
 def prepare_run(
-    dataset: Path, out: Path, wanted: dict[str, Any], settings: Settings, panel: Panel,
-    plan: Callable[[Tiles | Measured], Sequence[Fold]], *, allow_patient_leak: bool, protocol: str | None,
-    counts_only: Path | None, encoder: nn.Module | None, views: Views, unlabelled: int, mpp: float | None,
-    bin_um: float | None, threads: int, overwrite: bool, report: Report,
+    request: TrainingRequest, wanted: dict[str, Any], panel: Panel, plan: Callable[[Tiles | Measured], Sequence[Fold]],
+    encoder: nn.Module | None, views: Views, report: Report,
 ) -> None:  # fmt: skip
     """Cut the patches that a run lacks, take their features, and note what run it is.
 
@@ -51,12 +49,14 @@ def prepare_run(
     Raises ResultError if the model exists, or the folder holds a run with other settings, unless `overwrite`;
     UsageError for parts that cannot be held out, and genes or encoders that do not fit.
     """
+    dataset, out, settings, mpp = request.dataset, request.out, request.settings, request.mpp
+    counts_only, overwrite = request.counts_only, request.overwrite
     folder = run_folder(out)
     begun = is_begun(folder, out, wanted, overwrite)
     tiles_path = tiles_of(dataset, out)
     to_cut = dataset.suffix != ".h5" and not (begun and tiles_path.exists())
     if to_cut:
-        sections, more = read_dataset(dataset, Bins(bin_um)), read_counts(counts_only) if counts_only else ()
+        sections, more = read_dataset(dataset, Bins(request.bin_um)), read_counts(counts_only) if counts_only else ()
         settle_cut(sections, PATCH_PX, views, mpp)
         if reads_slides(settings.architecture):
             demand_slides(sections, f"--arch {settings.architecture}")
@@ -70,7 +70,7 @@ def prepare_run(
     for line in told_twins(found.twins):
         report(line)
     folds = plan(found)
-    check_leaks(folds, allow_patient_leak, protocol)
+    check_leaks(folds, request.allow_patient_leak, request.protocol)
     check_depth(found, folds, settings.min_depth)
     match_genes([*panel.required, *panel.genes], found.counted_genes, "measured genes")
     if encoder and settings.encoder:
@@ -83,13 +83,13 @@ def prepare_run(
                 (folder / left).unlink(missing_ok=True)
         if to_cut:
             write_tiles(
-                sections, tiles_path, views=views, counts_only=more, mpp=mpp, unlabelled=unlabelled,
-                seed=settings.seed, threads=threads, report=report,
+                sections, tiles_path, views=views, counts_only=more, mpp=mpp,
+                unlabelled=request.unlabelled, seed=settings.seed, threads=request.threads, report=report,
             )  # fmt: skip
         if not begun:
             with atomic_path(folder / RECORD) as temporary:
                 temporary.write_text(json.dumps(wanted, indent=1))
-        read_features(read_tiles(tiles_path), settings, folder / FEATURES, report, threads)
+        read_features(read_tiles(tiles_path), settings, folder / FEATURES, report, request.threads)
 
 
 def run_folder(out: Path) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from stpredict.evaluation import MIN_DEPTH
@@ -64,3 +66,31 @@ class Settings:
             **({"neighbour_norm": True} if self.architecture.startswith("triplex") else {}),
             **({"plain_squared_error": True} if self.objective == "mse" else {}),
         }
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What one call trains: on which data, how, what is held out, and where the model goes.
+
+    `normalisation` and `min_depth` are those that were asked for, before the protocol's and the settings' own.
+    """
+
+    dataset: Path
+    out: Path
+    settings: Settings
+    folds: str
+    hold_out: Sequence[str]
+    allow_patient_leak: bool
+    protocol: str | None
+    normalisation: str | None
+    min_depth: int | None
+    counts_only: Path | None
+    encoder: Path | None
+    encoder_weights: Path | None
+    unlabelled: int
+    mpp: float | None
+    bin_um: float | None
+    licence: str
+    device: str
+    threads: int
+    overwrite: bool
