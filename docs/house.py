@@ -27,9 +27,9 @@ flowchart TB
 
 | you bring | it goes to |
 |---|---|
-| a slide format | `slides/slide.py`, which opens each; what its file states is read beside it |
+| a slide format | `slides/slide.py`; `facts.py` there for what a file states, `samples.py` for its pixels' values |
 | a layout of measured sections | a reader in `data/`, and its line in `data/dataset.py` |
-| a network | a file in `networks/`, and its line in `networks/__init__.py`; how it is trained, in `training/` |
+| a network | a file in `networks/`, its trunk in `networks/trunks/`, its line in `networks/__init__.py` |
 | a published checkpoint | `model/published.py` |
 | an engine | a file in `engines/`; `engine.py`, `opening.py` and `selection.py` there name it |
 | a score | `statistics/metrics.py`, or `spatial.py` there if it looks at neighbours; then `evaluation/scores.py` |

@@ -18,8 +18,8 @@ from stpredict.arrays import Float32, Int, UInt8
 from stpredict.engines.engine import Engine
 from stpredict.model.file import Model
 from stpredict.model.reference import length, reference_of
-from stpredict.prediction.batches import Ring
 from stpredict.prediction.quality import MEASURES, measure_patches
+from stpredict.prediction.ring import Ring
 from stpredict.slides.symmetry import SYMMETRIES, all_turns
 from stpredict.slides.views import first_views
 

@@ -19,8 +19,8 @@ from stpredict.engines.engine import Engine
 from stpredict.engines.memory import allocate_batch
 from stpredict.model.file import Model
 from stpredict.prediction.answers import arrange, ask_on_cpu, ask_on_gpu
-from stpredict.prediction.batches import Ring, filled_batches
 from stpredict.prediction.quality import MEASURES
+from stpredict.prediction.ring import Ring, filled_batches
 from stpredict.prediction.shards import Shards
 from stpredict.slides.lattice import Spots
 from stpredict.slides.raster import Raster, read_blocks

@@ -35,7 +35,7 @@ def test_what_goes_wrong_ahead_is_raised_at_its_own_turn():
 
 
 @pytest.mark.parametrize("n", [0, 1, 4, 9])
-def test_batches_are_all_of_one_size_and_the_last_is_padded_with_white(n):
+def test_ring_are_all_of_one_size_and_the_last_is_padded_with_white(n):
     patches = np.random.default_rng(0).integers(0, 200, (n, 2, 2, 3)).astype(np.uint8)
     batches = list(fixed_batches(iter(patches), 4, (2, 2, 3)))
     assert [batch.shape for batch in batches] == [(4, 2, 2, 3)] * -(-n // 4)

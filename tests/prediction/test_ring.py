@@ -14,9 +14,9 @@ from stpredict.engines.opening import open_engine
 from stpredict.model.file import load_model
 from stpredict.model.reference import reference_of
 from stpredict.prediction.answers import arrange, ask_on_cpu, ask_on_gpu
-from stpredict.prediction.batches import FILLED_AHEAD, Ring, filled_batches
 from stpredict.prediction.on_device import measures_on_device, turned
 from stpredict.prediction.quality import measure_patches
+from stpredict.prediction.ring import FILLED_AHEAD, Ring, filled_batches
 from stpredict.slides.raster import Block, make_raster, read_blocks, read_patches
 from stpredict.slides.slide import Mpp, open_slide
 from stpredict.slides.symmetry import SYMMETRIES, all_turns, turn
@@ -37,7 +37,7 @@ def one_by_one(raster, centres, views=(1,)) -> np.ndarray:
 
 
 @pytest.mark.parametrize("views", [(1,), (1, 2)])
-def test_batches_hold_each_part_s_patches_and_then_white_and_go_round(centres, views):
+def test_ring_hold_each_part_s_patches_and_then_white_and_go_round(centres, views):
     with open_slide(SLIDE) as slide, ThreadPoolExecutor(3) as pool:
         raster = make_raster(slide, Mpp(0.499, 0.499), 0.499)
         expected = one_by_one(raster, centres, views)
