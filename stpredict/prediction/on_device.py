@@ -78,7 +78,7 @@ def _colour_planes(rgb: Tensor, density: Tensor) -> Tensor:
 
 
 def _colour_features(planes: Tensor) -> Tensor:
-    """As `out_of_distribution.colour_features`, whose percentiles are of sorted planes, too."""
+    """As `model.reference.colour_features`, whose percentiles are of sorted planes, too."""
     last = planes.shape[2] - 1
     mean = planes.mean(dim=2)
     spread = (planes - mean[:, :, None]).square().mean(dim=2).sqrt()

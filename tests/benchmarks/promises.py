@@ -101,9 +101,9 @@ PROMISES = (
     Promise(
         "One entry of a folder costs only itself: what cannot be read, is no slide, or shares its name with one",
         (
-            "tests/prediction/test_folders.py::test_the_rest_of_a_folder_goes_on",
-            "tests/prediction/test_folders.py::test_a_folder_that_cannot_be_read_costs_only_itself",
-            "tests/prediction/test_folders.py::test_what_is_no_file_is_passed_over_and_waited_for_by_nobody",
+            "tests/batch/test_folders.py::test_the_rest_of_a_folder_goes_on",
+            "tests/batch/test_folders.py::test_a_folder_that_cannot_be_read_costs_only_itself",
+            "tests/batch/test_folders.py::test_what_is_no_file_is_passed_over_and_waited_for_by_nobody",
             "tests/batch/test_jobs.py::test_a_result_stays_its_slide_s_whatever_lies_beside_it_later",
         ),
     ),

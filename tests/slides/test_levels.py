@@ -119,6 +119,7 @@ def test_a_slide_is_predicted_from_one_level_wherever_it_was_interrupted(
         assert not list(out.glob("*.parts"))
 
 
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_tile_and_predict_tell_it_once(tmp_path, image, tiny_model_path):
     path = damage(pyramid(tmp_path / "damaged.tif", image, "jpeg"), 1)
     for command in (("predict", "--genes", "GNAS", "--engine", "eager"), ("tile", "--patches")):
