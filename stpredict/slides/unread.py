@@ -69,7 +69,8 @@ def no_slide(path: Path, what: str, error: Exception) -> SlideError:
     kind = next((kind for start, begin, kind in KINDS if head[start : start + len(begin)] == begin), None)
     if kind:
         return SlideError(f"{path.name}: {kind}, which is damaged or cannot be read here; {OTHER_WAY_OUT}.")
-    return SlideError(f"{path.name!r}: {what} ({one_line(error)}).")
+    name = path.name if path.name.isprintable() else repr(path.name)  # of bytes that are no text, say
+    return SlideError(f"{name}: {what} ({one_line(error)}).")
 
 
 def one_line(error: Exception) -> str:
