@@ -187,7 +187,7 @@ def taught_trunk(run: Run, part: Part) -> dict[str, Tensor]:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         settings = replace(run.settings, seed=0)
-        network = new_network(settings, run.tiles, len(part.panel))
+        network = new_network(settings, run.tiles.patch_px, len(part.panel))
         places = np.flatnonzero(np.isin(run.tiles.unlabelled_section, part.sections))
         course = Course(settings, Log(path.with_suffix(".csv"), run.report), path.parent, CPU)
         teach_trunk(network, run.tiles, run.unlabelled_features, places, course)

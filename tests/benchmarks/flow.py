@@ -76,7 +76,7 @@ def whole_flow(
     columns = np.arange(len(model.panel))
     with tempfile.TemporaryDirectory() as folder:
         settings = {"tta": 8} if tta else {}
-        shards = open_shards(Path(folder) / "x.parts", order, spots.centres, len(columns), settings, 0.0)
+        shards = open_shards(Path(folder) / "x.parts", order, spots.centres, len(columns), settings)
         pin_engine(shards, *engine.pin)
         began = time.process_time()
         _, waits = predict_shards(
