@@ -53,8 +53,10 @@ def cannot_decode(path: Path, compression: int) -> str:
 
 
 def demand_readable(path: Path) -> None:
-    """Raise SlideError for a file that may not be read, or is empty."""
+    """Raise SlideError for a file that may not be read, is empty, or is none: a pipe would be waited for."""
     try:
+        if not path.is_file():
+            raise SlideError(f"{path.name}: is a pipe, a socket or a device; name a file.")
         with path.open("rb") as file:
             if not file.read(1):
                 raise SlideError(f"{path.name}: the file is empty.")

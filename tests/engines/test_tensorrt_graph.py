@@ -18,7 +18,6 @@ from stpredict.networks import (
     architecture_config,
     architecture_views,
     make_network,
-    reads_slides,
 )
 from stpredict.networks.dictionary import DictionaryConfig
 from stpredict.networks.encoder import EncoderConfig
@@ -33,7 +32,7 @@ ALLOWED = {
     "sum", "to", "transpose", "unsqueeze",
 }  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TRAINED = sorted(name for name in ARCHITECTURES if not reads_slides(name))
+TRAINED = sorted(name for name in ARCHITECTURES if name.startswith(("m2ort", "m2ost")))
 VIT = Path(__file__).parents[1] / "data" / "timm_vit_giant" / "model.safetensors"
 
 
