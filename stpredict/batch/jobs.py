@@ -174,7 +174,8 @@ def _not_excluded(argument: str, jobs: Iterable[Job], how: Search) -> Iterator[J
         else:
             yield job
     if count:
-        how.report(f"{argument}: passed over {count} file{'' if count == 1 else 's'}: --exclude")
+        where = "" if how.flat else f"{argument}: "  # which may be a patient's name
+        how.report(f"{where}passed over {count} file{'' if count == 1 else 's'}: --exclude")
 
 
 def _in_folder(folder: Path, out: Path, how: Search, alone: bool) -> Iterator[Job]:

@@ -152,6 +152,7 @@ def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Rep
                 if is_done(job, requested_settings(slide, mpp, model, own), own.overwrite_before):
                     yield Plan(job)
                     continue
+                tell_notes(slide, job)
                 raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
                 _, spots, _ = choose_spots(slide, mpp, own.grid(model), request.engine.threads)
                 tell_notes(slide, job)

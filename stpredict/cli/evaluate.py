@@ -9,6 +9,7 @@ import typer
 
 from stpredict.cli.options import EngineOption, Out, Overwrite, PrecisionOption, Threads, refuse, refuse_with_protocol
 from stpredict.cli.program import app, command
+from stpredict.errors import UsageError
 from stpredict.evaluation import MIN_DEPTH
 from stpredict.machine import usable_cores
 
@@ -52,5 +53,7 @@ def evaluate(
     refuse(str(what).endswith(".h5ad"), "a result is predicted already", {
         "--engine": engine != "auto", "--precision": precision != "auto", "--device": device != "auto",
     })  # fmt: skip
+    if "," in device or device == "cuda:all":
+        raise UsageError(f"--device {device}: evaluate uses one device; name it.")
     request = EngineRequest(engine, precision, device, threads=threads or usable_cores())
     evaluate_command(what, dataset, out, request, min_depth, allow_patient_leak, protocol, overwrite)

@@ -50,7 +50,7 @@ def predict_command(
     if render:
         refuse_many_pictures(request.genes, model)
     check_request(model, request)
-    check_mask(request)
+    check_mask(request, anonymous is not None)
     unreadable: dict[Path, str] = {}
     jobs = find_jobs(slides, out, report, Anonymity(anonymous) if anonymous else None, exclude, unreadable)
     check_masks_of(jobs, request)
@@ -121,7 +121,7 @@ def plan_command(
     engines = request.engine.on_each_device()
     request = replace(request, genes=chosen_genes(request.genes, model), engine=engines[0])
     refuse_genes_as_slides(slides, model)
-    check_mask(request)
+    check_mask(request, anonymous is not None)
     unreadable: dict[Path, str] = {}
     jobs = find_jobs(slides, out, report, Anonymity(anonymous, keep=False) if anonymous else None, exclude, unreadable)
     check_masks_of(jobs, request)
@@ -227,13 +227,14 @@ def refuse_genes_as_slides(slides: Sequence[str], model: Model) -> None:
             raise UsageError(f"{name}: no slide, but a gene of {model.name}; genes are named as in --genes A,B.")
 
 
-def check_mask(request: Request) -> None:
+def check_mask(request: Request, anonymous: bool) -> None:
     """Raise UsageError for a mask, of all slides, that cannot be read."""
     if request.mask:
         from stpredict.slides.mask import read_mask  # slow to import
 
         try:
-            read_mask(request.mask, report)
+            mask = str(request.mask)  # which may be called after a patient
+            read_mask(request.mask, lambda line: report(line.replace(mask, "the mask") if anonymous else line))
         except (MaskError, RegionsError) as error:
             raise UsageError(f"--mask {error}") from error
 

@@ -1,7 +1,7 @@
 """Reader of AnnData files (.h5ad) with spots in `obsm['spatial']` (level-0 pixels), each with a slide.
 
 `sections.csv` has the columns section, patient, image and counts (the .h5ad), and may have mpp, spot_diameter_um and
-pitch_um. Counts are `layers['counts']`, or X without that.
+pitch_um. Counts are `layers['counts']`, X, another layer or `raw`, whichever holds whole numbers first.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 
 from stpredict.arrays import Float
 from stpredict.errors import DatasetError
-from stpredict.slides.slide import PLAUSIBLE_MPP, Mpp, Slide, open_slide
+from stpredict.slides.slide import Mpp, Slide, open_slide
 
 #: Sources that differ by more than this are reported.
 MAX_DISAGREEMENT = 0.05
@@ -47,8 +47,7 @@ def neighbour_distance(pixels: Float, section: str) -> float:
 
 def native_mpp(slide: Slide) -> Mpp | None:
     """What the slide says of itself, unless that is a camera's or a printer's resolution."""
-    low, high = PLAUSIBLE_MPP
-    return slide.native_mpp if slide.native_mpp and all(low <= um <= high for um in slide.native_mpp) else None
+    return slide.native_mpp if slide.native_mpp and slide.native_mpp.plausible else None
 
 
 def slide_mpp(image: Path) -> Mpp | None:

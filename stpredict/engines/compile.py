@@ -93,7 +93,7 @@ def cache_key(model: Model, precision: str, batch_size: int, threads: int) -> Ke
         "weights": model.sha256, "parameters": model.card["parameters"], "precision": precision,
         "shape": [batch_size, *model.patch_shape], "threads": threads,
         # The flags too: a virtual machine may hide some of what the named processor can do.
-        "processor": [processor_name(), cpuinfo("flags")],
+        "processor": [processor_name(), cpuinfo("flags"), os.environ.get("ATEN_CPU_CAPABILITY")],
     }  # fmt: skip
 
 

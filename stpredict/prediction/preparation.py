@@ -108,6 +108,7 @@ def prepare_slide(
             stack.callback(lease.release)
             if is_done(job, settings, request.overwrite_before):  # by whoever held the lease until now
                 return "up to date"
+            tell_notes(slide, job)  # before it fails for another reason
         make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)  # soon, where the slide is too coarse
         with clock.stage("tissue_and_spots"):
             tissue, spots, fraction = choose_spots(slide, mpp, request.grid(model), request.engine.threads)

@@ -49,6 +49,8 @@ def facts(result: Result, genes: Sequence[int]) -> Iterator[tuple[str, bool]]:
         yield f"{um}, given by hand; {said}", True
     for note in provenance["slide"].get("of_file", []):
         yield f"Of the slide file: {note}", True
+    if said := provenance["slide"].get("appearance"):
+        yield f"Of the slide: {said}", True
     spacing = {
         "square": f"Square lattice, one spot per {spots.pitch_um:g} µm",
         "hex": f"Hexagonal lattice, one spot per {spots.pitch_um:g} µm",

@@ -103,7 +103,7 @@ def _parse(content: bytes) -> Any:
         if error.msg == "Extra data" or text.startswith("\x1e"):  # one object per line, as GDAL writes GeoJSONSeq
             try:
                 return [json.loads(line) for line in lines if line]
-            except ValueError:
+            except (ValueError, RecursionError):
                 pass
         ended = not text[error.pos :].strip()
         where = "it ends too early" if ended else f"line {error.lineno}, column {error.colno} is no JSON"

@@ -38,8 +38,8 @@ def choose_spots(slide: Slide, mpp: Mpp, request: GridRequest, threads: int) -> 
     slide of one colour.
     """
     tissue = find_tissue(slide, mpp, threads)
-    note_appearance(slide, tissue.overview)
     if request.spots_file:
+        note_appearance(slide, tissue.overview)
         spots = given_spots(request.spots_file, slide.dimensions, request.pitch_um)
         return tissue, spots, tissue.fraction(spots.centres, request.spot_diameter_um, mpp)
     spots = lattice(slide.bounds, mpp, request.pitch_um, request.layout)
@@ -50,6 +50,7 @@ def choose_spots(slide: Slide, mpp: Mpp, request: GridRequest, threads: int) -> 
             f"{slide.path.name}: too small for spots {request.pitch_um:g} um apart: it is {extent}; "
             "if that is wrong, give the right --mpp, else a smaller --pitch."
         )
+    note_appearance(slide, tissue.overview)
     fraction = tissue.fraction(spots.centres, request.spot_diameter_um, mpp)
     enough = fraction >= request.min_tissue
     if request.mask and enough.any():

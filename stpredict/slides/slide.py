@@ -155,7 +155,7 @@ class OpenSlideSlide(Slide):
             self.bounds = Bounds(*(int(side) for side in bounds if side is not None))
         self._tiles: StoredTiles | TiffSamples | None = None
         self.reader = "openslide"
-        if properties.get("openslide.vendor") in TILED_TIFF:
+        if self.is_whole and properties.get("openslide.vendor") in TILED_TIFF:
             self._find_tiles(properties.get("openslide.vendor") == "aperio")
         self.interpolates = self._tiles is None
 

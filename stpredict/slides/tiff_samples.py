@@ -21,7 +21,7 @@ import tifffile
 from tifffile import COMPRESSION, PHOTOMETRIC
 
 from stpredict.arrays import UInt8
-from stpredict.errors import SlideError
+from stpredict.errors import SlideError, first_line
 from stpredict.slides.samples import (
     COUNT,
     Colour,
@@ -211,6 +211,7 @@ def open_tiff_samples(
     Without `level_dimensions` the page of that number is its only level; of `aperio` files OpenSlide reads JPEG 2000.
     Raises SlideError where its colours cannot be known.
     """
+    tiff = None
     try:
         tiff = tifffile.TiffFile(path)
         first = tiff.pages[page]
@@ -228,6 +229,8 @@ def open_tiff_samples(
             }
             pages = [found.get(size) for size in level_dimensions]
     except Exception:  # noqa: BLE001 (whatever tifffile stumbles over, the other readers say what it is)
+        if tiff:
+            tiff.close()
         return None
     try:
         if None in pages:
@@ -235,12 +238,13 @@ def open_tiff_samples(
         if first.compression not in DECODED or (first.compression == COMPRESSION.JPEG and first.bitspersample != 8):
             raise SlideError(cannot_decode(path, first.compression))
         return TiffSamples(path, tiff, [each for each in pages if each])
-    except SamplesError as error:
+    except Exception as error:  # what tags claim may be anything
         tiff.close()
-        raise SlideError(f"{path.name}: {error}.") from error
-    except TileError as error:
-        tiff.close()
-        raise SlideError(f"{path.name}: damaged, a region cannot be decoded ({error}).") from error
+        if isinstance(error, SlideError | MemoryError):
+            raise
+        if isinstance(error, SamplesError):
+            raise SlideError(f"{path.name}: {error}.") from error
+        raise SlideError(f"{path.name}: damaged, a region cannot be decoded ({first_line(error)}).") from error
 
 
 def _is_odd(page: tifffile.TiffPage) -> bool:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tifffile
 from calls import run
+from stpredict.prediction.batch import predict_slides
+from stpredict.prediction.jobs import find_jobs
 
-from stpredict.batch.jobs import find_jobs
-from stpredict.batch.slides import predict_slides
-from stpredict.engines.engine import EngineRequest
+from stpredict.engines import EngineRequest
 from stpredict.errors import SlideError
 from stpredict.prediction.one_slide import Request
-from stpredict.result.file import read_provenance, read_result
+from stpredict.result import read_provenance, read_result
 from stpredict.slides.overview import make_overview
 from stpredict.slides.raster import make_raster
 from stpredict.slides.slide import Mpp, open_slide
@@ -86,7 +86,7 @@ def predict(path: Path, out: Path, model, interrupt: bool = False):
         if interrupt and done >= 24 and "left_out" in (out / "damaged.h5ad.parts" / "manifest.json").read_text():
             raise KeyboardInterrupt
 
-    request = Request(genes=["GNAS"], pitch_um=80, engine=EngineRequest("eager", "fp32", batch_size=8))
+    request = Request(genes=["GNAS"], pitch_um=80, min_tissue=0, engine=EngineRequest("eager", "fp32", batch_size=8))
     (outcome,) = predict_slides(find_jobs([str(path)], out, print), model, request, print, progress)
     assert outcome.status == "done", outcome.error
     return read_result(outcome.job.result)
@@ -96,15 +96,8 @@ def test_a_slide_is_predicted_from_one_level_wherever_it_was_interrupted(
     tmp_path, image, tiny_model, monkeypatch, capsys
 ):
     monkeypatch.setattr("stpredict.prediction.shards.SHARD_SPOTS", 16)
-<<<<<<< HEAD
-    damaged = damage(pyramid(tmp_path / "damaged.tif", image, "jpeg"), 1)
-||||||| 3a9989d
-    monkeypatch.setattr("stpredict.prediction.preparation.N_SAMPLE", 4)  # which the damage is not in
-    damaged = damage(pyramid(tmp_path / "damaged.tif", image, "jpeg"), 1, tile=10)
-=======
     monkeypatch.setattr("stpredict.prediction.preparation.N_SAMPLE", 1)  # the first, in which no damage is
     damaged = damage(pyramid(tmp_path / "damaged.tif", image, "jpeg"), 1, tile=10)
->>>>>>> pixels
     lacking = predict(pyramid(tmp_path / "lacking.tif", image, "jpeg", (1, 4)), tmp_path / "lacking", tiny_model)
     once = predict(damaged, tmp_path / "once", tiny_model)
     assert capsys.readouterr().err.count("level 1 is damaged and cannot be decoded") == 1
