@@ -153,7 +153,7 @@ PROMISES = (
         "A file under its final name is whole; a killed call goes on, and ends as if undisturbed",
         (
             f"{ENDURANCE}test_killed_calls_go_on_and_end_as_if_undisturbed",
-            "tests/prediction/test_one_slide.py::test_an_interrupted_prediction_goes_on_and_ends_as_if_undisturbed",
+            "tests/prediction/test_shards.py::test_an_interrupted_prediction_goes_on_and_ends_as_if_undisturbed",
             "tests/batch/test_slides.py::test_a_killed_call_is_taken_up_at_once",
             "tests/test_cli.py::test_ctrl_c_leaves_no_half_result_and_the_same_command_goes_on",
         ),

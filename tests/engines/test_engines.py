@@ -17,7 +17,7 @@ from stpredict.engines.check import check_patches, compare
 from stpredict.engines.eager import load_network, run_reference
 from stpredict.engines.engine import PRECISIONS, EngineRequest
 from stpredict.engines.opening import open_engine
-from stpredict.errors import EngineError, UsageError
+from stpredict.errors import EngineError
 from stpredict.model.file import REFERENCE_BIAS, REFERENCE_WEIGHT, load_model, save_model
 
 
@@ -197,46 +197,6 @@ print(engine.name, engine.verdict.passed)
     assert (said[-1] == "eager True") == any(line.endswith("Using eager fp32.") for line in said)
 
 
-def test_a_wrong_engine_fails_its_check_and_auto_falls_back_aloud(tiny_model, patches, monkeypatch):
-    import stpredict.engines.openvino as room
-
-    true = room._compile
-
-    def shifted(core, graph, config):
-        class Shifted:
-            def __init__(self):
-                self.real = true(core, graph, config)
-
-            def create_infer_request(self):
-                return Request(self.real.create_infer_request())
-
-            def export_model(self, _stream):
-                raise AssertionError("a model that failed its check must not be kept")
-
-        class Request:
-            def __init__(self, real):
-                self.real = real
-
-            def __getattr__(self, name):
-                return getattr(self.real, name)
-
-            def get_output_tensor(self):
-                class Tensor:
-                    data = self.real.get_output_tensor().data[:, ::-1]
-
-                return Tensor
-
-        return Shifted()
-
-    monkeypatch.setattr(room, "_compile", shifted)
-    lines: list[str] = []
-    engine = open_engine(tiny_model, EngineRequest(batch_size=16), patches, lines.append)
-    assert engine.name == "eager"
-    assert any("failed its numeric check" in line for line in lines)
-    with pytest.raises(EngineError, match="failed its numeric check"):
-        open_engine(tiny_model, EngineRequest("openvino", "fp32", batch_size=16), patches, lines.append)
-
-
 def test_each_precision_is_asked_of_openvino():
     from stpredict.engines.openvino import _config
 
@@ -300,42 +260,6 @@ def test_an_engine_may_deviate_twice_as_far_as_eager_in_its_precision():
 @pytest.mark.parametrize("n", [1, 5, 32, 100])
 def test_check_patches_are_enough_for_any_sample(n):
     assert check_patches(np.zeros((n, 8, 8, 3), np.uint8)).shape == (32, 8, 8, 3)
-
-
-def test_requests_that_cannot_be_met(tiny_model, patches):
-    with pytest.raises(UsageError, match="--engine tensorflow: choose one of auto, tensorrt, compile, openvino, eager"):
-        EngineRequest("tensorflow")
-    with pytest.raises(UsageError, match="--precision int4"):
-        EngineRequest(precision="int4")
-    for name in ("eager", "compile", "tensorrt"):
-        with pytest.raises(EngineError, match=f"{name}: runs in .*; for int8 there is openvino"):
-            open_engine(tiny_model, EngineRequest(name, "int8"), patches, print)
-    with pytest.raises(EngineError, match="runs on the CPU"):
-        open_engine(tiny_model, EngineRequest("openvino", device="cuda"), patches, print)
-    if not torch.cuda.is_available():
-        with pytest.raises(EngineError, match="sees no GPU"):
-            open_engine(tiny_model, EngineRequest("eager", device="cuda"), patches, print)
-
-
-def test_a_gpu_without_memory_gets_smaller_batches(monkeypatch, tiny_model, patches):
-    import stpredict.engines.eager as room
-
-    real, room_for, said = room.infer_batches, 5, []
-
-    def small(run, device, batches):
-        for batch in batches:
-            if len(batch) > room_for:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            yield from real(run, device, [batch])
-
-    monkeypatch.setattr(room, "infer_batches", small)
-    engine = open_engine(tiny_model, EngineRequest("eager", batch_size=16), patches, said.append)
-    assert engine.batch_size == 4
-    assert [line.split("; ")[1] for line in said] == ["trying 8.", "trying 4."]
-    np.testing.assert_allclose(infer(engine, patches[:8]), run_reference(tiny_model, patches[:8]), atol=1e-4)
-    room_for = 0
-    with pytest.raises(EngineError, match="no memory for even one patch"):
-        open_engine(tiny_model, EngineRequest("eager", batch_size=2), patches, said.append)
 
 
 @pytest.mark.parametrize("name", ["eager", "compile", "openvino"])
