@@ -40,7 +40,9 @@ def test_a_gpu_without_memory_gets_smaller_batches(monkeypatch, tiny_model, patc
     engine = open_engine(tiny_model, EngineRequest("eager", batch_size=16), patches, said.append)
     assert engine.batch_size == 4
     assert [line.split("; ")[1] for line in said] == ["trying 8.", "trying 4."]
-    np.testing.assert_allclose(np.concatenate(list(engine.infer(np.split(patches[:8], 2)))), run_reference(tiny_model, patches[:8]), atol=1e-4)
+    np.testing.assert_allclose(
+        np.concatenate(list(engine.infer(np.split(patches[:8], 2)))), run_reference(tiny_model, patches[:8]), atol=1e-4
+    )
     room_for = 0
     with pytest.raises(EngineError, match="no memory for even one patch"):
         open_engine(tiny_model, EngineRequest("eager", batch_size=2), patches, said.append)
