@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tifffile
 from calls import run
-from stpredict.prediction.batch import predict_slides
-from stpredict.prediction.jobs import find_jobs
 
-from stpredict.engines import EngineRequest
+from stpredict.batch.jobs import find_jobs
+from stpredict.batch.slides import predict_slides
+from stpredict.engines.engine import EngineRequest
 from stpredict.errors import SlideError
 from stpredict.prediction.one_slide import Request
-from stpredict.result import read_provenance, read_result
+from stpredict.result.file import read_provenance, read_result
 from stpredict.slides.overview import make_overview
 from stpredict.slides.raster import make_raster
 from stpredict.slides.slide import Mpp, open_slide
