@@ -227,7 +227,7 @@ def refuse_genes_as_slides(slides: Sequence[str], model: Model) -> None:
             raise UsageError(f"{name}: no slide, but a gene of {model.name}; genes are named as in --genes A,B.")
 
 
-def check_mask(request: Request, anonymous: bool) -> None:
+def check_mask(request: Request, anonymous: bool = False) -> None:
     """Raise UsageError for a mask, of all slides, that cannot be read."""
     if request.mask:
         from stpredict.slides.mask import read_mask  # slow to import

@@ -212,6 +212,8 @@ def test_what_a_mask_passes_over_is_told_once(tmp_path: Path, capsys: pytest.Cap
     path.write_text(json.dumps(collection(feature(), feature(POINT))))
     check_mask(Request(mask=path))
     assert capsys.readouterr().err == f"{path}: passed over what is no region: points (1)\n"
+    check_mask(Request(mask=path), anonymous=True)
+    assert capsys.readouterr().err == "the mask: passed over what is no region: points (1)\n"
     path.write_text(json.dumps(corner([1])))
     with pytest.raises(UsageError, match=r"--mask .*m\.geojson: not a GeoJSON .*object 2, 'nest': a corner"):
         check_mask(Request(mask=path))
