@@ -28,14 +28,19 @@ flowchart TB
 | you bring | it goes to |
 |---|---|
 | a slide format | `slides/slide.py`; `facts.py` there for what a file states, `samples.py` for its pixels' values |
-| a layout of measured sections | a reader in `data/`, and its line in `data/dataset.py` |
+| a suffix of slides | `batch/folders.py` for folders, `slides/slide.py` for plain images; `slides/unread.py` names what is not read |
+| a layout of measured sections | a reader in `data/`, and its lines in `data/dataset.py`; gene lists: `data/gene_lists.py` |
 | a network | a file in `networks/`, its trunk in `networks/trunks/`, its line in `networks/__init__.py` |
-| a published checkpoint | `model/published.py` |
+| ... and what else knows it | `PIXEL_SCALING` in `model/card.py`; how it is trained, in `training/` |
+| a published checkpoint | `model/published.py`; weights of trunks and encoders: `networks/trunk_files.py`, `encoder_files.py` |
 | an engine | a file in `engines/`; `engine.py`, `opening.py` and `selection.py` there name it |
-| a score | `statistics/metrics.py`, or `spatial.py` there if it looks at neighbours; then `evaluation/scores.py` |
-| a picture | a file in `rendering/`, and its line in `rendering/styles.py` |
-| a way to spread slides over machines | `batch/` |
-| a command | its options in `cli/`, what it does in `commands/` |
+| a score | `statistics/metrics.py`, or `spatial.py` if it looks at neighbours; then `evaluation/scores.py` and `tables.py` |
+| a picture | a file in `rendering/`, its line in `rendering/styles.py`, its suffix in `batch/folders.py` |
+| what a result records | `prediction/provenance.py`; what decides its numbers: `requested_settings` in `prediction/preparation.py` |
+| a reason to distrust a result | `prediction/doubts.py` |
+| a way to spread slides over machines | `batch/`, beside `cluster.py`; `commands/predict.py` chooses |
+| a command | its options in `cli/`, what it does in `commands/`; exit codes: `errors.py`, `commands/inputs.py` |
+| what a machine can do | `machine.py`, told by `commands/doctor.py` |
 """
 
 
