@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SLIDE
+from predicting import EAGER, Killed, interrupt, predict
 from same_results import assert_same
-from test_one_slide import EAGER, Killed, interrupt, predict
 
 from stpredict.batch.jobs import find_jobs
 from stpredict.batch.shared_slide import help_slide

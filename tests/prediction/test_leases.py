@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SLIDE
-from test_one_slide import EAGER, predict
+from predicting import EAGER, predict
 
 from stpredict.batch.jobs import find_jobs
 from stpredict.batch.slides import predict_slides

@@ -4,29 +4,13 @@ import json
 import time
 
 import pytest
-from predicting import predict
+from predicting import Killed, interrupt, predict
 from same_results import assert_same
 
 from stpredict.model.file import load_model
 from stpredict.prediction.shards import Shards, describe_difference
 from stpredict.result.file import read_result
 from stpredict.slides.raster import block_order
-
-
-class Killed(BaseException):
-    pass
-
-
-def interrupt(model, out, monkeypatch, **request):
-    """Begin a prediction, and end it before its first shard is written."""
-
-    def die(*_args):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Shards, "write", die)
-        with pytest.raises(Killed):
-            predict(model, out, **request)
 
 
 def test_an_interrupted_prediction_goes_on_and_ends_as_if_undisturbed(model_with_reference_path, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GENES, SLIDE
-from test_one_slide import EAGER, Killed, predict
+from predicting import EAGER, Killed, predict
 
 from stpredict.batch.jobs import find_jobs
 from stpredict.batch.slides import plan_slides
