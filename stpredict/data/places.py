@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from stpredict.arrays import Float
 from stpredict.data.section import Section
 from stpredict.errors import DatasetError
+from stpredict.slides.lattice import MAX_SPOTS, lattice, lattice_shape
 from stpredict.slides.slide import Slide
 from stpredict.slides.tissue import find_tissue
 
@@ -15,11 +18,21 @@ UNLABELLED_MIN_TISSUE = 0.5
 
 
 def tissue_places(slide: Slide, section: Section, n: int, rng: np.random.Generator) -> Float:
-    """Centres (n x 2, level-0 pixels) of places on tissue, drawn at random, as close to one another as it happens.
+    """Centres (n x 2, level-0 pixels) of places on tissue, drawn at random.
 
-    Of the disk of a spot around each, at least half is tissue. Raises DatasetError where there is no such place.
+    They lie on a lattice of an eighth of a spot or, where that would be finer than a pixel or hold too many places, as
+    for small bins, anywhere. Of the disk of a spot around each, at least half is tissue. Raises DatasetError where no
+    place is.
     """
     tissue, bounds = find_tissue(slide, section.mpp), slide.bounds
+    step_um = section.spot_diameter_um / 8
+    if step_um >= max(section.mpp) and math.prod(lattice_shape(bounds, section.mpp, step_um, "square")) <= MAX_SPOTS:
+        found = lattice(bounds, section.mpp, step_um).centres
+        found = found[tissue.fraction(found, section.spot_diameter_um, section.mpp) >= UNLABELLED_MIN_TISSUE]
+        if not len(found):
+            raise DatasetError(f"{section.image.name}: no tissue found.")
+        drawn: Float = found[rng.choice(len(found), n, replace=len(found) < n)]
+        return drawn
     corners = np.argwhere(tissue.mask)[:, ::-1].astype(float)  # of the mask's pixels, x and y
     centres = (corners + 0.5) * tissue.downsample
     enough = tissue.fraction(centres, section.spot_diameter_um, section.mpp) >= UNLABELLED_MIN_TISSUE

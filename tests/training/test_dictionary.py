@@ -119,7 +119,7 @@ def test_tissue_of_known_colours_but_another_texture_is_unusual(trained, region:
         assert done.exit_code == 0, done.output
         share[name] = (anndata.read_h5ad(tmp_path / f"{name}.h5ad").obs["unusual"] > 1).mean()
     assert share["known"] < 0.2
-    assert share["mixed"] > 0.4
+    assert share["mixed"] > 0.5
 
 
 def test_windows_are_whitened_and_the_same_each_time(dataset: Path, tmp_path: Path):
