@@ -7,7 +7,7 @@ from stpredict.search_path import leave_out_working_folder
 
 def main() -> None:
     """The program."""
-    leave_out_working_folder()  # before anything is imported that one of its files could stand in for
+    leave_out_working_folder()  # before any import that one of its files could replace
     from stpredict.cli import app
 
     app()

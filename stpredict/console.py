@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 Report = Callable[[str], None]
-#: Told of an event, of its line for people if it has one, and of its facts.
+#: Receives an event, its line for people if it has one, and its facts.
 Tell = Callable[[str, str | None, dict[str, Any]], None]
 
 
@@ -21,12 +21,12 @@ def report(line: str) -> None:
 
 
 def log(event: str, line: str | None = None, **facts: str | int | float) -> None:
-    """Tell of an event: to people its line, if it has one; as JSON its line, without the program's name, and facts."""
+    """Log an event: for people its line, if it has one; as JSON its facts and its line without the program's name."""
     _tell(event, line, facts)
 
 
 def printable(text: str) -> str:
-    """A text that may hold strangers' names, without the characters that could steer a terminal."""
+    """A text, which may hold names that strangers chose, without the characters that could steer a terminal."""
     return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
 
 
@@ -35,13 +35,13 @@ def logs_json() -> bool:
 
 
 def json_lines(wanted: bool) -> AbstractContextManager[None]:
-    """If `wanted`, tell as JSON, also what libraries warn of."""
+    """If `wanted`, log as JSON, including the warnings of libraries."""
     return telling(_as_json) if wanted else nullcontext()
 
 
 @contextmanager
 def telling(tell: Tell) -> Iterator[None]:
-    """Have `tell` told of all events, also of what libraries warn of."""
+    """Pass all events to `tell`, including the warnings of libraries."""
     global _tell
     before, show, handler = _tell, warnings.showwarning, _WarningHandler()
     logging.getLogger().addHandler(handler)
@@ -80,7 +80,7 @@ def _write(line: str) -> None:
 
 
 def _valid(value: str | int | float) -> str | int | float:
-    """Half of a surrogate pair, as in a file name that is not text, is no JSON that all programs read."""
+    """Replace halves of surrogate pairs, as in a file name that is not text: some programs refuse such JSON."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 

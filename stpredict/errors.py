@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+#: The ImportError of a library that does not fit into memory says this, or the RuntimeError of a thread.
+NO_MEMORY = ("failed to map segment", "can't start new thread")
+
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
+    """An exception's message, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up, in words of the loader of libraries or of Python's threads."""
+    return isinstance(error, MemoryError) or any(said in str(error) for said in NO_MEMORY)
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:
@@ -16,10 +24,21 @@ def some(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
+def some_of(part: str) -> str:
+    """The name of a held-out part, which joins its patients by "+": of many patients, the first few."""
+    names = part.split("+")
+    return "+".join(names[:5]) + f" and {len(names) - 5} more" if len(names) > 6 else part
+
+
+def counted(n: int, thing: str) -> str:
+    """How many of a thing there are, in words: `1 gene`, `2,345 genes`."""
+    return f"{n:,} {thing}" + ("" if n == 1 else "s")
+
+
 class StpredictError(Exception):
     """Base of all expected errors. `exit_code` 1: this input failed; 2: the call could not have worked.
 
-    A `remediable` one is the caller's to mend: if it is that of every input, the call could not have worked either.
+    The caller can mend a `remediable` error: if every input has one, the call could not have worked either.
     """
 
     exit_code = 1
@@ -50,7 +69,7 @@ class DatasetError(UsageError):
 
 
 class UnknownLayoutError(DatasetError):
-    """A path that holds no measured data in a layout that is known."""
+    """A path that holds no measured data in a known layout."""
 
 
 class RegionsError(StpredictError):
@@ -87,13 +106,13 @@ class SlideNotFoundError(SlideError):
 
 
 class MissingMppError(SlideError):
-    """A slide that does not say, or says nonsense about, how large its pixels are."""
+    """A slide that states no size of its pixels, or an implausible one."""
 
     remediable = True
 
 
 class SpotsError(SlideError):
-    """A pitch or positions of spots that do not suit one slide, and may suit another."""
+    """A pitch or positions of spots that do not suit one slide, but may suit another."""
 
     remediable = True
 

@@ -8,9 +8,13 @@ import os
 import platform
 from pathlib import Path
 
-#: Of Linux: microseconds of processor time, and in how many.
+from stpredict.errors import StpredictError
+
+#: Bytes of memory that the libraries need to load.
+LEAST_MEMORY = 512 << 20
+#: Linux's limit: microseconds of processor time in each period, and the microseconds of a period.
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
-#: Instruction sets that products in networks gain by, of x86-64 and of ARM, and torch's names of them.
+#: Instruction sets of x86-64 and ARM that speed up the products in networks, and torch's names for them.
 INSTRUCTION_SETS = {
     "AVX2": "avx2",
     "AVX-512": "avx512_f",
@@ -27,7 +31,7 @@ INSTRUCTION_SETS = {
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, at most what its container's share of time is worth."""
+    """Cores that this process may use, at most as many as its container's share of processor time is worth."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit, which says "max"
         quota, period = map(int, CPU_LIMIT.read_text().split())
@@ -36,12 +40,12 @@ def usable_cores() -> int:
 
 
 def processor_name() -> str:
-    """What this processor calls itself."""
+    """The name that this processor reports."""
     return cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def cpuinfo(field: str) -> str:
-    """What Linux says of the first core; empty where there is no such field."""
+    """A field of the first core as Linux reports it; empty if there is no such field."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
@@ -50,8 +54,8 @@ def cpuinfo(field: str) -> str:
 def instruction_sets() -> dict[str, bool]:
     """Instruction sets that processors of this kind may have, and whether this one has them. Imports torch.
 
-    Kernels may be told to use fewer: torch's by $ATEN_CPU_CAPABILITY, oneDNN's, of which are OpenVINO's, by
-    $ONEDNN_MAX_CPU_ISA.
+    Variables restrict kernels to fewer: $ATEN_CPU_CAPABILITY those of torch. For OpenVINO, set both $OV_CPU_MAX_ISA and
+    $ONEDNN_MAX_CPU_ISA to the same value, because most of its kernels are oneDNN's.
     """
     import torch
 
@@ -60,13 +64,55 @@ def instruction_sets() -> dict[str, bool]:
 
 
 def multiplies_bf16() -> bool:
-    """Whether this processor's bf16 is known to be more than imitated, so that it is faster than fp32."""
+    """Whether this processor is known to compute bf16 itself, not to imitate it, so that bf16 is faster than fp32."""
     has = instruction_sets()
     return has.get("AVX-512 bf16", False) or has.get("AMX", False)
 
 
+def limit_threads(threads: int) -> None:
+    """Limit torch to so many threads, and the libraries of numpy, scipy and scikit-learn where that is possible.
+
+    Without a limit, each of these takes all cores, in every process.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    with contextlib.suppress(ImportError):  # it comes with scikit-learn, which only training needs
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(threads)
+
+
+def one_blas_thread() -> contextlib.AbstractContextManager[object]:
+    """Use one thread for decompositions of some hundred rows: several wait for one another longer than they work."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:  # as above
+        return contextlib.nullcontext()
+    limits: contextlib.AbstractContextManager[object] = threadpool_limits(1, "blas")
+    return limits
+
+
+def demand_memory() -> None:
+    """Raises StpredictError if a limit of this process leaves too little memory to load the libraries.
+
+    SciPy's OpenBLAS, for one, asks for memory for ever if it gets none while it loads.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits
+        return
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    least = min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=LEAST_MEMORY)
+    if least < LEAST_MEMORY:
+        raise StpredictError(
+            f"this process may have {least >> 20} MiB of memory, and stpredict needs {LEAST_MEMORY >> 20} to begin; "
+            "raise the limit (ulimit -v, ulimit -d)."
+        )
+
+
 def give_back_memory() -> None:
-    """Return what was freed to the system, where the C library would keep it: from slide to slide that grows."""
+    """Return freed memory to the system. The C library would keep it, and more with each slide."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # other libraries than glibc
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -76,7 +122,7 @@ def cache_folder() -> Path:
     named = os.environ.get("STPREDICT_CACHE")
     try:
         base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stpredict"
-    except RuntimeError as error:  # nobody's home, as in some containers
+    except RuntimeError as error:  # a user without a home, as in some containers
         raise OSError(str(error)) from error
     base.mkdir(parents=True, exist_ok=True, mode=0o700)
     return base

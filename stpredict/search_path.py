@@ -1,11 +1,11 @@
-"""Where modules come from: never from the folder that the caller stands in, here or in child processes.
+"""Where modules come from: never from the working folder, neither here nor in child processes.
 
-Python puts that folder first for `python -m` and `python -c`, as child processes begin, and for empty entries of
-PYTHONPATH. A file of a folder of slides, `operator.py` or `types.py`, would then be run as part of this program.
+Python searches that folder first for `python -m`, for `python -c`, as child processes begin, and for empty entries of
+PYTHONPATH. It would then run a file beside the slides, say `operator.py` or `types.py`, as part of this program.
 """
 
 # ruff: noqa: PTH100, PTH109, PTH117, PTH118, PTH120
-# Paths are texts here: pathlib imports much that a file of the working folder could stand in for.
+# Paths are texts here: pathlib imports many modules, and a file of the working folder could replace any of them.
 from __future__ import annotations
 
 import os
@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SAFE_PATH, PYTHON_PATH = "PYTHONSAFEPATH", "PYTHONPATH"
-#: Whoever stands in one of these still needs what is installed there.
+#: A call from one of these folders still needs the packages that are installed there.
 INSTALLED = ("site-packages", "dist-packages")
 
 
 def leave_out_working_folder() -> None:
-    """Take the working folder, and all that is named relative to it, off the search path, for children, too.
+    """Take the working folder, and all entries relative to it, off the search path, also for child processes.
 
-    A folder that PYTHONPATH names by its whole path stays. One that this program is run from goes to the end.
+    A folder that PYTHONPATH names by its whole path stays. A folder that this program runs from goes to the end.
     """
     here = _working_folder()
     given = os.environ.get(PYTHON_PATH, "").split(os.pathsep)
@@ -41,7 +41,7 @@ def leave_out_working_folder() -> None:
 
 @contextmanager
 def working_folder_left_out() -> Iterator[None]:
-    """The same for processes that are started meanwhile, in a program that is not this one's own."""
+    """The same, but only in this context: for child processes that another program starts."""
     path, before = [*sys.path], {name: os.environ.get(name) for name in (SAFE_PATH, PYTHON_PATH)}
     leave_out_working_folder()
     kept = {*sys.path}

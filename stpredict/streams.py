@@ -1,4 +1,4 @@
-"""The standard streams, in whatever state the program is given them: closed, full, read no more, or without UTF-8."""
+"""The standard streams, in whatever state the program gets them: closed, full, without a reader, or without UTF-8."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stpredict.search_path import SAFE_PATH
 
 
 class Steady(io.FileIO):
-    """A stream to which nothing fails to be written: what cannot be is lost, and the first reason for it is kept."""
+    """A stream to which writing never fails: it loses what cannot be written, and keeps the first reason."""
 
     lost: OSError | None = None
 
@@ -34,22 +34,22 @@ class Steady(io.FileIO):
 
 
 def use_utf8() -> None:
-    """Begin anew in UTF-8 where the locale has another encoding, as names of slides and what is printed are UTF-8.
+    """Restart in UTF-8 if the locale has another encoding: names of slides and all output are UTF-8.
 
-    It is to be called before anything is done. Python does so by itself in most places, but not in all.
+    Call it before anything else. Python uses UTF-8 by itself in most locales, but not in all.
     """
     if sys.getfilesystemencoding() != "utf-8" and sys.executable and os.name == "posix":
         os.environ["PYTHONUTF8"] = "1"
         if not sys.flags.safe_path:
-            os.environ.pop(SAFE_PATH, None)  # it was set for children, and this one is to find what it found
+            os.environ.pop(SAFE_PATH, None)  # set for child processes; the restart must find the same modules
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def open_streams() -> None:
     """Make the standard streams of this process fit for use.
 
-    Those that are closed are opened on nothing, as a file that is opened later would take their place. What is printed
-    for a reader that has gone is lost, and so is what a full disk has no room for, of which `demand_written` tells.
+    A closed one is opened on the null device, because a file that is opened later would take its place. Output is lost
+    if its reader has gone. It is also lost if the disk is full, which `demand_written` reports.
     """
     for number in range(3):
         try:
@@ -62,7 +62,7 @@ def open_streams() -> None:
 
 
 def demand_written(stream: TextIO) -> None:
-    """Raise StpredictError if something was lost that was written to standard output, but not for want of a reader."""
+    """Raise StpredictError if something written to standard output was lost, unless its reader had gone."""
     stream.flush()
     raw = getattr(stream, "buffer", None)
     if isinstance(raw, Steady) and raw.lost and raw.lost.errno != errno.EPIPE:
@@ -72,7 +72,7 @@ def demand_written(stream: TextIO) -> None:
 def _steady(stream: TextIO | None, number: int, errors: str) -> TextIO:
     if stream is not None and (not isinstance(stream, io.TextIOWrapper) or isinstance(stream.buffer, Steady)):
         return stream
-    if stream is not None and (stream.fileno() != number or os.name == "nt"):  # there a terminal is no file
+    if stream is not None and (stream.fileno() != number or os.name == "nt"):  # on Windows a terminal is not a file
         stream.reconfigure(errors=errors)
         return stream
     encoding = stream.encoding if stream is not None else "utf-8"

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
+from calls import PROGRAM
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from stpredict import machine
+from stpredict.errors import lacks_memory
 
 
 @pytest.mark.parametrize(("says", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)])
@@ -28,3 +32,27 @@ def test_without_a_home_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Path, "expanduser", homeless)
     with pytest.raises(OSError, match="home directory"):
         machine.cache_folder()
+
+
+@pytest.mark.parametrize("limit", ["-v", "-d"])
+def test_less_memory_than_libraries_take_is_refused_before_they_wait_for_it(limit: str):
+    call = ["bash", "-c", f'ulimit {limit} 360000; exec "$@"', "bash", *PROGRAM, "doctor"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "may have 351 MiB of memory, and stpredict needs 512 to begin" in done.stderr
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ImportError("x.so: failed to map segment from shared object")])
+def test_an_error_for_want_of_memory_is_called_that(error: Exception):
+    assert lacks_memory(error)
+    assert not lacks_memory(ImportError("No module named x"))
+
+
+def test_all_libraries_of_linear_algebra_keep_to_the_threads():
+    import torch
+
+    before = torch.get_num_threads()
+    with threadpool_limits(limits=None):  # what they have now comes back
+        machine.limit_threads(1)
+        assert {library["num_threads"] for library in threadpool_info()} == {torch.get_num_threads()} == {1}
+    torch.set_num_threads(before)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calls import PROGRAM
+from calls import LIGHT, PROGRAM
 from conftest import SLIDE
 from results_to_draw import made_up
 from slides_to_try import tiff_pyramid
@@ -38,7 +38,7 @@ def call(how: str, *arguments: object, **environment: str) -> subprocess.Complet
 
 @pytest.fixture
 def predict(tiny_model_path: Path) -> list[object]:
-    return ["predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS", "--engine", "eager", "--threads", "1"]
+    return ["predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS", *LIGHT]
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "1>&-", "<&- >&- 2>&-"])

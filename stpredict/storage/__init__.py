@@ -1,4 +1,4 @@
-"""Files as such: written whole or not at all, HDF5 that survives a full disk, stored text, safe cells of CSV.
+"""Files of any content: written whole or not at all, HDF5 that survives a full disk, stored text, safe cells of CSV.
 
 It may import the ground floor only.
 """

@@ -1,4 +1,4 @@
-"""Cells of CSV files that no spreadsheet runs."""
+"""Cells of CSV files that no spreadsheet takes for formulas."""
 
 from __future__ import annotations
 

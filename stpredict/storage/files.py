@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Write files so that they are whole or missing."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 
 from stpredict.errors import UsageError
 
-#: The names of temporary files, of `atomic_path` and of leases.
+#: Names of temporary files of `atomic_path` and of leases.
 TEMPORARY = re.compile(r"\.(.{0,40}\.)?[0-9a-f]{16}\.tmp(\..+)?", re.DOTALL)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, with its suffix; synced and renamed to it on success, removed on failure.
+    """A temporary path beside `path`, with its suffix. It is synced and renamed to `path` on success, else removed.
 
-    Its name cannot be guessed, so that in a shared folder nobody can put a link in its place.
+    Its name cannot be guessed, so that nobody can put a link in its place in a shared folder.
     """
     temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}.tmp{path.suffix}")
     try:
         yield temporary
-        with temporary.open("r+b") as file:  # Windows syncs only what it may write
+        with temporary.open("r+b") as file:  # Windows syncs only files that are open for writing
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
@@ -33,7 +33,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is such a folder; no, if that cannot be told, as within a folder that nobody may enter."""
+    """Whether there is such a folder. False if that cannot be determined, as within a closed folder."""
     try:
         return path.is_dir()
     except OSError:
@@ -41,7 +41,7 @@ def is_folder(path: Path) -> bool:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is such a file or folder; no, if that cannot be told, as of a name that is too long."""
+    """Whether there is such a file or folder. False if that cannot be determined, as for a name that is too long."""
     try:
         return path.exists()
     except OSError:
@@ -49,24 +49,26 @@ def is_there(path: Path) -> bool:
 
 
 def is_excluded(path: Path, exclude: Sequence[str]) -> bool:
-    """Whether a pattern matches a path or, if there is no slash in the pattern, its name."""
+    """Whether a pattern matches a path or, if the pattern has no slash, the path's name."""
     return any(fnmatch.fnmatch(path.as_posix() if "/" in pattern else path.name, pattern) for pattern in exclude)
 
 
 def demand_new(*paths: Path) -> None:
-    """Raise UsageError for the first of some files to be written that exists."""
+    """Raise UsageError for the first of some output files that exists."""
     for path in paths:
         if path.exists():
             raise UsageError(f"{path}: exists; --overwrite replaces it.")
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Make a folder for output, if need be; returns those that were missing, the innermost first.
+    """Make a folder for output, if it is missing. Returns the folders that were missing, the innermost first.
 
     Raises UsageError if it cannot be made or written to.
     """
     try:
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
+            raise UsageError(f"-o {folder}: {file} is a file, not a folder.")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"-o {folder}: cannot be made ({error.strerror}).") from error
@@ -77,9 +79,9 @@ def make_folder(folder: Path) -> list[Path]:
 
 @contextmanager
 def output_folders(*folders: Path) -> Iterator[None]:
-    """Make folders for output, if need be, and remove those again that hold nothing in the end.
+    """Make missing folders for output, and remove those that are empty in the end.
 
-    A call that is refused then leaves nothing. Another one that found such a folder makes it anew when it writes.
+    So a refused call leaves nothing. Another call that found such a folder makes it again when it writes.
     Raises UsageError if one cannot be made or written to.
     """
     made: set[Path] = set()
@@ -89,5 +91,5 @@ def output_folders(*folders: Path) -> Iterator[None]:
         yield
     finally:
         for folder in sorted(made, key=lambda path: len(path.parts), reverse=True):
-            with suppress(OSError):  # something lies in it, or it is gone
+            with suppress(OSError):  # it is not empty, or it is gone
                 folder.rmdir()

@@ -1,6 +1,6 @@
-"""HDF5 files that are whole or not there, also where a disk is full.
+"""HDF5 files that are whole or missing, even if a disk is full.
 
-A write that fails is kept from the library, which ends the process when it cannot close a file. It is raised later.
+The library would end the process if it could not close a file. So it does not see failed writes; they are raised later.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from stpredict.storage.files import atomic_path
 
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file to write to, which takes the place of `path` when it is whole. Raises OSError if it cannot."""
+    """A new HDF5 file to write to. It replaces `path` when it is whole. Raises OSError if it cannot be written."""
     with atomic_path(path) as temporary, io.FileIO(temporary, "w+") as raw:
         file = _Forgiving(raw)
         try:
             with h5py.File(file, "w") as hdf5:
                 yield hdf5
         finally:
-            if file.error:  # whatever else was raised follows from it
+            if file.error:  # any other error follows from this one
                 raise file.error
 
 
 class _Forgiving(io.RawIOBase):
-    """What h5py writes to: after the first error nothing is written any more, and zeros are read."""
+    """The file that h5py writes to. After the first error it writes nothing more, and reads zeros for missing bytes."""
 
     def __init__(self, raw: io.FileIO) -> None:
         self._raw = raw

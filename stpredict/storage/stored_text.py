@@ -1,4 +1,4 @@
-"""Text of an HDF5 file. The library follows a damaged heap of text for ever, so that the heap is checked first."""
+"""Text of an HDF5 file. The library would follow a damaged heap of text for ever, so the heap is checked first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import h5py
 
-#: Bytes of a reference to a text, of a heap's header, and of the header of each text in it.
+#: Bytes of a reference to a text, of a heap's header, and of the header of each text in a heap.
 HEAD_BYTES = 16
 #: A heap is as large as the longest of its texts; the library makes them of 4 KiB.
 MAX_HEAP_BYTES = 1 << 30
@@ -22,7 +22,7 @@ BLOCK_BYTES = 16 << 20
 
 
 def read_text(dataset: h5py.Dataset) -> list[str]:
-    """The texts of a data set, a single one of a scalar. Raises ValueError or OSError if they are damaged."""
+    """The texts of a data set; one text for a scalar. Raises ValueError or OSError if they are damaged."""
     kind = h5py.check_string_dtype(dataset.dtype)
     if kind is None:
         raise ValueError(f"{dataset.name} is no text")
@@ -36,7 +36,7 @@ def read_text(dataset: h5py.Dataset) -> list[str]:
 
 
 def check_all_heaps(path: Path) -> None:
-    """Look for heaps in all of a file that other libraries read, whose attributes lie in heaps too.
+    """Check all heaps of a file before other libraries read it: its attributes may lie in heaps, too.
 
     Raises ValueError if one of them cannot be walked through.
     """
@@ -55,19 +55,19 @@ def check_all_heaps(path: Path) -> None:
 
 
 def _check_heaps(dataset: h5py.Dataset) -> None:
-    """Raise ValueError if a heap that the data set's texts lie in cannot be walked through."""
+    """Raise ValueError if a heap with texts of the data set cannot be walked through."""
     if dataset.file.id.get_create_plist().get_sizes() != (8, 8) or dataset.file.userblock_size:
         raise ValueError("its layout is not h5py's")
     with Path(dataset.file.filename).open("rb") as file:
         blocks = _references(dataset, file)
         for address in {address for block in blocks for _, address, _ in struct.iter_unpack("<IQI", block)}:
-            if 0 < address < 2**63:  # other addresses are of empty texts, or refused by the library
+            if 0 < address < 2**63:  # any other address belongs to an empty text, or the library refuses it
                 file.seek(address)
                 _check_heap(file)
 
 
 def _references(dataset: h5py.Dataset, file: BinaryIO) -> Iterator[bytes]:
-    """Where the texts lie, as the file stores it. Raises ValueError if it is stored as h5py and anndata do not."""
+    """References to the texts, as stored. Raises ValueError for a kind of storage that h5py and anndata do not use."""
     plan = dataset.id.get_create_plist()
     if plan.get_layout() == h5py.h5d.CONTIGUOUS:
         if (start := dataset.id.get_offset()) is not None:
@@ -93,7 +93,7 @@ def _references(dataset: h5py.Dataset, file: BinaryIO) -> Iterator[bytes]:
 
 
 def _check_heap(file: BinaryIO) -> None:
-    """Raise ValueError if the heap that begins here is none, or walking from text to text does not end."""
+    """Raise ValueError if no heap begins here, or walking from text to text does not end."""
     signature, size = struct.unpack("<4s4xQ", file.read(HEAD_BYTES))
     if signature != b"GCOL":
         raise ValueError("a text lies in no heap")
@@ -103,7 +103,7 @@ def _check_heap(file: BinaryIO) -> None:
     at = 0
     while at + HEAD_BYTES <= len(heap):
         number, length = struct.unpack_from("<H6xQ", heap, at)
-        step = HEAD_BYTES + -(-length // 8) * 8 if number else length  # what is free counts its own header
+        step = HEAD_BYTES + -(-length // 8) * 8 if number else length  # the length of free space includes its header
         if not 0 < step <= len(heap) - at:
             raise ValueError("a heap of text is damaged")
         at += step

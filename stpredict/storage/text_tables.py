@@ -1,4 +1,4 @@
-"""Tables of people: CSV and its relatives as spreadsheets, R and pandas write them, read whole or refused."""
+"""Read tables that people made: CSV and its relatives from spreadsheets, R and pandas. Read them whole or refuse."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 
 from stpredict.errors import StpredictError, UsageError
 
-#: No table holds more. What is packed so that it holds a fraction of that may be a trap.
+#: No table is larger; a packed one may unpack to less, because it could be a trap.
 MAX_BYTES, MAX_UNPACKED_BYTES = 4 << 30, 256 << 20
 SEPARATORS = (",", ";", "\t", "|")
-#: How files begin that are no text: spreadsheets and archives.
+#: First bytes of files that are not text: spreadsheets and archives.
 SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 #: 1,234 is 1234 to some and 1.234 to others.
@@ -69,9 +69,9 @@ def read_lines(
 ) -> Iterator[Line]:  # fmt: skip
     """The lines of a table whose header line names at least the columns `needs`, in any case and order.
 
-    Commas, semicolons, tabs, bars or blanks separate its cells. Columns are called as in `needs` and `known`; lines
-    without any content are left out. `header` says in a message what the header line has to be. Raises `failure` for
-    what cannot be read, a column that is named twice, and a line of more cells than the header.
+    Commas, semicolons, tabs, bars or blanks separate its cells. Columns are named as in `needs` and `known`. Empty
+    lines are skipped. `header` tells in messages what the header line must be. Raises `failure` for a table that
+    cannot be read, a column that is named twice, and a line with more cells than the header.
     """
     where = 1
     try:
@@ -97,7 +97,7 @@ def read_lines(
                 blank.clear()
                 yield line
             elif fields:
-                blank.append(line)  # at the end a spreadsheet's, elsewhere somebody's mistake
+                blank.append(line)  # at the end a spreadsheet wrote it, elsewhere it is a mistake
     except OSError as error:
         raise failure(f"{path}: cannot be read as CSV ({error.strerror or error}).") from error
     except csv.Error as error:
@@ -107,9 +107,9 @@ def read_lines(
 
 
 def _separator(text: str, needs: Sequence[str]) -> tuple[str | None, str, int]:
-    """What separates the cells of a table, None if it lacks the columns; its text, and lines that are no part of it."""
+    """A table's separator, None if it lacks the columns; its text, and the number of lines before that."""
     skipped = 0
-    if match := re.match(r"\s*\"?sep=(.)\"?\r?\n", text):  # which a spreadsheet writes for itself
+    if match := re.match(r"\s*\"?sep=(.)\"?\r?\n", text):  # spreadsheets write this line for themselves
         skipped, text = match[0].count("\n"), text[match.end() :]
     first = next((line for line in text.splitlines() if line.strip(' ,;|\t"')), "")
     for separator in (*SEPARATORS, " "):
@@ -120,7 +120,7 @@ def _separator(text: str, needs: Sequence[str]) -> tuple[str | None, str, int]:
 
 
 def _named(cells: Sequence[str], known: Sequence[str], path: Path, failure: type[StpredictError]) -> list[str]:
-    """The columns' names. A known one is matched as it is written or, where none is so, in another case."""
+    """The columns' names. Known names match as they are written or, if none does, in another case."""
     names = []
     for cell in cells:
         meant = next((name for name in known if name.lower() == cell.lower()), cell)
@@ -129,17 +129,17 @@ def _named(cells: Sequence[str], known: Sequence[str], path: Path, failure: type
         if name and names.count(name) > 1:
             raise failure(f"{path}: names the column {name} more than once.")
     while names and not names[-1]:
-        names.pop()  # without a name at the end, where cells must be empty too
+        names.pop()  # a last column without a name, whose cells must be empty, too
     return names
 
 
 def read_numbers(texts: Sequence[str]) -> list[float]:
     """Numbers with a decimal point, or, throughout, a decimal comma.
 
-    Raises ValueError, whose arguments are a reason and the place of the text, for what is no number or ambiguous.
+    Raises ValueError, with a reason and the position of the text, for a text that is no number, or is ambiguous.
     """
     try:
-        if "_" not in "".join(texts):  # which Python takes for a separator of thousands
+        if "_" not in "".join(texts):  # Python takes it for a separator of thousands
             return [float(text) for text in texts]
     except ValueError:
         pass
