@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stpredict.networks.draws import draw
+
 
 def random_mask_attention(q: Tensor, k: Tensor, v: Tensor, mask_probability: float) -> Tensor:
     """Attention of N x heads x tokens x dim whose weights are zeroed at random (arXiv 2401.10608, eq. 1).
@@ -17,7 +19,8 @@ def random_mask_attention(q: Tensor, k: Tensor, v: Tensor, mask_probability: flo
     if mask_probability == 0:
         return F.scaled_dot_product_attention(q, k, v)
     weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1)
-    mask = random_mask((weights.shape[0], 1, *weights.shape[2:]), mask_probability, weights)
+    of_one = (1, *weights.shape[2:])
+    mask = draw(lambda n: random_mask((n, *of_one), mask_probability, weights), len(weights))
     return (weights * mask) @ v
 
 

@@ -3,7 +3,7 @@ Networks in Unsupervised Feature Learning").
 
 Small windows of optical density are whitened and compared with centres that k-means found in unlabelled tissue. A patch
 is described by how much nearer than average its windows are to each centre: mean and spread over the patch, and mean
-within the spot. Sums of differences that lower precisions cannot tell apart: everything runs in fp32.
+within the spot. Distances to the centres differ by less than lower precisions can tell, so everything runs in fp32.
 """
 
 from __future__ import annotations
@@ -72,11 +72,15 @@ class Dictionary(nn.Module):
 
     def features(self, patches: Tensor) -> Tensor:
         """What the head reads, before it is standardised: N x 3 centres."""
+        near = self.nearness(patches)
+        return torch.cat([near.mean(2), near.std(2), near @ self.in_spot], dim=1)
+
+    def nearness(self, patches: Tensor) -> Tensor:
+        """How much nearer than average each window is to each centre: N x centres x windows, row by row."""
         windows = self.whiten(optical_density(patches)).flatten(2)  # N x components x windows
         squares = (windows**2).sum(1, keepdim=True) + (self.centres**2).sum(1)[:, None]
         distance = (squares - 2 * (self.centres @ windows)).clamp(min=0).sqrt()  # N x centres x windows
-        near = (distance.mean(1, keepdim=True) - distance).clamp(min=0)
-        return torch.cat([near.mean(2), near.std(2), near @ self.in_spot], dim=1)
+        return (distance.mean(1, keepdim=True) - distance).clamp(min=0)  # type: ignore[no-any-return]
 
     def cast(self, _dtype: torch.dtype) -> Dictionary:
         """Nothing is cast: lower precisions cannot tell the distances apart."""

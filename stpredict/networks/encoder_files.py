@@ -1,12 +1,15 @@
-"""Files of encoders: exported programs, TorchScript and timm checkpoints. None that would run pickled code is read."""
+"""Files of encoders: exported programs, TorchScript and published weights. None that would run pickled code is read."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import logging
+import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,8 +17,8 @@ import torch
 from torch import nn
 
 from stpredict.errors import ModelFileError, first_line
-from stpredict.networks.tensor_files import refuse_bomb
-from stpredict.networks.timm_config import describe_checkpoint, open_vit
+from stpredict.networks.encoder_weights import open_weights
+from stpredict.networks.tensor_files import CUT_SHORT, is_cut_short, refuse_bomb, refuse_pretenders, refuse_values
 from stpredict.networks.timm_vit import ViTReading
 
 EXPORTED, SCRIPTED, CHECKPOINTS = (".pt2",), (".pt", ".ts"), (".safetensors", ".bin", ".pth")
@@ -39,31 +42,53 @@ def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
 def open_encoder(path: Path, patch_px: int = 224, vit: ViTReading | None = None) -> nn.Module:
     """An encoder from pixels, N x 3 x P x P, to features, N x features, ready to run on the CPU.
 
-    A timm checkpoint (.safetensors, .bin, .pth) is read as `vit` says, for patches of `patch_px`. Raises ModelFileError
-    if it is none that can be read, nor an exported program (.pt2) nor TorchScript (.pt, .ts), or holds pickles.
+    Published weights (.safetensors, .bin, .pth) are read as `vit` says, for patches of `patch_px`. Raises
+    ModelFileError if it is none that can be read, nor an exported program (.pt2) nor TorchScript (.pt, .ts), or holds
+    pickles.
     """
     if path.suffix not in (*EXPORTED, *SCRIPTED, *CHECKPOINTS):
         raise ModelFileError(
             f"{path.name}: not an encoder's file; save one with torch.export.save (.pt2) or torch.jit.save (.pt), or "
-            "take a timm checkpoint (.safetensors, .bin or .pth)."
+            "take published weights (.safetensors, .bin or .pth)."
         )
+    if path.suffix not in CHECKPOINTS:
+        return open_program(path, "an encoder")
     try:
-        if path.suffix in CHECKPOINTS:
-            encoder: nn.Module = open_vit(path, vit or describe_checkpoint(path).reading, patch_px)
-        elif path.suffix in EXPORTED:
-            refuse_bomb(path)
-            refuse_pickles(path)
-            encoder = torch.export.load(path).module()
-        else:
-            refuse_bomb(path)
-            encoder = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        encoder = open_weights(path, vit, patch_px)
     except ModelFileError:
         raise
     except Exception as error:  # torch fails in many ways on a damaged file
         raise ModelFileError(f"{path.name}: cannot be read as an encoder ({first_line(error)}).") from error
-    for parameter in encoder.parameters():
+    return encoder.requires_grad_(False)
+
+
+def open_program(path: Path, what: str) -> nn.Module:
+    """An exported program (.pt2) or TorchScript (.pt, .ts), ready to run on the CPU; `what` it is, for errors.
+
+    The operators of a program are run, and no Python of its own. Raises ModelFileError for files of others, those that
+    hold pickles, and weights without values.
+    """
+    refuse_pretenders(path)
+    try:
+        refuse_bomb(path)
+        if path.suffix in EXPORTED:
+            refuse_pickles(path)
+            refuse_other_torch(path)
+        with no_warnings_of_torch():
+            program: nn.Module = (
+                torch.export.load(path).module()
+                if path.suffix in EXPORTED
+                else torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+            )
+    except ModelFileError:
+        raise
+    except Exception as error:  # torch fails in many ways on a damaged file
+        reason = CUT_SHORT if is_cut_short(path, error) else first_line(error)
+        raise ModelFileError(f"{path.name}: cannot be read as {what} ({reason}).") from error
+    refuse_values(path, [*program.parameters(), *program.buffers()])
+    for parameter in program.parameters():
         parameter.requires_grad_(False)
-    return encoder
+    return program
 
 
 def refuse_pickles(path: Path) -> None:
@@ -78,6 +103,37 @@ def refuse_pickles(path: Path) -> None:
                 torch.load(io.BytesIO(archive.read(name)), weights_only=True)
         if not any(name.endswith("weights_config.json") for name in archive.namelist()):
             raise ModelFileError(f"{path.name}: not a program exported by torch 2.11 or later.")
+
+
+def refuse_other_torch(path: Path) -> None:
+    """Raises ModelFileError for a program in a format of exported programs that this torch does not know."""
+    from torch._export.serde.schema import SCHEMA_VERSION  # slow to import
+
+    ours = tuple(SCHEMA_VERSION)
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if "/models/" in name and name.endswith(".json"):
+                said = json.loads(archive.read(name)).get("schema_version", {})
+                if said.get("major") != ours[0]:
+                    theirs = f"{said.get('major')}.{said.get('minor')}"
+                    raise ModelFileError(
+                        f"{path.name}: exported by another torch (format {theirs}; torch {torch.__version__} reads "
+                        f"{ours[0]}.{ours[1]}); export it anew with this one."
+                    )
+
+
+@contextmanager
+def no_warnings_of_torch() -> Iterator[None]:
+    """torch logs what it raises, too, at length, and newer ones advise whoever wrote TorchScript against it."""
+    logger = logging.getLogger("torch.export")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.disabled = before
 
 
 def count_features(encoder: nn.Module, patch_px: int, name: str) -> int:

@@ -24,6 +24,10 @@ class Head(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         """N x features to N x genes, and more columns where something is attached."""
-        output = super().forward(features)
+        output = self.linear(features)
         expression = F.softplus(output) if self.link == "softplus" else output
         return expression if self.beside is None else torch.cat([expression, self.beside(features)], dim=1)
+
+    def linear(self, features: Tensor) -> Tensor:
+        """What it says before the link, N x features to N x genes."""
+        return super().forward(features)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from stpredict.networks.attention import join_heads, random_mask_attention, split_heads
 from stpredict.networks.autocast import no_autocast
 from stpredict.networks.head import Head, Link
+from stpredict.networks.token_pixels import Pixels, token_norm, token_pixels
 
 VIEWS = (1, 2, 4)
 N_LEVELS = len(VIEWS)
@@ -38,16 +39,17 @@ class M2OSTConfig:
     token_px: int = 16
     mask_probability: float = 0.1  # random-mask self-attention, training only
     link: Link = "identity"
+    pixels: Pixels = "normalised"
 
 
 class PatchEmbedding(nn.Module):
     """N x 3 x H x W to N x tokens x C."""
 
-    def __init__(self, token_px: int, hidden: int, channels: int) -> None:
+    def __init__(self, token_px: int, hidden: int, channels: int, pixels: Pixels) -> None:
         super().__init__()
         self.token_px = token_px
         values = 3 * token_px * token_px
-        self.norm = nn.LayerNorm(values)
+        self.norm = token_norm(values, pixels)
         self.expand = nn.Linear(values, hidden)
         self.project = nn.Linear(hidden, channels)
         self.norm_out = nn.LayerNorm(channels)
@@ -155,7 +157,7 @@ class Encoder(nn.Module):
     def __init__(self, config: M2OSTConfig) -> None:
         super().__init__()
         c = config.channels
-        # Of the released code, which never calls it; released checkpoints have it.
+        # The released code has it and never calls it, so that released checkpoints hold it.
         self.unused_norm = nn.LayerNorm(N_LEVELS * c).requires_grad_(False)
         self.token_mixing = TokenMixing(config)
         self.level_mlp = LevelMLP(c)
@@ -170,6 +172,8 @@ class Encoder(nn.Module):
 class M2OST(nn.Module):
     """Expression of `n_genes` from three views of each spot."""
 
+    head_reads_mean = False
+
     def __init__(self, config: M2OSTConfig) -> None:
         super().__init__()
         if tuple(config.views) != VIEWS or config.patch_px % config.token_px or config.token_px % max(VIEWS):
@@ -177,7 +181,9 @@ class M2OST(nn.Module):
         self.config = config
         c, p = config.channels, config.token_px
         tokens = (config.patch_px // p) ** 2
-        self.patch_embeddings = nn.ModuleList(PatchEmbedding(p // part, N_LEVELS * c // part, c) for part in (1, 2, 4))
+        self.patch_embeddings = nn.ModuleList(
+            PatchEmbedding(p // part, N_LEVELS * c // part, c, config.pixels) for part in (1, 2, 4)
+        )
         # The papers draw these from N(0, 1); 0.02 is what was seen to train well on few spots.
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, c))
         self.position_embeddings = nn.ParameterList(
@@ -196,14 +202,31 @@ class M2OST(nn.Module):
 
     def features(self, patches: Tensor) -> Tensor:
         """What the head reads, N x 3C."""
-        # LayerNorm does not see the 1, but white glass is then exactly flat to it.
-        views = patches.permute(1, 0, 4, 2, 3).float() / 255 - 1
+        return self.join(self.mix(patches))
+
+    def tokens(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """What dense teaching teaches: the tokens of the first view's squares, N x T x 3C; and what the head reads.
+
+        Each level cuts that view into as many squares, and has their tokens first.
+        """
+        levels = self.mix(patches)
+        count = levels[0].shape[1]
+        tokens = torch.cat([x[:, 1:count] for x in levels], dim=-1)
+        return F.layer_norm(tokens, (tokens.shape[2],)), self.join(levels)
+
+    def mix(self, patches: Tensor) -> list[Tensor]:
+        """Each level's cls token and tokens, N x (1 + tokens) x C, after all encoders."""
+        views = token_pixels(patches.permute(1, 0, 4, 2, 3), self.config.pixels)
         levels = [
             torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1) + position
             for x, position in zip(self.embed(views), self.position_embeddings, strict=True)
         ]
         for encoder in self.encoders:
             levels = encoder(levels)
+        return levels
+
+    def join(self, levels: list[Tensor]) -> Tensor:
+        """The joined cls tokens, N x 3C."""
         return torch.cat([self.norm(x[:, 0]) for x in levels], dim=-1)
 
     def embed(self, views: Tensor) -> list[Tensor]:

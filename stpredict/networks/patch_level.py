@@ -83,6 +83,8 @@ class PatchNetwork(nn.Module):
         self.trunk.to(dtype)
         for module in self.trunk.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.float()
+                module.float()  # and so is its input, as TensorRT takes no two types
+                module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+                module.register_forward_hook(lambda _, __, output: output.to(dtype))
         self.trunk_dtype = dtype
         return self

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
 from torch import Tensor
 
 from stpredict.errors import ModelFileError
 from stpredict.networks.tensor_files import read_tensors
-from stpredict.networks.timm_vit import TimmViT, ViTReading, build_vit
+from stpredict.networks.timm_vit import ViTReading
 
 Choice = TypeVar("Choice", bound=str)
 CONFIG = "config.json"
@@ -36,12 +35,16 @@ LONGEST_LICENCE = 100
 
 @dataclass(frozen=True)
 class TimmDescription:
-    """How a checkpoint is to be read, and what its `config.json` says else; `mean` and `std` are of RGB in 0..1."""
+    """How a checkpoint is to be read, and what else its `config.json` says; `mean` and `std` are of RGB in 0..1.
 
-    reading: ViTReading
+    There is no `reading` where names and shapes tell all. `kind` names the network.
+    """
+
+    reading: ViTReading | None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     licence: str | None = None
+    kind: str = "a Vision Transformer"
 
 
 def describe_checkpoint(path: Path) -> TimmDescription:
@@ -58,18 +61,6 @@ def describe_checkpoint(path: Path) -> TimmDescription:
         raise not_a_vit(path, error) from error
 
 
-def open_vit(path: Path, reading: ViTReading, patch_px: int) -> TimmViT:
-    """The network, for patches of `patch_px`. Raises ModelFileError as `describe_checkpoint` does."""
-    tensors = read_tensors(path)
-    try:
-        network = build_vit(tensors, reading, patch_px)
-    except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise not_a_vit(path, error) from error
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters()):
-        raise ModelFileError(f"{path.name}: some of its weights are not finite.")
-    return network.eval()
-
-
 def not_a_vit(path: Path, reason: Exception) -> ModelFileError:
     return ModelFileError(
         f"{path.name}: not read as a timm Vision Transformer ({reason}); export it instead, as docs/train.md shows."
@@ -77,7 +68,7 @@ def not_a_vit(path: Path, reason: Exception) -> ModelFileError:
 
 
 def read_config(path: Path) -> Mapping[str, Any] | None:
-    """None where there is no such file. Raises ModelFileError if it is none of timm's."""
+    """None where there is no such file. Raises ModelFileError if timm did not write it."""
     if not path.is_file():
         return None
     try:
@@ -165,7 +156,7 @@ def one_of_known(known: Mapping[str, Choice], what: str, said: object, otherwise
 
 
 def three(config: Mapping[str, Any], key: str, least: float) -> tuple[float, ...] | None:
-    """Three numbers from `least` to 1, or None where there are none. Raises ValueError for others."""
+    """Three numbers from `least` to 1, or None if there is no such entry. Raises ValueError for others."""
     numbers = config.get(key)
     if numbers is None:
         return None

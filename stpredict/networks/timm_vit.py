@@ -20,7 +20,8 @@ from stpredict.networks.attention import join_heads, split_heads
 
 Tensors = Mapping[str, Tensor]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
-POOLINGS = ("token", "mean")
+POOLINGS = ("token", "mean", "token_and_mean", "patches")
+RESAMPLINGS = ("antialiased", "plain")
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,16 @@ class ViTReading:
     """How a Vision Transformer's tensors are to be read where their names and shapes do not tell."""
 
     heads: int
-    pooling: Literal["token", "mean"]  # the class token, or the mean of the patch's tokens
+    #: What is read: the class token, the mean of the patch's tokens, both, or the patch's tokens as they are.
+    pooling: Literal["token", "mean", "token_and_mean", "patches"]
     activation: Literal["gelu", "silu"]
     epsilon: float  # of its layer norms
     told_by: Literal["config.json", "assumed"]
+    resampling: Literal["antialiased", "plain"] = "antialiased"  # of positions for patches of another size
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS or self.pooling not in POOLINGS or min(self.heads, self.epsilon) <= 0:
+        named = self.activation in ACTIVATIONS and self.pooling in POOLINGS and self.resampling in RESAMPLINGS
+        if not named or min(self.heads, self.epsilon) <= 0:
             raise ValueError("what it says of its encoder is not how a Vision Transformer is read")
 
 
@@ -50,7 +54,8 @@ def build_vit(tensors: Tensors, reading: ViTReading, patch_px: int) -> TimmViT:
             network = TimmViT(kept, reading, patch_px)
         own = {name: tensor.float() for name, tensor in kept.items()}
         if "pos_embed" in own:
-            own["pos_embed"] = resample_positions(own["pos_embed"], patch_px // network.token_px)
+            antialiased = reading.resampling == "antialiased"
+            own["pos_embed"] = resample_positions(own["pos_embed"], patch_px // network.token_px, antialiased)
         network.load_state_dict(own, assign=True)
     except KeyError as error:
         raise ValueError(f"it has no tensor {error}") from error
@@ -69,32 +74,35 @@ def check_blocks(tensors: Tensors) -> None:
         raise ValueError("its blocks differ, or some are missing")
 
 
-def resample_positions(embedding: Tensor, side: int) -> Tensor:
-    """The position embedding, 1 x tokens x width, of a grid of `side` x `side`; what stands before the grid stays."""
+def resample_positions(embedding: Tensor, side: int, antialiased: bool = True) -> Tensor:
+    """The position embedding, 1 x tokens x width, of a grid of `side` x `side`; what stands before the grid stays.
+
+    timm resamples them antialiased; `transformers` does so for networks with registers only.
+    """
     n_tokens = embedding.shape[1]
     old = math.isqrt(n_tokens)
     if old == side:
         return embedding
     prefix, grid = embedding[:, : n_tokens - old**2], embedding[:, n_tokens - old**2 :]
     as_image = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(as_image, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
+    resized = F.interpolate(as_image, size=(side, side), mode="bicubic", align_corners=False, antialias=antialiased)
     return torch.cat([prefix, resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
 class TimmViT(nn.Module):
-    """Features, N x width, of normalised pixels, N x 3 x P x P."""
+    """Features, N x width, or N x tokens x width where tokens are read, of normalised pixels, N x 3 x P x P."""
 
     def __init__(self, tensors: Tensors, reading: ViTReading, patch_px: int) -> None:
         super().__init__()
         width, channels, self.token_px, height = tensors["patch_embed.proj.weight"].shape
-        self.n_features = width
+        self.n_features = 2 * width if reading.pooling == "token_and_mean" else width
         if channels != 3 or patch_px % self.token_px or height != self.token_px:
             raise ValueError(f"its tokens of {channels} x {height} x {self.token_px} do not fill RGB of {patch_px} px")
         if width % reading.heads:
             raise ValueError(f"its width of {width} does not divide into {reading.heads} heads")
         n_patches = (patch_px // self.token_px) ** 2
-        self.mean_of_patches = reading.pooling == "mean"
-        if not self.mean_of_patches and "cls_token" not in tensors:
+        self.pooling = reading.pooling
+        if self.pooling in ("token", "token_and_mean") and "cls_token" not in tensors:
             raise ValueError("it has no class token to read")
         self.patch_embed = PatchEmbedding(tensors, "patch_embed.")
         self.cls_token, self.reg_token = (
@@ -117,16 +125,27 @@ class TimmViT(nn.Module):
         self.fc_norm = norm(tensors, "fc_norm", reading)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        tokens = self.tokens(pixels)
+        if self.pooling == "patches":
+            return tokens[:, self.n_prefix :]
+        pooled = [tokens[:, 0]] if self.pooling != "mean" else []
+        if self.pooling != "token":
+            pooled.append(tokens[:, self.n_prefix :].mean(dim=1))
+        return self.fc_norm(torch.cat(pooled, dim=1))  # type: ignore[no-any-return]
+
+    def tokens(self, pixels: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The same before they are pooled, N x tokens x width, the class token and registers first.
+
+        Other `positions` than its own may be given.
+        """
         x = self.patch_embed(pixels)
         prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         if self.pos_embed is None or self.prefix_has_positions:
             x = torch.cat([*prefix, x], dim=1)
-            x = x if self.pos_embed is None else x + self.pos_embed
+            x = x if self.pos_embed is None else x + (self.pos_embed if positions is None else positions)
         else:
             x = torch.cat([*prefix, x + self.pos_embed], dim=1)
-        x = self.norm(self.blocks(self.norm_pre(x)))
-        pooled = x[:, self.n_prefix :].mean(dim=1) if self.mean_of_patches else x[:, 0]
-        return self.fc_norm(pooled)  # type: ignore[no-any-return]
+        return self.norm(self.blocks(self.norm_pre(x)))  # type: ignore[no-any-return]
 
 
 class PatchEmbedding(nn.Module):

@@ -8,7 +8,8 @@ from PIL import Image
 from stpredict.errors import ModelFileError, UsageError
 from stpredict.networks import architecture_config, build_network
 from stpredict.networks.attention import random_mask_attention
-from stpredict.networks.m2ort import M2ORT, Downsample, M2ORTConfig
+from stpredict.networks.m2ort import M2ORT, M2ORTConfig
+from stpredict.networks.token_pixels import Downsample
 
 
 @pytest.mark.parametrize(

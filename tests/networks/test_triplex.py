@@ -9,12 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from stpredict.errors import ModelFileError
-from stpredict.networks import architecture_config, build_network, make_network, network_parameters, triplex
+from stpredict.networks import architecture_config, build_network, make_network, mixing, network_parameters
+from stpredict.networks.mixing import Attention, Block
 from stpredict.networks.triplex import (
     N_NEIGHBOURS,
     TARGET,
-    Attention,
-    Block,
     PositionEncoding,
     Triplex,
     TriplexConfig,
@@ -153,7 +152,9 @@ def test_fusion_by_hand():
     absent = torch.arange(N_NEIGHBOURS)[None] >= 5
     neighbours[0, 5:] = torch.tensor([9.0, 0.0])  # which nothing may come of
     with torch.no_grad():
-        found = network.fuse(target, neighbours, absent, torch.tensor([[10.0, 20.0]]))[0]
+        found = network.fuse(
+            {"target": target, "neighbour": neighbours, "global": torch.tensor([[[10.0, 20.0]]])}, absent
+        )[0]
     # Twice the mean of the target's and of the neighbours' (-1, 1) is added to the global token, each on its own.
     np.testing.assert_allclose(found, [10 + 2 * 0.5 + 10 - 2 * 1, 20 - 2 * 0.5 + 20 + 2 * 1], atol=1e-4)
 
@@ -161,7 +162,7 @@ def test_fusion_by_hand():
 def test_each_head_reads_its_own_view(network):
     spots = some_spots(2)
     with torch.inference_mode():
-        fused, target, neighbour, of_global = network.four_outputs(*spots)
+        fused, target, neighbour, of_global = network.all_outputs(*spots)
         assert torch.equal(fused, network.read_spots(*spots))
         tokens = network.target_tokens(spots[0]).mean(dim=1)
         np.testing.assert_allclose(target, network.target_head(tokens), atol=1e-6)
@@ -177,8 +178,8 @@ def test_what_lies_off_the_slide_does_not_matter(network):
     changed = neighbours.clone()
     changed[0, :5] += 3
     with torch.inference_mode():
-        for one, other in zip(network.four_outputs(patches, neighbours, absent, tokens),
-                              network.four_outputs(patches, changed, absent, tokens), strict=True):  # fmt: skip
+        for one, other in zip(network.all_outputs(patches, neighbours, absent, tokens),
+                              network.all_outputs(patches, changed, absent, tokens), strict=True):  # fmt: skip
             np.testing.assert_allclose(one, other, atol=1e-6)
         changed[0, 6] += 3
         seen = (network.read_spots(patches, shown, absent, tokens) for shown in (neighbours, changed))
@@ -211,7 +212,7 @@ def test_only_the_frozen_trunk_is_not_trained(network):
     features = network.describe(patches)
     assert features.dtype == torch.float16
     before = {name: tensor.clone() for name, tensor in network.frozen.state_dict().items()}
-    outputs = network.four_outputs(patches, neighbours, absent, network.global_tokens(features, cells))
+    outputs = network.all_outputs(patches, neighbours, absent, network.global_tokens(features, cells))
     fusion_loss(outputs, lambda z: (z**2).mean()).backward()
     without = [name for name, p in network.named_parameters() if p.grad is None]
     assert without == [name for name, _ in network.named_parameters() if name.startswith("frozen.")]
@@ -260,17 +261,17 @@ def test_attention_in_parts_is_attention(network, monkeypatch):
     features, cells = torch.randn(50, 16).half(), torch.stack([torch.arange(50) // 8, torch.arange(50) % 8], dim=1)
     with torch.inference_mode():
         whole = network.global_tokens(features, cells)
-        monkeypatch.setattr(triplex, "MAX_WEIGHTS", 7 * 2 * 50)
-        monkeypatch.setattr(triplex, "ROWS", 9)
+        monkeypatch.setattr(mixing, "MAX_WEIGHTS", 7 * 2 * 50)
+        monkeypatch.setattr(mixing, "ROWS", 9)
         np.testing.assert_allclose(network.global_tokens(features, cells), whole, atol=1e-6)
 
 
 MEMORY = """
 import resource, torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from stpredict.networks import triplex
+from stpredict.networks import mixing, triplex
 torch.set_num_threads(1)
-triplex.MAX_WEIGHTS = 1 << 22
+mixing.MAX_WEIGHTS = 1 << 22
 one = {f"{part}_{size}": 1 for part in ("fusion", "global", "neighbour") for size in ("depth", "heads", "mlp")}
 network = triplex.Triplex(triplex.TriplexConfig(n_genes=2, channels=8, trunk_width=1, **one)).eval()
 def run(n):

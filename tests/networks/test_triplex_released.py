@@ -86,8 +86,8 @@ def test_tokens_and_heads_are_the_released_codes(network, released):
     with torch.inference_mode():
         neighbours = network.neighbour_tokens(released["neighbours"], absent)
         tokens = network.global_tokens(released["features"], released["cells_row_column"].long())
-        fused = network.fuse(network.target_tokens(None), neighbours, absent, tokens)
-        outputs = network.four_outputs(None, released["neighbours"], absent, tokens)
+        fused = network.fuse(network.views(None, released["neighbours"], absent, tokens), absent)
+        outputs = network.all_outputs(None, released["neighbours"], absent, tokens)
     for found, name in (
         (network.target_tokens(None), "target_tokens"), (neighbours, "neighbour_tokens"), (tokens, "global_tokens"),
         (fused, "fused"), (outputs[0], "out_fused"), (outputs[1], "out_target"), (outputs[3], "out_global"),
@@ -103,7 +103,7 @@ def test_the_neighbour_head_reads_only_neighbours_that_are_there(network, releas
     absent = ~released["mask"].bool()
     with torch.inference_mode():
         tokens = network.neighbour_tokens(released["neighbours"], absent)
-        outputs = network.four_outputs(None, released["neighbours"], absent, torch.zeros(len(absent), 32))
+        outputs = network.all_outputs(None, released["neighbours"], absent, torch.zeros(len(absent), 32))
         for i, (here, found) in enumerate(zip(tokens, outputs[2], strict=True)):
             np.testing.assert_allclose(found, network.neighbour_head(here[~absent[i]].mean(dim=0)), atol=1e-5)
 

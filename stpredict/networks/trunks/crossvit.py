@@ -2,7 +2,7 @@
 Classification"), without its classifiers.
 
 Two Vision Transformers look at one patch, one in small tokens, one in large ones. After some blocks of their own the
-class token of each asks the other's tokens of the patch, and takes back what it was told. Tensors have the released
+class token of each asks the other's tokens of the patch, and takes back what it learnt. Tensors have the released
 code's names.
 """
 

@@ -1,17 +1,20 @@
 """DenseNet (Huang et al. 2017, CVPR, "Densely Connected Convolutional Networks"), without its classifier.
 
-Each layer's output is put behind its input, so that later layers read all earlier ones. Tensors have torchvision's
+Each layer appends its output to its input, so that later layers read all earlier ones. Tensors have torchvision's
 names.
 """
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from stpredict.networks.trunks.resnet import load_counted
 
 #: Layers of each block of DenseNet121, whose growth is 32.
 DENSENET121 = (6, 12, 24, 16)
@@ -20,7 +23,7 @@ BOTTLENECK = 4
 
 
 class DenseLayer(nn.Module):
-    """BN, ReLU, 1 x 1, BN, ReLU, 3 x 3: `growth` channels, put behind the input."""
+    """BN, ReLU, 1 x 1, BN, ReLU, 3 x 3: `growth` channels, appended to the input."""
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
@@ -47,7 +50,7 @@ class Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """A block of `depths` layers each, which add `growth` channels; the stem has twice as many."""
+    """Blocks of as many layers as `depths` says, each of which adds `growth` channels; the stem has twice as many."""
 
     def __init__(self, growth: int = 32, depths: Sequence[int] = DENSENET121) -> None:
         super().__init__()
@@ -74,3 +77,21 @@ class DenseNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return F.relu(self.features(pixels)).mean(dim=(2, 3))
+
+
+def densenet_of(tensors: Mapping[str, Tensor]) -> DenseNet:
+    """The network of these tensors, in fp32; its sizes follow from their names and shapes.
+
+    torchvision's oldest files, which it still publishes, have a point in the names of a layer's parts. Raises KeyError
+    or RuntimeError, as torch does, for tensors of another network.
+    """
+    own = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name): x for name, x in tensors.items()}
+    layers = {found[1]: set[str]() for name in own if (found := re.match(r"features\.denseblock(\d+)\.", name))}
+    for name in own:
+        if found := re.match(r"features\.denseblock(\d+)\.denselayer(\d+)\.", name):
+            layers[found[1]].add(found[2])
+    growth = own["features.denseblock1.denselayer1.conv2.weight"].shape[0]
+    with torch.device("meta"):
+        network = DenseNet(growth, [len(layers[str(block + 1)]) for block in range(len(layers))])
+    load_counted(network, own)
+    return network

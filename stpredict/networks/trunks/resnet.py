@@ -5,13 +5,16 @@ Tensors have torchvision's names. As there, a bottleneck that halves the map doe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 #: Blocks of each stage of the usual sizes: ResNet18 of basic blocks, ResNet50 of bottlenecks.
 RESNET18, RESNET50 = (2, 2, 2, 2), (3, 4, 6, 3)
+ResNetName = Literal["resnet18", "resnet50"]
 
 
 class BasicBlock(nn.Module):
@@ -62,7 +65,7 @@ def make_downsample(inputs: int, outputs: int, stride: int) -> nn.Sequential | N
 
 
 class ResNet(nn.Module):
-    """A stage of blocks per entry of `depths`, each but the first of half the map and twice the `width`."""
+    """A stage of blocks per entry of `depths`; each stage but the first halves the map and doubles the `width`."""
 
     def __init__(
         self, block: type[BasicBlock | Bottleneck] = BasicBlock, depths: Sequence[int] = RESNET18, width: int = 64
@@ -95,3 +98,29 @@ class ResNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.maps(pixels).mean(dim=(2, 3))
+
+
+def resnet_of(tensors: Mapping[str, Tensor]) -> ResNet:
+    """The network of these tensors, in fp32; its kind of block and its sizes follow from their names and shapes.
+
+    Raises KeyError or RuntimeError, as torch does, for tensors of another network.
+    """
+    block = Bottleneck if "layer1.0.conv3.weight" in tensors else BasicBlock
+    stages = sorted({name.split(".")[0] for name in tensors if name.startswith("layer")})
+    depths = [len({name.split(".")[1] for name in tensors if name.startswith(f"{stage}.")}) for stage in stages]
+    with torch.device("meta"):
+        network = ResNet(block, depths, tensors["conv1.weight"].shape[0])
+    load_counted(network, tensors)
+    return network
+
+
+def load_counted(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network without memory its tensors, in fp32, and its batch norms counts of batches that no file needs."""
+    own = {name: tensor.float() for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    counts = {name: torch.tensor(0) for name in network.state_dict() if name.endswith("num_batches_tracked")}
+    network.load_state_dict(own | counts, assign=True)
+
+
+def make_resnet(name: ResNetName, width: int) -> ResNet:
+    """One of the usual sizes, its first layer `width` wide."""
+    return ResNet(BasicBlock, RESNET18, width) if name == "resnet18" else ResNet(Bottleneck, RESNET50, width)

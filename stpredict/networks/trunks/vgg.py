@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from stpredict.networks.draws import Dropout
+
 #: 3 x 3 convolutions of each stage of VGG16, whose first is 64 wide.
 VGG16 = (2, 2, 3, 3, 3)
 #: A stage is twice as wide as the one before, up to this many times the first.
@@ -36,8 +38,8 @@ class VGG(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(POOLED)
         self.n_features = 64 * width
         self.classifier = nn.Sequential(
-            nn.Linear(channels * POOLED**2, self.n_features), nn.ReLU(), nn.Dropout(DROPOUT),
-            nn.Linear(self.n_features, self.n_features), nn.ReLU(), nn.Dropout(DROPOUT),
+            nn.Linear(channels * POOLED**2, self.n_features), nn.ReLU(), Dropout(DROPOUT),
+            nn.Linear(self.n_features, self.n_features), nn.ReLU(), Dropout(DROPOUT),
         )  # fmt: skip
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

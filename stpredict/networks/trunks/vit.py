@@ -19,8 +19,11 @@ VIT_B = (12,)
 EPSILON = 1e-6
 
 
-def random_vit(width: int, depths: Sequence[int], patch_px: int) -> TimmViT:
-    """So many blocks as the one entry of `depths`, read by the class token. Raises ValueError for sizes of none."""
+def random_vit(width: int, depths: Sequence[int], patch_px: int, heads: int | None = None) -> TimmViT:
+    """So many blocks as the one entry of `depths`, read by the class token, heads of 64 channels unless told.
+
+    Raises ValueError for sizes that make no network.
+    """
     (depth,) = depths
     tensors: dict[str, Tensor] = {
         "cls_token": torch.zeros(1, 1, width),
@@ -38,7 +41,7 @@ def random_vit(width: int, depths: Sequence[int], patch_px: int) -> TimmViT:
         for name, inputs, outputs in (("fc1", width, MLP * width), ("fc2", MLP * width, width)):
             tensors |= linear(f"{block}mlp.{name}", inputs, outputs)
             nn.init.normal_(tensors[f"{block}mlp.{name}.bias"], std=1e-6)
-    reading = ViTReading(max(1, width // HEAD_WIDTH), "token", "gelu", EPSILON, "assumed")
+    reading = ViTReading(heads or max(1, width // HEAD_WIDTH), "token", "gelu", EPSILON, "assumed")
     return build_vit(tensors, reading, patch_px)
 
 
