@@ -1,4 +1,4 @@
-"""Does a slide look as H&E in bright field does? What is dark, green or grey throughout is told, one colour refused."""
+"""Does a slide look like H&E in bright field? Dark, green or grey ones get a note; those of one colour are refused."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from stpredict.arrays import UInt8
 from stpredict.errors import NoTissueError, SlideError
 from stpredict.slides.slide import Slide
 
-#: Grey levels within which pixels are of one colour.
+#: Pixels whose grey levels differ by no more than this have one colour.
 SAME = 3
-#: A slide on which hardly a pixel is as bright as this is black.
+#: A slide is black if hardly a pixel is as bright as this.
 BLACK = 24
-#: On glass or thin tissue something is brighter than this.
+#: Glass or thin tissue is brighter than this somewhere.
 DIM = 110
-#: Bright field is light: what transmits less is stained darkly, or is no glass.
+#: Bright field is light: a darker pixel is darkly stained, or no glass.
 DARK = 60
 #: R, G and B of a coloured pixel differ by more than this.
 CHROMA = 12
@@ -27,9 +27,9 @@ MIN_COLOURED = 0.005
 
 
 def note_appearance(slide: Slide, overview: UInt8) -> None:
-    """Note how a slide, seen as a whole, differs from H&E in bright field.
+    """Note how the `overview` of a slide differs from H&E in bright field.
 
-    Raises NoTissueError for one that has one colour throughout, SlideError for one that is nearly black.
+    Raises NoTissueError if it has one colour throughout, SlideError if it is nearly black.
     """
     if said := appearance(slide.path.name, overview):
         slide.appearance = f"{said}; models are trained on H&E in bright field"
@@ -37,7 +37,7 @@ def note_appearance(slide: Slide, overview: UInt8) -> None:
 
 
 def appearance(name: str, overview: UInt8) -> str | None:
-    """What is implausible of an H&E slide's overview, in words, or None. Raises what `note_appearance` does."""
+    """Why an overview is unlikely to show H&E, in words, or None. Raises the same errors as `note_appearance`."""
     smooth = ndimage.uniform_filter(overview, (3, 3, 1)) if min(overview.shape[:2]) > 8 else overview
     pixels = smooth.reshape(-1, 3).astype(np.int16)
     low, high = pixels.min(axis=0), pixels.max(axis=0)

@@ -1,4 +1,4 @@
-"""What an image file states of itself, read here and not by the libraries that decode it, which guess at it."""
+"""What an image file states about itself. It is read here, because the libraries that decode the image guess at it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 @dataclass(frozen=True)
 class Facts:
-    """Resolution, and for TIFF the page that is the image, its width and height; notes say what is not read."""
+    """Resolution; for TIFF also the page that is the image, its width and height. `notes` say what is not read."""
 
     resolution: Resolution = NOTHING
     page: int = 0
@@ -27,13 +27,13 @@ class Facts:
 
 
 def read_facts(path: Path) -> Facts | None:
-    """What a TIFF, JPEG or PNG file states; None where it begins like TIFF, and cannot be read as that.
+    """What a TIFF, JPEG or PNG file states; None if it begins like TIFF, but cannot be read as TIFF.
 
-    Raises SlideError where what a reader shows would not be the slide.
+    Raises SlideError if a reader would show something else than the slide.
 
-    An image that its orientation tag turns is refused: browsers and image editors show it turned, but OpenSlide,
-    Bio-Formats and ImageIO, with which QuPath reads, show it as it is stored. Read either way, a mask that was drawn in
-    one of them, or a picture that is laid on the slide in another, would lie elsewhere.
+    An image whose orientation tag turns it is refused. Browsers and image editors show it turned; OpenSlide,
+    Bio-Formats and ImageIO, which QuPath uses, show it as it is stored. So a mask drawn in a program of one kind would
+    lie elsewhere in one of the other, and so would a picture laid on the slide.
     """
     with path.open("rb") as file:
         is_tiff = file.read(4) in TIFF
@@ -49,7 +49,7 @@ def read_facts(path: Path) -> Facts | None:
 
 
 def stated_by_openslide(properties: Mapping[str, str]) -> Resolution:
-    """What the makers of scanners write, in OpenSlide's words, and for Aperio the tags of the same page."""
+    """The resolution that makers of scanners write, by OpenSlide's properties; for Aperio also by the page's tags."""
     vendor = properties.get("openslide.vendor", "")
     x, y = (ratio(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
     found = stated(f"{vendor} metadata", x, y)
@@ -61,7 +61,7 @@ def stated_by_openslide(properties: Mapping[str, str]) -> Resolution:
 
 
 def refuse_turned(path: Path, orientation: int) -> None:
-    """Raise SlideError for an orientation, as EXIF and TIFF number them, of 2 to 8."""
+    """Raise SlideError for an orientation of 2 to 8, as EXIF and TIFF number them."""
     if orientation in TURNED:
         raise SlideError(
             f"{path.name}: its orientation tag ({orientation}) turns it in image editors, not in QuPath, so masks or "

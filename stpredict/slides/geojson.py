@@ -1,4 +1,4 @@
-"""The objects of a GeoJSON file, whoever wrote it: their areas, what they are called, and what is no area."""
+"""The objects of a GeoJSON file from any program: their areas and names, and which of them are no areas."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: No file of regions holds more; what is packed so that it does is a trap.
+#: No file of regions holds more. A small file that unpacks to more is a trap.
 MAX_FILE_BYTES = 256 << 20
 SUFFIXES = (".geojson", ".json", ".geojsonl", ".geojson.gz", ".json.gz", ".geojson.zip", ".json.zip")
 GEOMETRIES = ("Polygon", "MultiPolygon", "Point", "MultiPoint", "LineString", "MultiLineString", "GeometryCollection")
-#: Where an object lists those within it; QuPath writes a hierarchy as `childObjects`.
+#: Keys under which an object lists the objects within it; QuPath writes `childObjects`.
 CHILDREN = ("features", "childObjects", "children")
-#: Properties that name an object, the first that says something.
+#: Properties that may name an object. The first that is not empty counts.
 NAMES = ("name", "classification", "class", "class_name", "classname", "label", "group", "title")
-#: What names an object's kind: `objectType` from QuPath 0.4 on, `object_type` in 0.3, and in 0.2 its `id`.
+#: Kinds of objects: values of `objectType` in QuPath 0.4 and later, of `object_type` in 0.3, and of `id` in 0.2.
 KIND = re.compile(r"(?:path)?(annotation|cell|detection|tile|root|tma_?core)(?:object)?")
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One object: what messages call it, its kind if it says so, its name or class, and its polygons as stored."""
+    """One object: its `place` for messages, its kind if it states one, its name or class, its polygons as stored."""
 
     place: str
     kind: str
@@ -38,9 +38,9 @@ class Feature:
 
 
 def read_features(path: Path) -> Iterator[Feature]:
-    """The objects of a GeoJSON file, those within others after them; packed by gzip or zip, or one object per line.
+    """The objects of a GeoJSON file; each is followed by those within it. Reads gzip, zip and one object per line, too.
 
-    Raises ValueError for what is no such file, and OSError for one that cannot be read.
+    Raises ValueError for any other file, and OSError for one that cannot be read.
     """
     for number, (feature, geometry) in enumerate(_objects(_parse(unpacked(path))), 1):
         properties = feature.get("properties") or {}
@@ -56,12 +56,12 @@ def read_features(path: Path) -> Iterator[Feature]:
 
 
 def is_geojson(path: Path) -> bool:
-    """Whether a file is called as GeoJSON is."""
+    """Whether a file's name is that of a GeoJSON file."""
     return path.name.lower().endswith(SUFFIXES)
 
 
 def unpacked(path: Path) -> bytes:
-    """A file's content, unpacked if it is packed. Raises ValueError for one that is too large."""
+    """A file's content, unpacked if it is packed. Raises ValueError if it is too large."""
     with path.open("rb") as file:
         content = file.read(MAX_FILE_BYTES + 1)
     try:
@@ -87,7 +87,7 @@ def _in_zip(content: bytes) -> bytes:
 
 
 def _parse(content: bytes) -> Any:
-    """What JSON says, or a list of what each line of a file of many lines says."""
+    """The value of a JSON text, or a list of values if each line is a JSON text."""
     if not content.strip(b"\0\xff\xfe\xef\xbb\xbf \r\n\t"):
         raise ValueError("it is empty")
     try:
@@ -115,7 +115,7 @@ def _parse(content: bytes) -> Any:
 
 
 def _objects(content: Any) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Each object and its geometry: of collections, bare lists and bare geometries, in the order of the file."""
+    """Each object and its geometry, in the order of the file: from collections, bare lists and bare geometries."""
     waiting = [content]
     while waiting:
         item = waiting.pop()
@@ -154,7 +154,7 @@ def _name(properties: dict[str, Any]) -> str:
 
 
 def _text(value: Any, depth: int = 0) -> str:
-    """A name that may be a number, a class with a name, a list of classes (as QuPath has them), or these as text."""
+    """A name as text. It may be a number, a class with a name, a list of classes (as QuPath's), or these as text."""
     if value is None or (isinstance(value, float) and math.isnan(value)) or depth > 3:
         return ""
     if isinstance(value, list):
@@ -164,7 +164,7 @@ def _text(value: Any, depth: int = 0) -> str:
         return next((text for key in ("name", "names", "value") if (text := _text(lower.get(key), depth + 1))), "")
     if isinstance(value, str):
         text = value.strip()
-        if text[:1] in ("{", "[") and text[-1:] in ("}", "]"):  # tables keep a class as text
+        if text[:1] in ("{", "[") and text[-1:] in ("}", "]"):  # programs that work on tables write a class as text
             for written in (text, text.replace("'", '"').replace("None", "null")):
                 try:
                     return _text(json.loads(written), depth + 1)
@@ -175,7 +175,7 @@ def _text(value: Any, depth: int = 0) -> str:
 
 
 def _areas(geometry: Any, place: str) -> tuple[tuple[Any, ...], str]:
-    """The polygons of a geometry and of those within it, and why there are none. Raises ValueError."""
+    """The polygons of a geometry and of those within it, or why there are none. Raises ValueError."""
     if geometry is None:
         return (), "objects without a geometry"
     found: list[Any] = []

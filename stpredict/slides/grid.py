@@ -1,4 +1,4 @@
-"""Which spots of a slide are predicted: lattice or given positions, less those without tissue."""
+"""Choose the spots of a slide to predict: those of a lattice that hold tissue, or given positions."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class GridRequest:
 
 
 def choose_spots(slide: Slide, mpp: Mpp, request: GridRequest, threads: int) -> tuple[Tissue, Spots, Float]:
-    """The tissue, the spots, and the tissue fraction of each one's disk. Given spots are all kept.
+    """The tissue, the spots, and the tissue fraction of each spot's disk. All given spots are kept.
 
-    What is implausible of an H&E slide is noted. Raises NoTissueError if no spot of the lattice holds enough tissue,
-    SpotsError for a slide smaller than a lattice's first spot, MaskError for a mask that does not fit, SlideError for a
-    slide of one colour.
+    Notes how the slide differs from H&E. Raises NoTissueError if no spot of the lattice holds enough tissue,
+    SpotsError if the slide is smaller than the lattice's first spot, MaskError if the mask does not fit, SlideError if
+    the slide has one colour.
     """
     tissue = find_tissue(slide, mpp, threads)
     if request.spots_file:

@@ -1,6 +1,6 @@
-"""What the headers of JPEG and PNG files state: pixels per unit of length, and which way up they are to be shown.
+"""Read the headers of JPEG and PNG files: pixels per unit of length, and which way up to show the image.
 
-Read without the pixels, of which Pillow would refuse many.
+The pixels are not read: Pillow would refuse images that have very many.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ RESOLUTION_TAGS = (X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT)
 TAG_UNITS = {2: "in", 3: "cm", 4: "mm", 5: "um"}
 JFIF_UNITS = {1: "in", 2: "cm"}
 UPRIGHT = 1
-#: A chunk that says something of the whole image is smaller.
+#: A chunk with facts about the whole image is smaller.
 MAX_CHUNK = 1 << 20
 
 
 def read_header(path: Path) -> tuple[list[Statement], int]:
-    """What a JPEG or PNG file states, the weightiest first, and its EXIF orientation, 1 if it is upright.
+    """The statements of a JPEG or PNG file, the weightiest first, and its EXIF orientation, 1 if it is upright.
 
     A header that cannot be read states nothing.
     """
@@ -61,7 +61,7 @@ def _png(file: BinaryIO) -> tuple[list[Statement], int]:
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """The small chunks of a PNG file, of which eXIf may come after the pixels."""
+    """The small chunks of a PNG file. Reads to its end, because eXIf may come after the pixels."""
     file.seek(8)
     while len(head := file.read(8)) == 8:
         size, name = struct.unpack(">I4s", head)
@@ -80,14 +80,14 @@ def _with_exif(statements: list[Statement], block: bytes) -> tuple[list[Statemen
 
 
 def tag_statements(by: str, tags: Any) -> list[Statement]:
-    """What XResolution, YResolution and ResolutionUnit state, of a mapping from tags to numbers or (n, d) pairs."""
+    """The statement of XResolution, YResolution and ResolutionUnit; `tags` maps tags to numbers or (n, d) pairs."""
     x, y = (ratio(tags.get(tag)) for tag in (X_RESOLUTION, Y_RESOLUTION))
     unit = tags.get(RESOLUTION_UNIT, 2)
     return stated_per_unit(by, x, y, TAG_UNITS.get(unit if isinstance(unit, int) else 1, ""))
 
 
 def ratio(value: Any) -> float | None:
-    """A tag's number, which may be a numerator and a denominator; None where it is none."""
+    """A tag's number, which may be stored as numerator and denominator; None if it is no number."""
     try:
         return float(value[0]) / float(value[1]) if isinstance(value, tuple) else float(value)
     except (TypeError, ValueError, IndexError, ZeroDivisionError):

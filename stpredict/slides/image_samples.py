@@ -17,17 +17,17 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def open_image(path: Path, page: int = 0) -> tuple[pyvips.Image, Samples | None, list[str]]:
-    """An image, or a page of one, the meaning of its samples if it is not of three bytes of RGB, and notes on that.
+    """An image, or a page of one; the meaning of its samples unless libvips reads them as RGB; and notes on that.
 
     Raises SamplesError, pyvips.Error for a damaged image, TileError for a damaged TIFF file.
     """
-    # As strict as OpenSlide, and never the pixels that an earlier file of this name had.
+    # As strict as OpenSlide; and never from libvips's cache, which may hold an earlier file of this name.
     of_page = {"page": page} if page else {}
     image = pyvips.Image.new_from_file(str(path), access="random", fail_on="warning", revalidate=True, **of_page)
     if image.width * image.height > MAX_PLAIN_PIXELS:
         raise SamplesError(f"its {image.width} x {image.height} pixels are too many for a plain image")
     if image.get("vips-loader") == "tiffload":
-        check_jpeg_segments(path, page)  # libvips fills what is missing of them with grey, and says nothing
+        check_jpeg_segments(path, page)  # libvips silently fills missing parts with grey
     if image.format not in ("uchar", "ushort") or image.bands > 4:
         raise SamplesError(f"neither a colour nor a grey image ({image.bands} bands of {image.format})")
     samples, notes = image_samples(image, path)
@@ -40,7 +40,7 @@ def open_image(path: Path, page: int = 0) -> tuple[pyvips.Image, Samples | None,
 
 
 def image_samples(image: pyvips.Image, path: Path) -> tuple[Samples | None, list[str]]:
-    """The meaning of deep or CMYK samples, and notes on it; None where libvips's own is as all readers have it.
+    """The meaning of deep or CMYK samples, and notes on it; None if libvips reads the samples as all readers do.
 
     Raises SamplesError, or pyvips.Error for a damaged image.
     """

@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 
 from stpredict.arrays import Float, Int
-from stpredict.errors import SpotsError, UsageError
+from stpredict.errors import SpotsError, UsageError, counted
 from stpredict.slides.slide import Bounds, Mpp
 from stpredict.storage.text_tables import read_lines, read_numbers
 
 MAX_SPOTS = 50_000_000
-#: Larger numbers in a file are not a slide's.
+#: No slide has longer sides, in pixels.
 MAX_SIDE = 10_000_000
 Layout = Literal["square", "hex", "given"]
 
@@ -42,7 +42,7 @@ def lattice(bounds: Bounds, mpp: Mpp, pitch_um: float, layout: Literal["square",
 
     The first centre lies half a pitch from the bounds' origin. Rows of a hexagonal lattice are sqrt(3)/2 of a pitch
     apart and odd ones are shifted by half a pitch. The pitch is never rounded to pixels.
-    Raises SpotsError for a pitch that is not larger than a pixel, or makes too many spots.
+    Raises SpotsError for a pitch that is not larger than a pixel, or gives too many spots.
     """
     if not (max(mpp) < pitch_um < math.inf):
         raise SpotsError(
@@ -76,7 +76,7 @@ def lattice_shape(bounds: Bounds, mpp: Mpp, pitch_um: float, layout: Layout) -> 
 def given_spots(path: Path, dimensions: tuple[int, int], pitch_um: float) -> Spots:
     """Spots at the level-0 pixel positions of a table with columns `x` and `y`, in the file's order.
 
-    Raises UsageError if the file cannot be read as that, SpotsError if it names a position outside the slide.
+    Raises UsageError if the file cannot be read as such a table, SpotsError if a position lies outside the slide.
     """
     lines, texts = [], []
     for line in read_lines(path, ("x", "y"), "needs a header line with the columns x and y (level-0 pixels)"):
@@ -93,7 +93,7 @@ def given_spots(path: Path, dimensions: tuple[int, int], pitch_um: float) -> Spo
     if outside.any():
         first = int(np.flatnonzero(outside)[0])
         raise SpotsError(
-            f"{path}: {outside.sum()} of {len(centres)} spots lie outside the slide "
+            f"{path}: {outside.sum()} of {counted(len(centres), 'spot')} outside the slide "
             f"({dimensions[0]} x {dimensions[1]} pixels), the first in line {lines[first]}."
         )
     number = np.arange(len(centres), dtype=np.int64)

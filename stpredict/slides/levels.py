@@ -1,4 +1,4 @@
-"""What to do where a level of a slide cannot be decoded: finer levels hold the same tissue, and are read instead."""
+"""Read a finer level in place of one that cannot be decoded: finer levels hold the same tissue."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Done = TypeVar("Done")
 
 
 def on_readable_levels(slide: Slide, work: Callable[[], Done]) -> Done:
-    """What `work` makes of the slide, begun anew where it meets a level that cannot be decoded, which is then left out.
+    """The result of `work`. If it meets a level that cannot be decoded, it begins again without that level.
 
-    All of it is of levels that can be decoded as far as it goes, so that it does not matter where damage was met.
-    Raises LevelError where the finest level cannot be decoded.
+    So all of the result comes from levels that could be decoded, wherever the damage was met.
+    Raises LevelError if the finest level cannot be decoded.
     """
     while True:
         try:
@@ -27,7 +27,7 @@ def on_readable_levels(slide: Slide, work: Callable[[], Done]) -> Done:
 
 
 def leave_out(slide: Slide, levels: Iterable[int]) -> None:
-    """Read some levels of a slide no more, and note it."""
+    """Stop reading some levels of a slide, and note that."""
     for level in levels:
         if level not in slide.unreadable and 0 < level < len(slide.level_dimensions):
             slide.leave_out(level)

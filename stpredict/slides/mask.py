@@ -1,4 +1,4 @@
-"""An area that spots are chosen from: polygons of a GeoJSON file, or what is not black in an image of the slide."""
+"""The area in which spots are chosen: the polygons of a GeoJSON file, or the pixels of an image that are not black."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from stpredict.slides.regions import Region, read_regions
 from stpredict.slides.slide import Slide
 
 Origin = Literal["slide", "bounds"]
-#: How much the sides of an image may differ in proportion from the slide's.
+#: How far the proportions of a mask's image may differ from the slide's.
 MAX_DISTORTION = 0.02
-# Pillow refuses an image of more than twice the pixels of which it warns.
+# Pillow warns of an image of many pixels, and refuses one of twice as many.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
@@ -58,14 +58,14 @@ def inside_mask(request: MaskRequest, slide: Slide, centres: Float) -> Bool:
 
 
 def read_mask(path: Path, tell: Callable[[str], None] = lambda _: None) -> list[Region] | Bool:
-    """The areas of a GeoJSON file, or where an image is not black; `tell` is told what is passed over.
+    """The areas of a GeoJSON file, or where an image is not black; `tell` hears which objects are skipped.
 
     Raises RegionsError or MaskError for a file that cannot be read.
     """
     if is_geojson(path):
         return list(read_regions(path, tell).values())
     try:
-        # As it was drawn. By its name, Pillow would map a TIFF to memory, and turn it twice.
+        # Open the file here: given a name, Pillow maps a TIFF to memory and turns the image twice.
         with path.open("rb") as file, Image.open(file) as image:
             return _not_black(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:

@@ -1,7 +1,7 @@
-"""What the OME-XML of a TIFF file states: the size of each image's pixels, and its planes.
+"""Read the OME-XML of a TIFF file: the size of each image's pixels, and its planes.
 
-The XML is a stranger's. It is read as a stream, up to a limit, and left at the first sign of a document type, without
-which there are no entities. Elements count where the schema has them: OME/Image/Pixels, in a namespace of OME.
+The XML may be malicious. It is read as a stream, up to a limit. Reading stops at a document type, without which there
+can be no entities. Elements count only where the schema has them: OME/Image/Pixels, in a namespace of OME.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stpredict.slides.resolution import Statement, stated
 MAX_CHARACTERS = 16 << 20
 PLACE = ("OME", "Image", "Pixels")
 SEPARATOR = " "
-#: The unit of a physical size that names none.
+#: The unit of a physical size without a unit.
 DEFAULT_UNIT = "\u00b5m"
 
 
@@ -27,7 +27,7 @@ class _DoctypeError(Exception):
 
 @dataclass(frozen=True)
 class OmeImage:
-    """One image: its size, the planes of its stack by axis, and what it states of its pixels."""
+    """One image: its size, the planes of its stack by axis, and its statements about its pixels."""
 
     size: tuple[int, int]
     planes: dict[str, int]
@@ -35,7 +35,7 @@ class OmeImage:
 
 
 def read_ome_xml(text: str) -> list[OmeImage]:
-    """The images of an OME-XML text, in its order, as far as it can be read; none of any other text."""
+    """The images of an OME-XML text, in its order, as far as it can be read; none for any other text."""
     text = text.lstrip("\ufeff\r\n\t ")
     if not text.startswith("<"):
         return []

@@ -61,9 +61,9 @@ def thumbnail_size(slide: Slide) -> tuple[int, int]:
 
 
 def make_thumbnail(slide: Slide, overview: UInt8, threads: int) -> tuple[UInt8, float]:
-    """The slide at no more than 1500 pixels, and level-0 pixels per pixel of it, alike along x and y.
+    """The slide at no more than 1500 pixels, and the level-0 pixels per pixel of it, equal along x and y.
 
-    `overview` is the slide at another size, which is used if it is the larger one.
+    `overview` is the slide at another size. The thumbnail is made from it if it is larger.
     """
     downsample = thumbnail_downsample(slide)
     width, height = thumbnail_size(slide)

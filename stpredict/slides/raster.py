@@ -1,8 +1,8 @@
 """One raster of a slide at the model's mpp, and the patches cut from it.
 
-The raster is never made as a whole. It is cut into fixed blocks; a patch belongs to the block that holds its top-left
-pixel and is sliced from that block's region, which is read and resampled in one go. Which block that is depends on
-the patch alone, so a spot has the same pixels whether it is read alone or among a million.
+The raster is never made as a whole. It is divided into fixed blocks. A patch belongs to the block with its top-left
+pixel, and is sliced from that block's region, which is read and resampled in one go. The block depends on the patch
+alone, so a spot has the same pixels whether it is read alone or among a million.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from stpredict.slides.slide import Mpp, Slide
 from stpredict.slides.views import ONE_VIEW, Views, cut_views, margin_px
 
 Made = TypeVar("Made")
-#: A stored level this close to the model's mpp is the raster, unresampled.
+#: A stored level this close to the model's mpp is used as the raster, without resampling.
 SAME_MPP = 0.01
-#: A slide coarser than this many times the model's mpp holds too little detail.
+#: A slide has too little detail if its mpp is more than this many times the model's.
 MAX_UPSAMPLING = 1.25
 #: Side of the square of level pixels that one block is read from.
 BLOCK_LEVEL_PX = 2048
-#: Blocks that a strip is wide.
+#: Width of a strip, in blocks.
 STRIP_BLOCKS = 4
-#: Stacks of views that are made at a time. They are copies, of which a block of closely set spots would give too many.
+#: Stacks of views to make at a time. They are copies, and a block of closely set spots would give too many.
 MOST_STACKS = 64
 
 
 @dataclass(frozen=True)
 class Raster:
-    """Where the raster at `mpp` comes from: a level, its size on level 0, and level pixels per raster pixel."""
+    """The raster at `mpp`: the level it is made from, that level's downsample, and level pixels per raster pixel."""
 
     slide: Slide
     mpp: float
@@ -67,7 +67,7 @@ class Raster:
 
 
 def make_raster(slide: Slide, slide_mpp: Mpp, model_mpp: float, allow_upsampling: bool = False) -> Raster:
-    """The raster from the coarsest stored level that can be read and is not coarser than the model's mpp.
+    """The raster from the coarsest stored level that is readable and not coarser than the model's mpp.
 
     Raises SlideError for a slide coarser than 1.25 times the model's mpp, unless `allow_upsampling`.
     """
@@ -100,9 +100,9 @@ def block_order(raster: Raster, origins: Int) -> Int:
 
 @dataclass(frozen=True)
 class Block:
-    """Spots whose patches are cut from one region: indices into the spots, its pixels, top-left corners (x, y) in it.
+    """Spots whose patches are cut from one region: the spots' indices, the region, the patches' top-left corners.
 
-    Corners are of the patches; views that are wider lie about them, within the region, too.
+    Corners (x, y) are in pixels of the region. Wider views lie around the patches, also within the region.
     """
 
     index: Int
@@ -115,14 +115,14 @@ class Block:
         return len(self.corners)
 
     def patches(self) -> list[UInt8]:
-        """P x P x 3 each, which lie in the region; where there are several views, V x P x P x 3 made from it."""
+        """Patches, P x P x 3 each, as slices of the region; with several views, copies of V x P x P x 3."""
         if self.views != ONE_VIEW:
             return cut_views(self.region, self.corners, self.patch_px, self.views)
         side = self.patch_px
         return [self.region[y : y + side, x : x + side] for x, y in self.corners]
 
     def copy(self, start: int, out: UInt8) -> None:
-        """Write the patches from the `start`th on into `out` (n x P x P x 3 or n x V x P x P x 3), each once."""
+        """Copy n patches, from the `start`th on, into `out` (n x P x P x 3 or n x V x P x P x 3)."""
         corners, side = self.corners[start : start + len(out)], self.patch_px
         if self.views != ONE_VIEW:
             cut_views(self.region, corners, side, self.views, out)
@@ -136,9 +136,9 @@ def read_patches(
 ) -> Generator[tuple[Int, list[UInt8]], None, None]:
     """Yield (indices into `centres`, P x P x 3 each) block by block, read in threads and delivered in order.
 
-    Where there are several `views`, each is V x P x P x 3, all made from one reading of the widest.
-    Close it before the slide where it may not come to its end: its threads read ahead.
-    Raises LevelError where the raster's level cannot be decoded.
+    With several `views`, each is V x P x P x 3; all views are made from one reading of the widest.
+    If you may stop early, close the generator before the slide: its threads read ahead.
+    Raises LevelError if the raster's level cannot be decoded.
     """
 
     def cut(read: Callable[[], Block]) -> tuple[Int, list[UInt8]]:
@@ -154,10 +154,10 @@ def read_blocks(
     raster: Raster, centres: Float, patch_px: int, pool: Executor, ahead: int, views: Views = ONE_VIEW,
     parts: Iterable[Int] | None = None,
 ) -> Generator[Block, None, None]:  # fmt: skip
-    """Yield the blocks of spots in order, read in the pool, so many `ahead` of the one that is waited for.
+    """Yield the blocks of spots in order. The pool reads so many blocks `ahead` of the next one.
 
-    With `parts`, indices into `centres`, one is read after the other; what is next is asked when its reading begins.
-    Close it before the slide where it may not come to its end. Raises SlideError where the slide cannot be decoded.
+    `parts` are indices into `centres`. They are read one after the other; each is fetched only when its reading begins.
+    If you may stop early, close the generator before the slide. Raises SlideError if the slide cannot be decoded.
     """
     return _in_order(_blocks(raster, centres, patch_px, views, parts), pool, ahead)
 
@@ -165,14 +165,14 @@ def read_blocks(
 def _blocks(
     raster: Raster, centres: Float, patch_px: int, views: Views, parts: Iterable[Int] | None
 ) -> Iterator[Callable[[], Block]]:
-    """What reads each block."""
+    """A function for each block that reads it."""
     origins = raster.origins(centres, patch_px)
     margin = margin_px(patch_px, views)
 
     def read(group: Int) -> Block:
         first, last = origins[group].min(axis=0), origins[group].max(axis=0) + patch_px
         if raster.scale != (1.0, 1.0) or (raster.level > 0 and raster.slide.interpolates):
-            # Read and resample the whole block, so that a pixel does not depend on which other spots are asked for.
+            # Read and resample the whole block, so that a pixel does not depend on the other spots of the call.
             first = first // raster.block_px * raster.block_px
             last = first + raster.block_px + patch_px
         (x0, y0), (x1, y1) = (first - margin).tolist(), (last + margin).tolist()
@@ -186,7 +186,7 @@ def _blocks(
 
 
 def _in_order(tasks: Iterator[Callable[[], Made]], pool: Executor, ahead: int) -> Generator[Made, None, None]:
-    """What the tasks make, in their order; they are carried out in the pool, so many ahead."""
+    """The results of the tasks, in their order; the pool runs so many of them ahead."""
     pending = deque(pool.submit(task) for task in islice(tasks, ahead + 1))
     try:
         while pending:
@@ -198,14 +198,14 @@ def _in_order(tasks: Iterator[Callable[[], Made]], pool: Executor, ahead: int) -
 
 
 def _in_blocks(raster: Raster, origins: Int, parts: Iterable[Int]) -> Iterator[Int]:
-    """The patches of part after part, by block. One cut between two parts stays whole, unless it is all of a part."""
+    """The patches of part after part, by block. A block across two parts stays whole, unless it is all of a part."""
     rest = np.empty(0, np.int64)
     for part in parts:
         order = np.concatenate([rest, part[block_order(raster, origins[part])]])
         changes = np.flatnonzero(np.any(np.diff(origins[order] // raster.block_px, axis=0) != 0, axis=1)) + 1
         *blocks, rest = np.split(order, changes)
         yield from blocks
-        if not blocks:  # else parts without end would be asked for
+        if not blocks:  # else it might fetch parts without end
             yield rest
             rest = np.empty(0, np.int64)
     yield rest

@@ -15,7 +15,7 @@ from stpredict.errors import RegionsError
 from stpredict.slides.geojson import read_features
 from stpredict.slides.lattice import MAX_SIDE
 
-#: What QuPath calls single cells, and the slide itself: cells are counted elsewhere, and regions lie around them.
+#: QuPath's kinds of objects that are no regions: single cells, which are counted elsewhere, and the whole slide.
 NOT_REGIONS = {"cell": "cells", "detection": "detections", "root": "objects of the whole slide"}
 #: Tiles without a class are taken for regions only where there is nothing else.
 UNNAMED_TILES = "tiles without a class"
@@ -24,7 +24,7 @@ UNNAMED = "unnamed"
 
 @dataclass(frozen=True)
 class Region:
-    """What goes by one name: polygons of n x 2 corners (x, y), each an outline and the holes in it."""
+    """All areas of one name: polygons, each an outline and the holes in it, of n x 2 corners (x, y)."""
 
     polygons: tuple[tuple[Float, ...], ...]
 
@@ -41,11 +41,11 @@ class Region:
 
 
 def read_regions(path: Path, tell: Callable[[str], None] = lambda _: None) -> dict[str, Region]:
-    """The areas of a GeoJSON file by name, in the file's order; those of one name are one region.
+    """The areas of a GeoJSON file by name, in the file's order. Areas of the same name form one region.
 
-    The name is the object's own or, where it has none, its class. Coordinates are kept as they are. Cells, points,
-    lines and whatever else is no area are passed over; `tell` is told how many.
-    Raises RegionsError for a file that cannot be read, or holds no areas, or an area that cannot be.
+    The name is the object's own or, if it has none, its class. Coordinates are kept as they are. Cells, points, lines
+    and other objects without an area are skipped; `tell` hears how many.
+    Raises RegionsError for a file that cannot be read, holds no areas, or holds an impossible one.
     """
     found: dict[str, list[tuple[Float, ...]]] = {}
     tiles: list[tuple[Float, ...]] = []
@@ -78,12 +78,12 @@ def read_regions(path: Path, tell: Callable[[str], None] = lambda _: None) -> di
 
 
 def _polygon(rings: Any, place: str) -> tuple[Float, ...]:
-    """An outline and its holes. Raises ValueError, which names the object, for what is none."""
+    """An outline and its holes. Raises ValueError, whose message names the object, for anything else."""
     if not isinstance(rings, list) or not rings:
         raise ValueError(f"{place}: a polygon is a list of rings")
     outline, *holes = rings
     polygon = tuple(_ring(ring, place) for ring in (outline, *(hole for hole in holes if hole != [])))
-    if not all((np.abs(ring) < MAX_SIDE).all() for ring in polygon):  # NaN is not either
+    if not all((np.abs(ring) < MAX_SIDE).all() for ring in polygon):  # false for NaN, too
         raise ValueError(f"{place}: a corner lies on no slide")
     return polygon
 
@@ -92,7 +92,7 @@ def _ring(ring: Any, place: str) -> Float:
     try:
         if any(isinstance(corner, str) for corner in ring):
             raise TypeError
-        corners = np.array([[corner[0], corner[1]] for corner in ring], dtype=np.float64)  # a third one is a height
+        corners = np.array([[corner[0], corner[1]] for corner in ring], dtype=np.float64)  # a third number is a height
     except OverflowError as error:
         raise ValueError(f"{place}: a corner lies on no slide") from error
     except (ValueError, TypeError, LookupError) as error:

@@ -1,4 +1,4 @@
-"""What a file states of its micrometres per pixel, and which statement counts."""
+"""The statements of a file about its micrometres per pixel, and which of them counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from stpredict.slides.lengths import micrometres
 
-#: Native values outside this range are resolution tags of a camera or a printer, not of a microscope.
+#: Values outside this range come from cameras or printers, not from microscopes.
 PLAUSIBLE_MPP = (0.05, 5.0)
 #: Statements that differ by more than this contradict each other.
 MAX_DISAGREEMENT = 0.05
@@ -22,12 +22,12 @@ class Mpp(NamedTuple):
 
     @property
     def plausible(self) -> bool:
-        """Whether it can be a microscope's."""
+        """Whether a microscope can have this resolution."""
         return all(PLAUSIBLE_MPP[0] <= side <= PLAUSIBLE_MPP[1] for side in self)
 
 
 class Statement(NamedTuple):
-    """The mpp that a part of a file states: `by` names it."""
+    """The mpp that a part of a file states; `by` names that part."""
 
     by: str
     mpp: Mpp
@@ -35,20 +35,20 @@ class Statement(NamedTuple):
 
 @dataclass(frozen=True)
 class Resolution:
-    """All statements of a file, the weightiest first: what its maker wrote for microscopes, then what any image has."""
+    """All statements of a file, the weightiest first: those that only microscopes write, then those of any image."""
 
     statements: tuple[Statement, ...] = ()
 
     @property
     def used(self) -> Statement | None:
-        """The first statement that is plausible; where none is, the first; None where the file states nothing."""
+        """The first plausible statement; if none is plausible, the first; None if the file states nothing."""
         return next((one for one in self.statements if one.mpp.plausible), next(iter(self.statements), None))
 
     @property
     def disagreement(self) -> str | None:
-        """A clause that names the statement used, and one that differs from it by over 5 %.
+        """A clause that names the statement used, and another one that differs from it by over 5 %; None if none does.
 
-        An implausible one, as 72 dpi, says nothing of a microscope, and differs only where it would have come first.
+        An implausible statement, such as 72 dpi, is not a microscope's. It counts only if it is the weightier one.
         """
         used = self.used
         if used is None or not used.mpp.plausible:
@@ -64,19 +64,19 @@ class Resolution:
 
 
 def in_words(mpp: Mpp) -> str:
-    """Both sides, or one where they are the same in four digits."""
+    """Both sides, or one number if they agree in four digits."""
     return " x ".join(dict.fromkeys(f"{side:.4g}" for side in mpp))
 
 
 def stated(by: str, x: float | None, y: float | None) -> list[Statement]:
-    """The statement that pixels are so many um wide and high, or none where that is no positive length."""
+    """The statement that pixels are x um wide and y um high, or no statement if these are no positive lengths."""
     if x is None or y is None or not all(math.isfinite(side) and side > 0 for side in (x, y)):
         return []
     return [Statement(by, Mpp(float(x), float(y)))]
 
 
 def stated_per_unit(by: str, x: float | None, y: float | None, *units: str) -> list[Statement]:
-    """The statement that so many pixels make a unit; the last of `units` is that along y."""
+    """The statement that there are x and y pixels per unit; the last of `units` applies to y."""
     um = [micrometres(units[0]), micrometres(units[-1])]
     sides = [
         unit / count if unit and count and math.isfinite(count) else None

@@ -1,8 +1,8 @@
-"""What the samples of an image's pixels mean, and RGB from them: the one conversion that all readers share.
+"""The meaning of the samples of an image's pixels, and their conversion to RGB, which all readers share.
 
-Ordinary images, RGB or grey of 8 bits, need none of this. Colour profiles of RGB images are left alone, as OpenSlide
-leaves them: the models were trained on such pixels. CMYK has no colours without one: an embedded profile is followed,
-and without any R is (255 - C)(255 - K) / 255, as in libtiff and Pillow.
+Ordinary images, RGB or grey of 8 bits, need none of this. Colour profiles of RGB images are ignored, as by OpenSlide:
+the models were trained on such pixels. CMYK has no defined colours without a profile. An embedded profile is applied;
+without one, R is (255 - C)(255 - K) / 255, as in libtiff and Pillow.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from PIL import Image, ImageCms
 from stpredict.arrays import UInt8
 
 Colour = Literal["grey", "inverted grey", "rgb", "ycbcr", "palette", "cmyk", "lab"]
-#: Samples of a colour.
+#: Number of samples per pixel of a colour model.
 COUNT = {"grey": 1, "inverted grey": 1, "rgb": 3, "ycbcr": 3, "palette": 1, "cmyk": 4, "lab": 3}
 #: Depths, in bits, that cameras and scanners have.
 DEPTHS = (8, 10, 12, 14, 16, 24, 32)
-#: Bits of samples that may hold values of fewer bits.
+#: Samples of so many bits may hold values of fewer bits.
 WHOLE = (16, 32, 64)
-#: By how much of the range floating-point values may lie beyond it, as resampling makes them.
+#: Resampling may put floating-point values outside their range, by at most this share of it.
 OVERSHOOT = 0.02
 
 
 class SamplesError(Exception):
-    """Samples that mean no colours that could be known. Says so in half a sentence."""
+    """Samples whose colours cannot be known. The message is half a sentence."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The colour, the values that are full intensity and full opacity, and which sample is the opacity.
+    """The colour model, the values of full intensity and full opacity, and which sample is the opacity.
 
     `palette` is n x 3, `profile` an ICC profile; `premultiplied` colours are already weighted by the opacity.
     """
@@ -51,10 +51,10 @@ class Samples:
 
 
 def full_value(dtype: np.dtype[Any], bits: int, low: float, high: float, stated: float | None = None) -> float:
-    """The value that means full intensity, of samples that reach from `low` to `high`.
+    """The value of full intensity, for samples that reach from `low` to `high`.
 
-    That is the `stated` one, if no value exceeds it, else that of the least depth that holds them all; samples of other
-    numbers of bits than WHOLE fill their depth. Raises SamplesError for values that mean no intensity.
+    That is the `stated` value, if no sample exceeds it, else the highest value of the least depth that holds all
+    samples. Samples whose bits are not in WHOLE fill their depth. Raises SamplesError if values are no intensities.
     """
     if not (math.isfinite(low) and math.isfinite(high)):
         raise SamplesError("some of its values are no numbers")
@@ -77,7 +77,7 @@ def full_value(dtype: np.dtype[Any], bits: int, low: float, high: float, stated:
 
 
 def note_of_range(dtype: np.dtype[Any], bits: int, high: float, top: float) -> str | None:
-    """A sentence on the values that were taken for full, where they might have been others."""
+    """A sentence on the value that was taken for full intensity, if others were possible."""
     if dtype.kind == "f":
         return f"its floating-point values reach {high:.4g}; {top:g} is taken for full intensity"
     if bits in WHOLE and top != 2.0**bits - 1:
@@ -86,7 +86,7 @@ def note_of_range(dtype: np.dtype[Any], bits: int, high: float, top: float) -> s
 
 
 def as_rgb(raw: npt.NDArray[Any], samples: Samples) -> UInt8:
-    """RGB on white, H x W x 3, of H x W x S samples, or H x W."""
+    """RGB on white, H x W x 3, from samples, H x W x S or H x W."""
     raw = np.atleast_3d(raw)
     colours = raw[..., : COUNT[samples.colour]]
     if samples.colour == "palette":
@@ -123,7 +123,7 @@ def _coloured(values: UInt8, samples: Samples) -> UInt8:
             return ((ink[..., :3] * ink[..., 3:] + 127) // 255).astype(np.uint8)
         case "cmyk" | "lab":
             mode = samples.colour.upper()
-            image = Image.frombytes(mode, (width, height), values.tobytes())  # Pillow's bytes of LAB are TIFF's
+            image = Image.frombytes(mode, (width, height), values.tobytes())  # Pillow and TIFF store LAB alike
             return np.asarray(ImageCms.applyTransform(image, _to_srgb(mode, samples.profile)))
     return values
 

@@ -47,21 +47,21 @@ class Slide(ABC):
     """One slide file. Coordinates are level-0 pixels unless a level is named. Use as a context manager."""
 
     reader: str
-    #: Whether pixels of a coarser level depend on the region they are read with.
+    #: Whether a coarser level's pixels depend on the region that is read.
     interpolates = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.level_dimensions: list[tuple[int, int]] = []
         self.resolution = Resolution()
-        #: What the user should know of how the slide is read, as sentences without its name.
+        #: What the user should know about how the slide is read: sentences without the slide's name.
         self.notes: list[str] = []
-        #: What of the file is read, in words, where it holds more than one picture.
+        #: Which part of the file is read, in words, if it holds more than one picture.
         self.of_file: tuple[str, ...] = ()
         self.bounds = Bounds(0, 0, 0, 0)
-        #: What is implausible of it as an H&E slide, once that was looked for, likewise.
+        #: Why it does not look like an H&E slide, in words, once that was examined.
         self.appearance: str | None = None
-        #: Levels that could not be decoded, and are read no more.
+        #: Levels that could not be decoded, and are not read any more.
         self.unreadable: set[int] = set()
 
     @property
@@ -74,11 +74,11 @@ class Slide(ABC):
 
     @property
     def native_mpp(self) -> Mpp | None:
-        """What the file says of itself, plausible or not; None if it says nothing."""
+        """The resolution that the file states, plausible or not; None if it states none."""
         return self.resolution.used.mpp if self.resolution.used else None
 
     def _know(self, facts: Facts) -> None:
-        """Keep what the file states of itself."""
+        """Keep what the file states about itself."""
         self.resolution, self.of_file = facts.resolution, facts.notes
         self.notes += facts.notes
 
@@ -108,7 +108,7 @@ class Slide(ABC):
     def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> UInt8: ...
 
     def leave_out(self, level: int) -> None:
-        """Read a level no more, which could not be decoded. Nothing may be read meanwhile."""
+        """Stop reading a level that could not be decoded. Nothing may be read meanwhile."""
         self.unreadable.add(level)
 
     @abstractmethod
@@ -134,7 +134,7 @@ class Slide(ABC):
 
 
 class OpenSlideSlide(Slide):
-    """Any format that OpenSlide reads; where it stores JPEG tiles that decode to the same pixels, those are read."""
+    """Any format that OpenSlide reads. JPEG tiles are decoded here if that gives the same pixels as OpenSlide."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -143,7 +143,7 @@ class OpenSlideSlide(Slide):
         properties = self._slide.properties
         facts = read_facts(path) if properties.get("openslide.vendor") == "generic-tiff" else None
         self._know(facts or Facts(stated_by_openslide(properties)))
-        #: Whether the image is what OpenSlide shows, rather than a page that it does not see.
+        #: Whether OpenSlide shows the image itself; else the image is a page that OpenSlide does not see.
         self.is_whole = not facts or math.prod(facts.size) <= math.prod(self.dimensions)
         for level in range(len(self.level_dimensions)):
             sides = (_number(properties.get(f"openslide.level[{level}].tile-{side}")) for side in ("width", "height"))
@@ -160,7 +160,7 @@ class OpenSlideSlide(Slide):
         self.interpolates = self._tiles is None
 
     def _find_tiles(self, aperio: bool) -> None:
-        """Read the file's tiles past OpenSlide, where it misreads their samples or takes longer."""
+        """Prepare to read the file's tiles without OpenSlide, if it misreads their samples or takes longer."""
         if samples := open_tiff_samples(self.path, self.level_dimensions, aperio):
             self._tiles, self.reader = samples, "tifffile"
             self.notes += samples.notes
@@ -168,7 +168,7 @@ class OpenSlideSlide(Slide):
             self._tiles, self.reader = tiles, "stored tiles"
 
     def _stored_tiles(self) -> StoredTiles | None:
-        """The slide's tiles, if OpenSlide sees the same in the three of each level that hold most."""
+        """The slide's tiles, if OpenSlide gives the same pixels for the three tiles with most bytes of each level."""
         tiles = open_stored_tiles(self.path, self.level_dimensions)
         if tiles is None:
             return None
@@ -213,7 +213,7 @@ class OpenSlideSlide(Slide):
         self._reopen()
 
     def _reopen(self) -> None:
-        """OpenSlide reads no more of a slide once anything of it could not be decoded."""
+        """Open the slide again: after a decoding error, OpenSlide reads nothing more of it."""
         self._slide.close()
         self._slide = openslide.OpenSlide(self.path)
 
@@ -252,7 +252,7 @@ class PlainImageSlide(Slide):
             self.reader = "libvips"
             self._image, self._samples, notes = open_image(path, facts.page)
             width, height = self._image.width, self._image.height
-            if self._image.get_typeof("orientation"):  # in places where only libvips looks
+            if self._image.get_typeof("orientation"):  # from places that only libvips reads
                 refuse_turned(path, self._image.get("orientation"))
         self.notes += notes
         self.level_dimensions, self.bounds = [(width, height)], Bounds(0, 0, width, height)
@@ -277,11 +277,11 @@ class PlainImageSlide(Slide):
 def open_slide(path: str | Path) -> Slide:
     """Open a slide with OpenSlide, or as a plain image.
 
-    Raises SlideNotFoundError if there is no such file, SlideError if it is no slide or a damaged one.
+    Raises SlideNotFoundError if there is no such file, SlideError if it is not a slide, or is damaged.
     """
     path = Path(path)
     if not path.exists():
-        raise SlideNotFoundError(f"{path}: no such file.")
+        raise SlideNotFoundError(f"{path}: no such file or folder.")
     if path.is_dir():
         raise SlideNotFoundError(f"{path}: is a directory; name the slide files in it.")
     demand_readable(path)
@@ -302,9 +302,9 @@ def open_slide(path: str | Path) -> Slide:
 
 
 def resolve_mpp(slide: Slide, given_mpp: float | None = None) -> Mpp:
-    """The slide's mpp: `given_mpp` if there is one, else the slide's own, and a note if its file contradicts itself.
+    """The slide's mpp: `given_mpp`, or else the slide's own, with a note if the file contradicts itself.
 
-    Raises UsageError for a nonsensical `given_mpp`, MissingMppError where the slide has none or an implausible one.
+    Raises UsageError for a nonsensical `given_mpp`, MissingMppError if the slide states none or an implausible one.
     """
     if given_mpp is not None:
         if not (math.isfinite(given_mpp) and given_mpp > 0):

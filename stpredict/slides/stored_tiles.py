@@ -1,7 +1,7 @@
-"""JPEG tiles of tiled TIFF slides (Aperio SVS, generic TIFF), each decoded once, by as many threads as ask for them.
+"""JPEG tiles of tiled TIFF slides (Aperio SVS, generic TIFF). Each is decoded once; many threads may read at a time.
 
 OpenSlide composes each region on a canvas, which takes several times as long as the decoding. The decoder here is as
-strict as OpenSlide's: libvips and imagecodecs fill the missing part of a damaged tile with grey, and say nothing.
+strict as OpenSlide's: libvips and imagecodecs silently fill the missing part of a damaged tile with grey.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import tifffile
 
 from stpredict.arrays import Float32, Int, UInt8
 
-#: Decoded tiles that are kept, in bytes: those at the borders of the blocks that are read next.
+#: Bytes of decoded tiles to keep: enough for those at the borders of the blocks that are read next.
 CACHE_BYTES = 96 << 20
 MAX_TILE_PX = 4096
 MAX_PAGES = 64
-#: Grey levels by which blurred pixels of two readers may differ where one of them interpolates.
+#: Grey levels by which blurred pixels of two readers may differ if one of them interpolates.
 MAX_DIFFERENCE = 8.0
 BLUR_PX = 16
-#: An Adobe marker whose last byte says what the three components are.
+#: An Adobe marker. Its last byte says which colours the three components are.
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 COMPONENTS = {int(tifffile.PHOTOMETRIC.RGB): b"\x00", int(tifffile.PHOTOMETRIC.YCBCR): b"\x01"}
 
-# OpenSlide has opened the file by then; what else tifffile finds odd in it is of no interest.
+# OpenSlide has opened the file by then, so tifffile's warnings about it do not matter.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
@@ -43,7 +43,7 @@ class TileError(Exception):
 
 @dataclass(frozen=True)
 class TiledLevel:
-    """Where the tiles of one level lie in the file, row by row, and what the stream of each has to begin with."""
+    """Where the tiles of one level lie in the file, row by row, and the bytes with which each stream must begin."""
 
     tile_width: int
     tile_height: int
@@ -55,7 +55,7 @@ class TiledLevel:
 
 @dataclass
 class CachedTile:
-    """A tile, what the thread that decodes it holds meanwhile, and how many threads want it."""
+    """A tile, the lock that the thread which decodes it holds, and how many threads want the tile."""
 
     pixels: UInt8 | None = None
     decoding: threading.Lock = field(default_factory=threading.Lock)
@@ -71,7 +71,7 @@ class StoredTiles:
         self._file_lock, self._lock = threading.Lock(), threading.Lock()
         self._tiles: OrderedDict[tuple[int, int], CachedTile] = OrderedDict()
         self._tile_bytes = max(3 * level.tile_width * level.tile_height for level in levels)
-        self._spare: list[UInt8] = []  # buffers to decode into: fresh memory costs a third of the decoding
+        self._spare: list[UInt8] = []  # buffers to decode into: new memory costs a third of the decoding
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> UInt8:
         """RGB, height x width x 3, of a region within `level`. Raises TileError."""
@@ -94,7 +94,7 @@ class StoredTiles:
 
     @contextmanager
     def _tile(self, level: int, index: int) -> Iterator[UInt8]:
-        """A tile's pixels, while they are needed; threads that want one that is being decoded wait for it."""
+        """A tile's pixels, kept in this context. If another thread is decoding the tile, this one waits for it."""
         with self._lock:
             tile = self._tiles.setdefault((level, index), CachedTile())
             self._tiles.move_to_end((level, index))
@@ -127,7 +127,7 @@ class StoredTiles:
             buffer = self._spare.pop() if self._spare else np.empty(self._tile_bytes, np.uint8)
         shape = (tiles.tile_height, tiles.tile_width, 3)
         try:
-            # A tile that claims to be larger than its place finds the buffer too small.
+            # The buffer is too small for a tile that claims to be larger than its place, so decoding fails.
             tile = simplejpeg.decode_jpeg(tiles.head + stored[2:], "RGB", buffer=buffer, strict=True)
         except ValueError as error:
             raise TileError(str(error)) from error
@@ -137,7 +137,7 @@ class StoredTiles:
 
 
 def open_stored_tiles(path: Path, level_dimensions: Sequence[tuple[int, int]]) -> StoredTiles | None:
-    """The tiles of a TIFF file whose levels are all stored as JPEG tiles, whole and in three colours, else None."""
+    """The tiles of a TIFF file if all levels are stored as JPEG tiles, whole and in three colours; else None."""
     try:
         with tifffile.TiffFile(path) as tiff:
             pages = {
@@ -146,12 +146,12 @@ def open_stored_tiles(path: Path, level_dimensions: Sequence[tuple[int, int]]) -
                 if isinstance(page, tifffile.TiffPage) and _is_jpeg_tiled(page)
             }
             return StoredTiles(path, [_tiled_level(pages[size]) for size in level_dimensions])
-    except Exception:  # noqa: BLE001 (whatever tifffile stumbles over, OpenSlide reads the file)
+    except Exception:  # noqa: BLE001 (OpenSlide may read a file on which tifffile fails)
         return None
 
 
 def blurred_alike(one: UInt8, other: UInt8) -> bool:
-    """Are two regions the same but for what interpolation between pixels does?"""
+    """Are two regions equal, apart from interpolation between pixels?"""
     return float(np.abs(_blurred(one) - _blurred(other)).max()) <= MAX_DIFFERENCE
 
 
@@ -165,11 +165,11 @@ def check_jpeg_segments(path: Path, number: int = 0) -> None:
             if page.compression != tifffile.COMPRESSION.JPEG or page.samplesperpixel > 3:
                 return
             tables = (page.jpegtables or b"\xff\xd8\xff\xd9")[:-2]
-            buffer = np.empty(math.prod(page.chunks[:2]), np.uint8)  # too small for one that claims to be larger
+            buffer = np.empty(math.prod(page.chunks[:2]), np.uint8)  # too small for a segment that claims to be larger
             for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
                 file.seek(offset)
                 simplejpeg.decode_jpeg(tables + file.read(size)[2:], "GRAY", buffer=buffer, strict=True)
-    except Exception as error:  # tifffile stumbles in many ways, each of which is damage
+    except Exception as error:  # tifffile fails in many ways, all due to damage
         raise TileError(str(error) or type(error).__name__) from error
 
 
@@ -197,7 +197,7 @@ def _tiled_level(page: tifffile.TiffPage) -> TiledLevel:
 
 
 def _blurred(pixels: UInt8) -> Float32:
-    """Means of squares of BLUR_PX pixels; what does not fill the last ones is left out."""
+    """Means of squares of BLUR_PX pixels; incomplete squares at the edges are left out."""
     rows, columns = (side // BLUR_PX for side in pixels.shape[:2])
     squares = pixels[: BLUR_PX * rows, : BLUR_PX * columns].reshape(rows, BLUR_PX, columns, BLUR_PX, 3)
     return np.asarray(squares.mean(axis=(1, 3), dtype=np.float32))

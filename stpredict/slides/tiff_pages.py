@@ -1,6 +1,6 @@
-"""What a TIFF file states: which of its pages is the image, what a stack of it there is, and how large its pixels are.
+"""Read from a TIFF file which page is the image, which planes its stack has, and how large its pixels are.
 
-Slide readers take the first page and look no further. It may be a preview of a later one, or one plane of many.
+Slide readers take the first page and look no further. That page may be a preview of a later one, or one plane of many.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stpredict.slides.resolution import Statement, stated, stated_per_unit
 
 MAX_PAGES = 256
 REDUCED, MASK = 1, 4  # flags of NewSubfileType
-#: How much the proportions of a preview may differ from the image's, and by how many of its pixels they are rounded.
+#: How far a preview's proportions may differ from the image's; and the pixels by which its sides may be rounded.
 MAX_DISTORTION = 0.02
 ROUNDING_PX = 1.5
 AXES = {"z": "focal planes", "t": "time points", "c": "channels", "": "pages of one size"}
@@ -38,7 +38,7 @@ APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([0-9.eE+-]+)")
 
 @dataclass(frozen=True)
 class ImagePage:
-    """The page that is the image: its number from 0, width and height, its statements, and what to tell of the file."""
+    """The page that is the image: its number from 0, width and height, its statements, and notes for the user."""
 
     number: int
     size: tuple[int, int]
@@ -48,16 +48,16 @@ class ImagePage:
 
 
 def read_image_page(path: Path) -> ImagePage | None:
-    """The largest page of the first one's proportions; None where the file cannot be read as TIFF.
+    """The largest page with the first page's proportions; None if the file cannot be read as TIFF.
 
-    Raises SlideError where a larger page has other proportions, or the image's channels or planes are grey pages.
+    Raises SlideError if a larger page has other proportions, or if the image's channels or planes are grey pages.
     """
     try:
         with tifffile.TiffFile(path) as tiff:
             return _image_page(tiff, path.name)
     except SlideError:
         raise
-    except Exception:  # noqa: BLE001 (tifffile stumbles in many ways over what others may read)
+    except Exception:  # noqa: BLE001 (tifffile fails in many ways on files that others may read)
         return None
 
 
@@ -91,7 +91,7 @@ def _image_page(tiff: tifffile.TiffFile, name: str) -> ImagePage:
 
 
 def page_statements(page: tifffile.TiffPage, ome: OmeImage | None) -> list[Statement]:
-    """What is stated of a page's pixels: OME-XML, then ImageJ's or Aperio's description, then the tags."""
+    """The statements about a page's pixels: OME-XML, then ImageJ's or Aperio's description, then the tags."""
     tags = {tag.code: tag.value for tag in page.tags if tag.code in RESOLUTION_TAGS}
     text = page.description
     found = list(ome.statements) if ome else []
@@ -105,7 +105,7 @@ def page_statements(page: tifffile.TiffPage, ome: OmeImage | None) -> list[State
 
 
 def _readable(pages: Iterator[tifffile.TiffPage | tifffile.TiffFrame]) -> Iterator[tifffile.TiffPage]:
-    """The pages up to the first that is damaged."""
+    """The pages before the first damaged one."""
     try:
         for page in pages:
             if isinstance(page, tifffile.TiffPage):
@@ -115,27 +115,27 @@ def _readable(pages: Iterator[tifffile.TiffPage | tifffile.TiffFrame]) -> Iterat
 
 
 def _planes(page: tifffile.TiffPage, ome: OmeImage | None, n_alike: int) -> list[tuple[str, int]]:
-    """The axes along which there are more planes than one, and how many, as the file names them."""
+    """The axes with more than one plane, as the file names them, and the number of planes along each."""
     if ome:
         counts = dict(ome.planes)
     else:
         said = _imagej(page.description)
         counts = {axis: int(said[key]) for axis, key in IMAGEJ_AXES.items() if said.get(key, "").isdecimal()}
-        if len(counts) > 1:  # the number of images is that of the others' product
+        if len(counts) > 1:  # the number of images is the product of the others
             counts.pop("", None)
-    counts["c"] = counts.get("c", 1) // page.samplesperpixel  # each of red, green and blue counts
+    counts["c"] = counts.get("c", 1) // page.samplesperpixel  # red, green and blue count as channels
     found = [(axis, count) for axis, count in counts.items() if count > 1]
     return found or ([("", n_alike)] if n_alike > 1 else [])
 
 
 def _imagej(text: str) -> dict[str, str]:
-    """What ImageJ, or Bio-Formats for it, wrote: lines of a key and a value."""
+    """The lines of key and value that ImageJ wrote, or Bio-Formats in its style."""
     lines: Sequence[str] = text.splitlines() if text.startswith("ImageJ=") else ()
     return {key.strip(): value.strip() for key, sign, value in (line.partition("=") for line in lines) if sign}
 
 
 def _ome_image(text: str, size: tuple[int, int]) -> OmeImage | None:
-    """The image of this size; what is said of one of another size is not said of this one."""
+    """The image of this size. Statements about images of other sizes do not count."""
     return next((image for image in read_ome_xml(text) if image.size in (size, (0, 0))), None)
 
 
@@ -157,6 +157,6 @@ def _area(size: tuple[int, int]) -> int:
 
 
 def _same_proportions(small: tuple[int, int], large: tuple[int, int]) -> bool:
-    """Whether the small one can be the large one reduced."""
+    """Whether the small image can be a reduction of the large one."""
     tolerance = max(MAX_DISTORTION, ROUNDING_PX / max(1, min(small)))
     return abs(small[0] * large[1] / max(1, small[1] * large[0]) - 1) <= tolerance

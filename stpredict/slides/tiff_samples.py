@@ -1,6 +1,6 @@
 """TIFF files that OpenSlide and libvips misread or do not read: deep or floating-point samples, CMYK, JPEG XL ...
 
-Pixels come through tifffile and imagecodecs. What those would fill in where a file is damaged is refused here.
+tifffile and imagecodecs read the pixels. They would fill in parts of a damaged file; this module refuses it.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ from stpredict.slides.samples import (
 from stpredict.slides.stored_tiles import MAX_PAGES, TileError
 from stpredict.slides.unread import cannot_decode
 
-#: Decoded strips and tiles that are kept, in bytes.
+#: Bytes of decoded strips and tiles to keep.
 CACHE_BYTES = 256 << 20
-#: A strip or tile is decoded as a whole.
+#: Pixels of the largest strip or tile, which is decoded as a whole.
 MAX_SEGMENT_PIXELS = 1 << 26
-#: Rows that are read at a time where pixels lie in the file as they are.
+#: Rows to read at a time if the file stores pixels uncompressed, one after the other.
 PLAIN_ROWS = 64
-#: The range of values is looked for in the coarsest level of at least so many pixels.
+#: The range of values comes from the coarsest level that has at least so many pixels.
 ENOUGH_PIXELS = 1_000_000
 COLOURS: dict[int, Colour] = {
     PHOTOMETRIC.MINISWHITE: "inverted grey", PHOTOMETRIC.MINISBLACK: "grey", PHOTOMETRIC.RGB: "rgb",
     PHOTOMETRIC.PALETTE: "palette", PHOTOMETRIC.SEPARATED: "cmyk", PHOTOMETRIC.YCBCR: "ycbcr",
     PHOTOMETRIC.CIELAB: "lab",
 }  # fmt: skip
-#: What OpenSlide and libvips read alike: photometric interpretations, and compressions.
+#: Photometric interpretations, and compressions, that OpenSlide and libvips read alike.
 ORDINARY = {*range(4), int(PHOTOMETRIC.YCBCR)}
 READ_ALIKE = {1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50001}
 APERIO_JPEG_2000 = (33003, 33005)
-#: What is decoded here; other decoders, as that of JPEG XR, make something up where a file is damaged.
+#: Compressions that are decoded here. Other decoders, such as that of JPEG XR, invent pixels if a file is damaged.
 DECODED = READ_ALIKE | {33003, 33005, 34712, 34887, 34925, 34933, 50000, 50002, 52546}
-#: Codecs that give RGB themselves.
+#: Codecs that convert to RGB themselves.
 OWN_COLOURS = {COMPRESSION.JPEG, 50001, 50002, 52546, 33005}
 ASSOCIATED, UNASSOCIATED = 1, 2
 
 
 @dataclass(frozen=True)
 class Level:
-    """One page: its strips, tiles or, where its pixels lie there as they are, groups of rows."""
+    """One page: its strips or tiles, or groups of rows if its pixels are stored uncompressed."""
 
     page: tifffile.TiffPage
     dtype: np.dtype[Any]
@@ -79,7 +79,7 @@ class Level:
 
 
 class TiffSamples:
-    """The pixels of some pages of a TIFF file, which are its levels. `notes` say what was guessed of their values."""
+    """The pixels of some pages of a TIFF file, its levels. `notes` say what was guessed about the values."""
 
     def __init__(self, path: Path, tiff: tifffile.TiffFile, pages: Sequence[tifffile.TiffPage]) -> None:
         self._path, self._tiff = path, tiff
@@ -142,7 +142,7 @@ class TiffSamples:
             segment = level.decode(stored, index)[0]
         except (ImportError, NotImplementedError) as error:
             raise SlideError(cannot_decode(self._path, page.compression)) from error
-        except Exception as error:  # codecs stumble in many ways, each of which is damage
+        except Exception as error:  # codecs fail in many ways, all due to damage
             raise TileError(str(error) or type(error).__name__) from error
         if segment.dtype.newbyteorder("=") != level.dtype.newbyteorder("="):
             raise TileError(f"one of its strips or tiles is of {segment.dtype}")
@@ -157,7 +157,7 @@ class TiffSamples:
         return stored
 
     def _find_samples(self) -> Samples:
-        """What the samples mean, the range of deep ones found in their values. Raises SamplesError, TileError."""
+        """The meaning of the samples; deep ones are searched for their range. Raises SamplesError, TileError."""
         page, dtype = self._levels[0].page, self._levels[0].dtype
         samples = _described(page)
         if dtype.itemsize == 1 and dtype.kind in "ub":
@@ -175,7 +175,7 @@ class TiffSamples:
         return replace(samples, top=top, alpha_top=full_value(dtype, page.bitspersample, alpha_low, alpha_high))
 
     def _extremes(self, colours: int, alpha: int | None) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Lowest and highest of colours and of opacity, in the coarsest large level that can be decoded."""
+        """Lowest and highest values of colours and of opacity, in the coarsest large level that can be decoded."""
         large = [
             i for i, each in enumerate(self._levels) if each.page.imagewidth * each.page.imagelength > ENOUGH_PIXELS
         ]
@@ -191,11 +191,11 @@ class TiffSamples:
         raise TileError("none of its levels can be decoded")
 
     def _ranges(self, level: int, colours: int, alpha: int | None) -> Iterator[list[float]]:
-        """Of each segment: lowest colour, lowest opacity, highest colour, highest opacity."""
+        """For each segment: lowest colour, lowest opacity, highest colour, highest opacity."""
         page = self._levels[level].page
         for index in range(self._levels[level].count):
             found = self._levels[level]
-            height = page.imagelength - index // found.columns * found.height  # what pads a tile is no pixel
+            height = page.imagelength - index // found.columns * found.height  # without the padding of tiles
             width = page.imagewidth - index % found.columns * found.width
             raw = self._raw(level, index)[:height, :width]
             opacity = raw[..., :1] if alpha is None else raw[..., alpha]
@@ -206,10 +206,10 @@ class TiffSamples:
 def open_tiff_samples(
     path: Path, level_dimensions: Sequence[tuple[int, int]] | None = None, aperio: bool = False, page: int = 0
 ) -> TiffSamples | None:
-    """The pixels of a TIFF file whose samples need more than OpenSlide and libvips do; None for any other file.
+    """The pixels of a TIFF file whose samples OpenSlide and libvips cannot read correctly; None for any other file.
 
-    Without `level_dimensions` the page of that number is its only level; of `aperio` files OpenSlide reads JPEG 2000.
-    Raises SlideError where its colours cannot be known.
+    Without `level_dimensions` the page of that number is the only level. OpenSlide reads JPEG 2000 in `aperio` files.
+    Raises SlideError if the colours cannot be known.
     """
     tiff = None
     try:
@@ -228,7 +228,7 @@ def open_tiff_samples(
                 if isinstance(each, tifffile.TiffPage) and _same_kind(each, first)
             }
             pages = [found.get(size) for size in level_dimensions]
-    except Exception:  # noqa: BLE001 (whatever tifffile stumbles over, the other readers say what it is)
+    except Exception:  # noqa: BLE001 (the other readers say what is wrong with the file)
         if tiff:
             tiff.close()
         return None
@@ -238,7 +238,7 @@ def open_tiff_samples(
         if first.compression not in DECODED or (first.compression == COMPRESSION.JPEG and first.bitspersample != 8):
             raise SlideError(cannot_decode(path, first.compression))
         return TiffSamples(path, tiff, [each for each in pages if each])
-    except Exception as error:  # what tags claim may be anything
+    except Exception as error:  # tags may claim anything
         tiff.close()
         if isinstance(error, SlideError | MemoryError):
             raise
@@ -248,7 +248,7 @@ def open_tiff_samples(
 
 
 def _is_odd(page: tifffile.TiffPage) -> bool:
-    """Do OpenSlide and libvips misread, or not read, such a page?"""
+    """Do OpenSlide and libvips misread such a page, or fail to read it?"""
     n, extra = page.samplesperpixel, page.extrasamples
     kind = page.photometric
     if page.compression not in READ_ALIKE or kind not in ORDINARY or page.bitspersample > 8 or page.sampleformat != 1:
@@ -279,7 +279,7 @@ def _level(page: tifffile.TiffPage) -> Level:
 
 
 def _described(page: tifffile.TiffPage) -> Samples:
-    """What the tags say of the samples. Raises SamplesError."""
+    """The samples as the tags describe them. Raises SamplesError."""
     colour = COLOURS.get(page.photometric)
     if colour is None:
         raise SamplesError(f"its colours are {getattr(page.photometric, 'name', page.photometric)}; save it as RGB")
@@ -306,7 +306,7 @@ def _described(page: tifffile.TiffPage) -> Samples:
 
 
 def _stated(page: tifffile.TiffPage) -> float | None:
-    """The highest value, as the tags or OME-XML say: MaxSampleValue, SMaxSampleValue, SignificantBits."""
+    """The highest value that tags or OME-XML state: MaxSampleValue, SMaxSampleValue, SignificantBits."""
     values = [page.tags.valueof(281), page.tags.valueof(341)]
     found = [max(value) if isinstance(value, tuple) else value for value in values if value]
     if bits := re.search(r'SignificantBits="(\d{1,2})"', page.description or ""):
@@ -315,11 +315,11 @@ def _stated(page: tifffile.TiffPage) -> float | None:
 
 
 def _strict_jpeg(stored: bytes, level: Level, rows: int) -> UInt8:
-    """A JPEG of four components as it is stored. imagecodecs would fill in what is damaged."""
+    """The stored samples of a JPEG of four components. imagecodecs would fill in damaged parts."""
     if level.page.samplesperpixel != 4 or level.planes > 1:
         raise NotImplementedError
     tables = (level.page.jpegtables or b"\xff\xd8\xff\xd9")[:-2]
-    buffer = np.empty(4 * level.height * level.width, np.uint8)  # too small for one that claims to be larger
+    buffer = np.empty(4 * level.height * level.width, np.uint8)  # too small for an image that claims to be larger
     pixels: UInt8 = simplejpeg.decode_jpeg(tables + stored[2:], "CMYK", buffer=buffer, strict=True)
     if pixels.shape[0] < rows or pixels.shape[1] != level.width:
         raise ValueError(f"a strip or tile of {pixels.shape[1]} x {pixels.shape[0]} pixels")
@@ -327,7 +327,7 @@ def _strict_jpeg(stored: bytes, level: Level, rows: int) -> UInt8:
 
 
 def _claimed_pixels(stored: bytes) -> int:
-    """Width times height, as a JPEG 2000 stream or a PNG image says; 0 for anything else."""
+    """Width times height that a JPEG 2000 stream or a PNG image states; 0 for anything else."""
     if (start := stored.find(b"\xff\x4f\xff\x51", 0, 1024)) >= 0 and len(stored) >= start + 24:
         right, bottom, left, top = struct.unpack_from(">4I", stored, start + 8)
         return int((right - left) * (bottom - top))

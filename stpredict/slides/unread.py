@@ -1,4 +1,4 @@
-"""What a file is that cannot be read, in words, and the way out."""
+"""Say in words what a file is that cannot be read, and the way out."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from stpredict.errors import SlideError
 
 WAY_OUT = "save it with JPEG, LZW or deflate compression, as `vips tiffsave` or QuPath do"
 OTHER_WAY_OUT = "save it as a TIFF, PNG or JPEG image"
-#: TIFF compressions as people call them; others go by the name that tifffile has for them.
+#: TIFF compressions by their common names; others go by tifffile's name.
 COMPRESSIONS = {
     2: "CCITT fax", 3: "CCITT fax", 4: "CCITT fax", 6: "old-style JPEG", 7: "JPEG of an unusual kind",
     33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA", 34933: "PNG",
     34934: "JPEG XR", 22610: "JPEG XR", 34892: "lossy JPEG of DNG", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL",
     52546: "JPEG XL", 34661: "JBIG",
 }  # fmt: skip
-#: How files of other kinds begin, and what those are called.
+#: The first bytes of files of other kinds, and the names of these kinds.
 KINDS = (
     (0, b"BM", "a BMP image"),
     (0, b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
@@ -44,7 +44,7 @@ KINDS = (
 
 
 def cannot_decode(path: Path, compression: int) -> str:
-    """One sentence on a TIFF file whose compression nothing here decodes."""
+    """One sentence on a TIFF file with a compression that this program does not decode."""
     try:
         name = COMPRESSIONS.get(compression) or tifffile.COMPRESSION(compression).name
     except ValueError:
@@ -53,7 +53,7 @@ def cannot_decode(path: Path, compression: int) -> str:
 
 
 def demand_readable(path: Path) -> None:
-    """Raise SlideError for a file that may not be read, is empty, or is none: a pipe would be waited for."""
+    """Raise SlideError for a file that is unreadable, empty, or not a regular file: reading a pipe may never end."""
     try:
         if not path.is_file():
             raise SlideError(f"{path.name}: is a pipe, a socket or a device; name a file.")
@@ -65,17 +65,17 @@ def demand_readable(path: Path) -> None:
 
 
 def no_slide(path: Path, what: str, error: Exception) -> SlideError:
-    """What to say of a file that no reader opens: its kind, if that is known, else what the last reader said."""
+    """The message for a file that no reader opens: its kind if that is known, else the last reader's message."""
     with path.open("rb") as file:
         head = file.read(16)
     kind = next((kind for start, begin, kind in KINDS if head[start : start + len(begin)] == begin), None)
     if kind:
         return SlideError(f"{path.name}: {kind}, which is damaged or cannot be read here; {OTHER_WAY_OUT}.")
-    name = path.name if path.name.isprintable() else repr(path.name)  # of bytes that are no text, say
+    name = path.name if path.name.isprintable() else repr(path.name)  # e.g. bytes that are not text
     return SlideError(f"{name}: {what} ({one_line(error)}).")
 
 
 def one_line(error: Exception) -> str:
-    """What a library says, which may quote the file: its last line, without control characters."""
+    """A library's message, which may quote the file: its last line, without control characters."""
     line = str(error).strip().split("\n")[-1].strip()
     return "".join(letter if letter.isprintable() else "?" for letter in line)

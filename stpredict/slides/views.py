@@ -1,4 +1,4 @@
-"""Views of a spot: images of one size whose fields are 1, 2, 4 ... times as wide, all about the same centre.
+"""Views of a spot: images of one size with fields 1, 2, 4 ... times as wide, all around the same centre.
 
 A network that looks at one view takes patches P x P x 3, others stacks of V x P x P x 3, the narrowest first.
 """
@@ -15,22 +15,27 @@ from stpredict.arrays import UInt8
 
 Views = tuple[int, ...]
 ONE_VIEW: Views = (1,)
-#: A wider field would be most of a slide.
+#: A wider field would cover most of a slide.
 WIDEST = 16
 
 
 def views_of(parameters: dict[str, Any]) -> Views:
-    """The views that a network with these parameters, as a card has them, looks at."""
+    """The views that a network looks at, from its parameters on a card."""
     return tuple(parameters.get("views", ONE_VIEW))
 
 
+def own_views(patches: UInt8, views: Views) -> UInt8:
+    """The spots' own patches, N x P x P x 3, from patches that may have wider views, too."""
+    return patches if views == ONE_VIEW else patches[:, 0]
+
+
 def views_in_words(views: Views) -> str:
-    """What follows "224 px patches" where there are more views than one."""
+    """The words after "224 px patches" if there is more than one view."""
     return "" if views == ONE_VIEW else f", and fields {' and '.join(map(str, views[1:]))} times as wide"
 
 
 def views_fit(views: Views, patch_px: int) -> bool:
-    """Do they begin with the patch itself, each wider than the one before, and all about its centre?"""
+    """Are the views valid: first the patch itself, each wider than the one before, all around its centre?"""
     return (
         all(type(factor) is int for factor in views)
         and views[:1] == ONE_VIEW
@@ -41,7 +46,7 @@ def views_fit(views: Views, patch_px: int) -> bool:
 
 
 def patch_shape(patch_px: int, views: Views = ONE_VIEW) -> tuple[int, ...]:
-    """Shape of what is cut around one spot."""
+    """Shape of the patch, or of the stack of views, that is cut around one spot."""
     image = (patch_px, patch_px, 3)
     return image if views == ONE_VIEW else (len(views), *image)
 
@@ -59,10 +64,10 @@ def first_views(patches: UInt8) -> UInt8:
 def cut_views(
     region: UInt8, corners: Sequence[tuple[int, int]], patch_px: int, views: Views, out: UInt8 | None = None
 ) -> list[UInt8]:
-    """Stacks V x P x P x 3 from the patches' top-left `corners` in a region that holds their widest view.
+    """Cut stacks, V x P x P x 3 each, at the patches' top-left `corners` from a region that holds their widest view.
 
-    A view of k times the field is averaged over squares of k x k pixels, halves rounded up. With `out`, n x V x P x P
-    x 3, they are written there.
+    A view of k times the field averages squares of k x k pixels; halves are rounded up. With `out`, n x V x P x P x 3,
+    the stacks are written there.
     """
     image = Image.fromarray(region)
     made = np.empty((len(corners), *patch_shape(patch_px, views)), np.uint8) if out is None else out

@@ -110,7 +110,8 @@ def test_a_slide_is_predicted_from_one_level_wherever_it_was_interrupted(
     with pytest.raises(KeyboardInterrupt):
         predict(damaged, out, tiny_model, interrupt=True)
     assert json.loads((out / "damaged.h5ad.parts" / "manifest.json").read_text())["left_out"] == [1]
-    assert predict(damaged, out, tiny_model).digest == once.digest
+    genes = range(len(once.genes))
+    assert predict(damaged, out, tiny_model).digest_of(genes) == once.digest_of(genes)
     assert not list(out.glob("*.parts"))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import SLIDE
 
-from stpredict.slides.neighbourhoods import find_neighbourhoods, grid_cells
+from stpredict.slides.neighbourhoods import SQUARES, find_neighbourhoods, find_tiles, grid_cells
 from stpredict.slides.raster import make_raster
 from stpredict.slides.slide import Mpp, open_slide
 
@@ -64,3 +64,22 @@ def test_spots_set_more_closely_share_cells():
     row, column = (axis.ravel() for axis in np.mgrid[0:8, 0:8])
     cells = grid_cells(np.column_stack([column, row]) * 100.0 + 17, Mpp(1, 1), 200)
     np.testing.assert_array_equal(cells, np.column_stack([row // 2, column // 2]))
+
+
+def test_layouts_of_tiles_are_shifted_whole_and_cut_into_the_same_squares(raster):
+    centres = np.array([[3.0, 5.0], [700.0, 1300.0], [2219.0, 2966.0]])
+    found, plain = find_tiles(raster, centres, 128, 3, None, shifts=4), find_tiles(raster, centres, 128, 3, None)
+    assert found.patch_of.shape == (3, 16 * 9)
+    assert found.inside.shape == (3, 16 * 2)
+    np.testing.assert_array_equal(found.patch_of[:, :9], plain.patch_of)
+    size = np.array(raster.slide.dimensions) / 2  # in raster pixels
+    corners = raster.origins(found.centres, 128)
+    for layout in range(16):
+        own = corners[found.cells[:, 0] == layout]
+        before = np.array([layout % 4, layout // 4]) * 32
+        np.testing.assert_array_equal(own.min(axis=0), -before)
+        assert (own.max(axis=0) + 128 >= size).all()
+        assert len(own) == np.prod(np.ceil((size + before) / 128))
+        middle = corners[found.patch_of[:, layout * 9 + 4]]
+        square = middle + found.inside[:, 2 * layout : 2 * layout + 2][:, ::-1] * (128 // SQUARES)
+        np.testing.assert_array_equal(square, np.floor(centres / 2 / 8) * 8)
