@@ -1,7 +1,7 @@
 """Prediction intervals per gene whose width is calibrated on patients that the model has not seen.
 
-They are to hold a measurement, ln(1 + CPM) of one spot with all its counting noise, not the tissue's true expression;
-much of their width is that noise.
+An interval is meant to hold a measurement, ln(1 + CPM) of one spot with all its counting noise, rather than the
+tissue's true expression. Much of its width is that noise.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from stpredict.arrays import Float, Labels
 from stpredict.errors import UsageError
+from stpredict.statistics.masks import measured_alike
 
 LEVELS = (0.8, 0.9, 0.95)
 
@@ -24,42 +25,52 @@ def patients_needed(level: float) -> int:
 
 
 def half_widths(error: Float, patient: Labels, level: float) -> Float:
-    """Per gene: what to add to and take from a prediction, for an interval that holds `level` of the measurements.
+    """Per gene: the half width, around a prediction, of an interval that holds `level` of the measurements.
 
-    Hierarchical conformal prediction (Lee, Barber and Willett 2023, arXiv:2306.06342): of a new spot of a new patient
+    Hierarchical conformal prediction (Lee, Barber and Willett 2023, arXiv:2306.06342): for a new spot of a new patient,
     the interval holds the measurement with at least this probability, on average over patients that are exchangeable
-    with these. `error` is |predicted - measured|, spots x genes; each patient has the same weight, whatever the number
-    of spots, and one more of infinite error stands for the new one. With as few patients as a level allows, the width
-    is the largest error of all. Raises UsageError for too few patients.
+    with these. `error` is |predicted - measured|, spots x genes. Each patient has the same weight, whatever the number
+    of spots; one more, with infinite error, stands for the new patient. With the fewest patients that a level allows,
+    the width is the largest error of all. An error is NaN, and not read, if its spot did not measure the gene. The
+    width is NaN if too few patients measured the gene. Raises UsageError for too few patients in all.
     """
-    names, own, spots = np.unique(patient, return_inverse=True, return_counts=True)
-    if len(names) < patients_needed(level):
-        raise UsageError(f"intervals of {level:.0%} need {patients_needed(level)} patients; there are {len(names)}.")
-    weight = 1 / ((len(names) + 1) * spots[own])
-    order = np.argsort(error, axis=0)
-    reached = np.cumsum(weight[order], axis=0) >= level - 1e-9
-    first = np.argmax(reached, axis=0)
-    width: Float = np.take_along_axis(error, np.take_along_axis(order, first[None], axis=0), axis=0)[0]
+    needed, n_patients = patients_needed(level), len(np.unique(patient))
+    if n_patients < needed:
+        raise UsageError(f"intervals of {level:.0%} need {needed} patients; there are {n_patients}.")
+    width: Float = np.full(error.shape[1], np.nan)
+    for alike in measured_alike(error):
+        known = error[alike.rows][:, alike.columns]
+        names, own, spots = np.unique(patient[alike.rows], return_inverse=True, return_counts=True)
+        if len(names) < needed:
+            continue
+        weight = 1 / ((len(names) + 1) * spots[own])
+        order = np.argsort(known, axis=0)
+        reached = np.cumsum(weight[order], axis=0) >= level - 1e-9
+        first = np.argmax(reached, axis=0)
+        width[alike.columns] = np.take_along_axis(known, np.take_along_axis(order, first[None], axis=0), axis=0)[0]
     return width
 
 
 def empirical_coverage(error: Float, patient: Labels, level: float) -> float | None:
-    """Share of a patient's measurements that intervals calibrated on the others hold, mean over patients and genes.
+    """Share of a patient's measurements within intervals calibrated on the others, mean over patients and genes.
 
-    None where the others are too few.
+    None if the others are too few. Genes that were not measured, or have no width, do not count.
     """
     names = np.unique(patient)
     if len(names) - 1 < patients_needed(level):
         return None
-    held = [
-        (error[patient == name] <= half_widths(error[patient != name], patient[patient != name], level)).mean()
-        for name in names
-    ]
-    return float(np.mean(held))
+    held = []
+    for name in names:
+        own = patient == name
+        width = half_widths(error[~own], patient[~own], level)
+        tested = np.isfinite(error[own]) & np.isfinite(width)
+        if tested.any():
+            held.append((error[own] <= width)[tested].mean())
+    return float(np.mean(held)) if held else None
 
 
 def describe_intervals(intervals: Sequence[dict[str, Any]], n_patients: int, unit: str) -> Iterator[str]:
-    """Lines that tell a person how wide the intervals of each level are and what they hold, or why there are none."""
+    """Lines for people: how wide the intervals of each level are and what they hold, or why there are no intervals."""
     for one in intervals:
         coverage = "not tested, for that takes a patient more" if one["coverage"] is None else f"{one['coverage']:.0%}"
         yield (

@@ -1,50 +1,57 @@
-"""What a network is trained on, and how its raw output becomes expression, ln(1 + CPM) of the expected share.
+"""Training objectives: targets, loss, and how raw output becomes expression, ln(1 + CPM) of the expected share.
 
 A network's head predicts z, one number per gene about 0, mostly of about unit spread. An objective says what z means:
 `eta = offset + slope * z` per gene, and expression is softplus(eta), that is ln(1 + CPM) with eta = ln(CPM), or eta
-itself. Both are monotone per gene, so no rank is lost, and both fold into the head's weights. Instead of a million it
-may be another number that shares are multiplied by, and instead of a spot's total the panel's sum that they are of.
+itself. Both are monotone per gene, so no rank is lost, and both fold into the head's weights. Another number may
+replace the million that multiplies shares, and the panel's sum may replace the spot's total that divides counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from stpredict.arrays import Bool, Float, Labels
+from stpredict.arrays import Bool, Float, Int, Labels
 from stpredict.errors import UsageError
 from stpredict.networks.head import Link
+from stpredict.statistics.losses import CountLikelihood, Loss, TargetError
+from stpredict.statistics.masks import known_among, measured_alike, per_gene
 from stpredict.statistics.metrics import PER_MILLION, THETA, log_cpm, pearson_residuals
 
-ObjectiveName = Literal["residuals", "nb", "poisson", "mse", "standardised-mse"]
+ObjectiveName = Literal["residuals", "nb", "poisson", "mse", "standardised-mse", "smooth-l1"]
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
-SQUARED_ERRORS = ("residuals", "mse", "standardised-mse")
+#: Objectives that measure the distance to targets. Such targets may be averaged over spots.
+SQUARED_ERRORS = ("residuals", "mse", "standardised-mse", "smooth-l1")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Targets of all spots (spots x genes, in units of z), the loss, and the way from z to expression."""
+    """Targets of all spots (spots x genes, in units of z), the loss, and the way from z to expression.
+
+    A target is NaN if the spot's section did not measure the gene; the loss does not read it. If no spot in the fit
+    measured a gene, its offset and targets are NaN.
+    """
 
     name: str
     targets: Float
     offset: Float
     slope: Float
     link: Link
-    loss: Callable[[Tensor, Tensor], Tensor]  # (z of a batch, indices of its spots) to a mean loss
-    depth: Float  # what the spots' shares are of
-    residual_scale: Float | None = None  # targets are Pearson residuals times this; None where they are something else
+    loss: Loss
+    depth: Float  # per spot; shares are counts over it
+    residual_scale: Float | None = None  # targets are Pearson residuals times this; None if they are something else
 
     def expression(self, z: Float) -> Float:
         """Expression, from z."""
         eta = self.offset + self.slope * z
-        return np.logaddexp(0, eta) if self.link == "softplus" else eta
+        with np.errstate(invalid="ignore"):  # NaN for genes that no training spot measured
+            return np.logaddexp(0, eta) if self.link == "softplus" else eta
 
     def fold_into(self, head: nn.Linear) -> None:
         """Make a head that predicts z predict eta."""
@@ -60,30 +67,35 @@ def make_objective(
     name: str, counts: Float, depth: Float, section: Labels, fit: Bool, smooth: csr_array | None = None,
     per: float = PER_MILLION,
 ) -> Objective:  # fmt: skip
-    """The objective for spots x genes `counts`; everything fitted is fitted on rows `fit`.
+    """The objective for `counts`, spots x genes. Only the rows `fit` are used to fit anything.
 
-    Expression is ln(1 + `per` x share), the share of `depth`, a spot's total count or the panel's.
+    A count is NaN if the spot's section did not measure the gene. Each gene is fitted on the spots that measured it.
+    Expression is ln(1 + `per` x share). The share is a count over `depth`, the spot's total count or the panel's.
 
     `residuals`: squared error on Pearson residuals within each section. `poisson`, `nb`: likelihood of the counts with
-    the log depth as offset. `mse`: squared error on ln(1 + CPM), as in the papers, so that genes count as they vary;
-    depth is then learnt too. `standardised-mse`: the same of each gene over its spread, so that genes count alike.
-    The squared errors' targets are averaged with the weights `smooth` (spots x spots), if there are any; the
-    likelihoods are of the counts as they are. Raises UsageError for another name, and likelihoods of smooth targets.
+    the log depth as offset, and the log share in sections that measured the same genes. `mse`: squared error on
+    ln(1 + CPM), as in the papers, so that genes with more variance weigh more; depth is then learnt too.
+    `standardised-mse`: the same with each gene over its spread, so that genes weigh alike. `smooth-l1`: smooth L1 with
+    each gene over its range, as in DeepSpaCE.
+    The weights `smooth` (spots x spots), if given, average the errors' targets. The likelihoods take counts as they
+    are. Raises UsageError for another name, and for likelihoods with smooth targets.
     """
     check_objective(name, smooth is not None)
-    if name in ("mse", "standardised-mse"):
+    if name in ("mse", "standardised-mse", "smooth-l1"):
         observed = log_cpm(counts, depth, per)
         if smooth is not None:
             observed = smooth @ observed
-        mean = observed[fit].mean(axis=0)
-        spread = _spread(observed[fit]) if name == "standardised-mse" else np.ones_like(mean)
-        targets = (observed - mean) / spread
-        return Objective(name, targets, mean, spread, "identity", _squared_error(targets), depth)
+        mean = per_gene(observed, fit, lambda own: own.mean(axis=0))
+        scales = {"mse": lambda x: np.ones_like(x[0]), "standardised-mse": _spread, "smooth-l1": _range}
+        scale = per_gene(observed, fit, scales[name])
+        targets = (observed - mean) / scale
+        error = TargetError(targets, F.smooth_l1_loss if name == "smooth-l1" else F.mse_loss)
+        return Objective(name, targets, mean, scale, "identity", error, depth)
 
-    share = (counts[fit].sum(axis=0) + 0.5) / depth[fit].sum()
+    share = _shares(counts, depth, fit)
     offset = np.log(per * share)
-    expected = np.median(depth[fit]) * share
-    # A residual of one at the median depth, as a relative change of the share: ln(1 + x) ~ x keeps it monotone.
+    expected = _median_depths(counts, depth, fit) * share
+    # The relative change of the share by a residual of one at the median depth; ln(1 + x) ~ x keeps it monotone.
     relative = np.sqrt(expected + expected**2 / THETA) / expected
     residuals = np.zeros_like(counts)
     for label in np.unique(section):
@@ -91,17 +103,24 @@ def make_objective(
     if smooth is not None:
         residuals = smooth @ residuals
     if name == "residuals":
-        spread = _spread(residuals[fit])
-        targets = residuals / spread
+        spread = per_gene(residuals, fit, _spread)
+        targets = np.divide(residuals, spread, out=residuals)
         slope = relative * spread
-        return Objective(name, targets, offset, slope, "softplus", _squared_error(targets), depth, 1 / spread)
+        return Objective(
+            name, targets, offset, slope, "softplus", TargetError(targets, F.mse_loss), depth, 1 / spread
+        )  # fmt: skip
     theta = THETA if name == "nb" else None
-    likelihood = _count_likelihood(counts, depth, share, theta)
+    log_shares = np.log(_shares_where_measured(counts, depth, section, fit, share))
+    likelihood = CountLikelihood(
+        torch.as_tensor(counts, dtype=torch.float32),
+        torch.as_tensor(np.log(np.maximum(depth, 1))[:, None] + log_shares, dtype=torch.float32),
+        torch.as_tensor(1 / np.sqrt(share * depth.mean()), dtype=torch.float32), theta,
+    )  # fmt: skip
     return Objective(name, residuals * relative, offset, np.ones(len(share)), "softplus", likelihood, depth, relative)
 
 
 def check_objective(name: str, smooth: bool) -> None:
-    """Raises UsageError for a name that is no objective's, and for likelihoods of `smooth` targets."""
+    """Raises UsageError for a name that no objective has, and for likelihoods with `smooth` targets."""
     if name not in OBJECTIVES:
         raise UsageError(f"--objective {name}: choose one of {', '.join(OBJECTIVES)}.")
     if smooth and name not in SQUARED_ERRORS:
@@ -113,27 +132,44 @@ def _spread(values: Float) -> Float:
     return np.where(spread > 0, spread, 1.0)
 
 
-def _squared_error(targets: Float) -> Callable[[Tensor, Tensor], Tensor]:
-    wanted = torch.as_tensor(targets, dtype=torch.float32)
-    return lambda z, index: F.mse_loss(z, wanted[index].to(z.device))
+def _range(values: Float) -> Float:
+    extent: Float = np.ptp(values, axis=0)
+    return np.where(extent > 0, extent, 1.0)
 
 
-def _count_likelihood(
-    counts: Float, depth: Float, share: Float, theta: float | None
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Negative log likelihood of counts with mean depth x share x exp(z), per gene over the root of its mean count."""
-    x = torch.as_tensor(counts, dtype=torch.float32)
-    log_mean = torch.as_tensor(np.log(np.maximum(depth, 1))[:, None] + np.log(share), dtype=torch.float32)
-    weight = torch.as_tensor(1 / np.sqrt(share * depth.mean()), dtype=torch.float32)
+def _shares(counts: Float, depth: Float, rows: Bool) -> Float:
+    """Per gene, its share in the depth of those `rows` that measured it; NaN if none did."""
+    shares = np.full(counts.shape[1], np.nan)
+    for genes, own in known_among(counts, rows):
+        shares[genes] = (counts[own][:, genes].sum(axis=0) + 0.5) / depth[own].sum()
+    return shares
 
-    def loss(z: Tensor, index: Tensor) -> Tensor:
-        observed, log_expected = x[index].to(z.device), log_mean[index].to(z.device) + z
-        if theta is None:
-            negative_log_likelihood = log_expected.exp() - observed * log_expected
-        else:
-            log_theta = float(np.log(theta))
-            log_total = torch.logaddexp(log_expected, torch.full_like(log_expected, log_theta))
-            negative_log_likelihood = (observed + theta) * log_total - observed * log_expected - theta * log_theta
-        return (negative_log_likelihood * weight.to(z.device)).mean()
 
-    return loss
+def _median_depths(counts: Float, depth: Float, rows: Bool) -> Float:
+    """Per gene, the median depth of those `rows` that measured it; NaN if none did."""
+    medians = np.full(counts.shape[1], np.nan)
+    for genes, own in known_among(counts, rows):
+        medians[genes] = np.median(depth[own])
+    return medians
+
+
+def _shares_where_measured(counts: Float, depth: Float, section: Labels, fit: Bool, share: Float) -> Float:
+    """The expected share of each gene in a spot's counts, spots x genes; 1 x genes if all spots measured the same.
+
+    Sections that measured the same genes have shares of their own, as each technology catches another part of a gene.
+    If none of these sections is in the fit, they take the `share` over all.
+    """
+    groups = measured_alike(counts)
+    if groups[0].whole:
+        return share[None]
+    rows_of: dict[bytes, list[Int]] = {}
+    for label in np.unique(section):
+        rows = np.flatnonzero(section == label)
+        rows_of.setdefault(np.isnan(counts[rows[0]]).tobytes(), []).append(rows)
+    shares = np.empty_like(counts)
+    for parts in rows_of.values():
+        rows = np.concatenate(parts)
+        own = np.isin(np.arange(len(fit)), rows)
+        found = _shares(counts, depth, own & fit)
+        shares[rows] = np.where(np.isnan(found), share, found)
+    return shares

@@ -1,7 +1,8 @@
-"""Maps as maps: their autocorrelation, and how well two unrelated maps that are as smooth would agree.
+"""Spatial statistics of maps: their autocorrelation, and how well two unrelated maps of equal smoothness would agree.
 
-Neighbouring spots resemble one another, so a map of a few hundred spots holds far fewer independent values, and the
-usual test of a correlation finds significance everywhere. Here spots count by how far both maps are autocorrelated.
+Neighbouring spots resemble one another, so a map of a few hundred spots holds far fewer independent values. The usual
+test of a correlation would find significance everywhere. Here the more both maps are autocorrelated, the less a spot
+counts.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from stpredict.statistics.metrics import mean_of_known, pearson_residuals
 #: Spots within this many times the usual distance to the nearest are neighbours: four on a square lattice, six on a
 #: hexagonal one.
 NEIGHBOUR_DISTANCE = 1.3
-#: Fewer effectively independent spots give no standard error.
+#: With fewer effectively independent spots there is no standard error.
 MIN_EFFECTIVE_SPOTS = 10
 MIN_FREEDOM = 0.1
 MAX_CORRELATION = 1 - 1e-12
-#: Most pixels along a side of the raster on which pairs are summed; larger sections are rasterised coarser.
+#: Most pixels along a side of the raster that sums pairs; larger sections get a coarser raster.
 MAX_RASTER = 512
 RASTER_VALUES = 2**23
 
@@ -44,7 +45,7 @@ def spot_graph(centres: Float) -> csr_array:
 def neighbour_mean(section: Labels, centres: Float) -> csr_array:
     """n x n weights that replace each spot's value by the mean over it and its neighbours in its section.
 
-    The smoothing of labels by ST-Net and TRIPLEX, whose neighbours are those around a spot, the diagonal ones included.
+    ST-Net and TRIPLEX smooth labels so. Neighbours are the spots around a spot, diagonal ones included.
     """
     reach = NEIGHBOUR_DISTANCE * np.sqrt(2)
     places, to = [np.arange(len(section))], [np.arange(len(section))]
@@ -58,9 +59,9 @@ def neighbour_mean(section: Labels, centres: Float) -> csr_array:
 
 
 def moran_i(values: Float, graph: csr_array) -> Float:
-    """Moran's I per column of `values` (spots x genes): near 0 where neighbours differ, towards 1 where they agree.
+    """Moran's I per column of `values` (spots x genes): near 0 if neighbours differ, towards 1 if they agree.
 
-    NaN for a constant column, or a graph without edges.
+    NaN for a constant column, or if the graph has no edges.
     """
     z = values - values.mean(axis=0)
     variance, edges = (z**2).mean(axis=0), graph.sum()
@@ -73,21 +74,25 @@ def moran_i(values: Float, graph: csr_array) -> Float:
 def moran_per_gene(
     predicted: Float, counts: Float, depth: Float, section: Labels, centres: Float
 ) -> tuple[Float, Float]:
-    """Moran's I per gene of the prediction and of the measured Pearson residuals, each the mean over sections."""
+    """Moran's I per gene, of the prediction and of the measured Pearson residuals.
+
+    Each is the mean over the sections that measured the gene.
+    """
     both = []
     for name in np.unique(section):
         rows = section == name
-        graph = spot_graph(centres[rows])
-        both.append([moran_i(predicted[rows], graph), moran_i(pearson_residuals(counts[rows], depth[rows]), graph)])
+        graph, observed = spot_graph(centres[rows]), pearson_residuals(counts[rows], depth[rows])
+        predicted_i = np.where(np.isnan(observed[0]), np.nan, moran_i(predicted[rows], graph))
+        both.append([predicted_i, moran_i(observed, graph)])
     found = np.array(both)
     return mean_of_known(found[:, 0]), mean_of_known(found[:, 1])
 
 
 def modified_t_test(correlation: Float, variance: Float) -> Float:
-    """One-sided p-value per gene that maps as smooth, but unrelated, would correlate so much.
+    """One-sided p-value per gene: the probability that unrelated maps of equal smoothness correlate so much.
 
-    `variance` is that of `correlation_variance`. The t-test of a correlation with the effective number of spots,
-    1 + 1 / variance, in place of their number (Clifford, Richardson and Hemon 1989, Biometrics 45:123).
+    It is the t-test of a correlation, with the effective number of spots, 1 + 1 / variance, in place of their number
+    (Clifford, Richardson and Hemon 1989, Biometrics 45:123). `variance` comes from `correlation_variance`.
     """
     freedom = np.maximum(1 / variance - 1, MIN_FREEDOM)
     r = np.clip(correlation, -MAX_CORRELATION, MAX_CORRELATION)
@@ -96,23 +101,23 @@ def modified_t_test(correlation: Float, variance: Float) -> Float:
 
 
 def correlation_error(predicted: Float, counts: Float, depth: Float, section: Labels, centres: Float) -> Float:
-    """Per gene: the standard error of the depth-controlled correlation, as `correlation_variance` has it.
+    """Per gene: the standard error of the depth-controlled correlation, from `correlation_variance`.
 
-    It is that of a gene that is not predicted; at a correlation r it is about 1 / (1 - r^2) too large. It says how well
-    the tissue at hand determines the correlation, and nothing of how patients differ. NaN where the maps hold fewer
-    than ten effectively independent spots, which cannot tell their own smoothness.
+    It holds for a gene that is not predicted; at a correlation r it is about 1 / (1 - r^2) times too large. It says how
+    well the tissue at hand determines the correlation, and nothing about differences between patients. NaN if the maps
+    hold fewer than ten effectively independent spots: their smoothness cannot be told from so few.
     """
     variance = correlation_variance(predicted, counts, depth, section, centres)
     return np.where(1 + 1 / variance >= MIN_EFFECTIVE_SPOTS, np.sqrt(variance), np.nan)
 
 
 def correlation_variance(predicted: Float, counts: Float, depth: Float, section: Labels, centres: Float) -> Float:
-    """Per gene: the variance that the depth-controlled correlation of unrelated maps as smooth as these would have.
+    """Per gene: the variance of the depth-controlled correlation between unrelated maps as smooth as these.
 
-    Within a section it is the sum over distance classes k of N_k C_k D_k / n^2, with N_k pairs of spots so far apart
-    and C_k, D_k the mean products of the standardised prediction and residuals over them (Clifford, Richardson and
-    Hemon 1989, Biometrics 45:123); no less than 1 / (n - 1), that of independent spots. The correlation is a mean over
-    sections, and so its variance. NaN for genes that are never counted.
+    Within a section it is the sum over distance classes k of N_k C_k D_k / n^2 (Clifford, Richardson and Hemon 1989,
+    Biometrics 45:123). N_k is the number of pairs of spots so far apart; C_k and D_k are the mean products over these
+    pairs, of the standardised prediction and of the residuals. It is at least 1 / (n - 1), the variance for independent
+    spots. The correlation is a mean over sections; the variance follows. NaN for genes never counted or not measured.
     """
     variances = []
     for name in np.unique(section):
@@ -129,7 +134,7 @@ def correlation_variance(predicted: Float, counts: Float, depth: Float, section:
 def _section_variance(predicted: Float, observed: Float, centres: Float) -> Float:
     """Variance per gene of the correlation of two standardised maps (spots x genes) of one section.
 
-    Products of pairs are summed by Fourier transform on a raster of half the spots' distance.
+    A Fourier transform sums the products of pairs, on a raster with pixels of half the spots' distance.
     """
     n, n_genes = predicted.shape
     extent = np.ptp(centres, axis=0)
@@ -139,7 +144,7 @@ def _section_variance(predicted: Float, observed: Float, centres: Float) -> Floa
     cells = shape[0] * shape[1]
     on_raster = csr_array((np.ones(n), (place @ (shape[1], 1), np.arange(n))), (cells, n))
     lag = np.hypot(*np.meshgrid(*(np.fft.fftfreq(side, 1 / side) for side in shape), indexing="ij"))
-    distance = np.floor(lag.ravel() / 2 + 0.5).astype(int)  # in the spots' distance
+    distance = np.floor(lag.ravel() / 2 + 0.5).astype(int)  # in units of the spots' distance
     by_distance = csr_array((np.ones(cells), (distance, np.arange(cells))))
 
     def sum_pairs(values: Float) -> Float:
@@ -156,14 +161,14 @@ def _section_variance(predicted: Float, observed: Float, centres: Float) -> Floa
 
 
 def _standardised(values: Float) -> Float:
-    """Columns of mean 0 and spread 1; of zeros where they are constant."""
+    """Columns with mean 0 and spread 1; a constant column becomes zeros."""
     z, spread = values - values.mean(axis=0), values.std(axis=0)
     scaled: Float = np.divide(z, spread, out=np.zeros_like(z), where=spread > 1e-9)
     return scaled
 
 
 def false_discovery_rate(p: Float) -> Float:
-    """Benjamini-Hochberg adjusted p-values; NaN stays NaN and is no part of the family."""
+    """Benjamini-Hochberg adjusted p-values; NaN stays NaN and does not count as a test."""
     from scipy.stats import false_discovery_control  # slow to import
 
     adjusted = np.full(len(p), np.nan)

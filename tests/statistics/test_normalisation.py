@@ -67,7 +67,7 @@ def test_parts_without_spots_of_so_many_counts_are_refused(dataset, tmp_path):
     assert "held-out A: 0 of its" in refused.stderr
     refused = train(dataset, tmp_path / "m.safetensors", "--normalisation", "cpm")
     assert refused.exit_code == 2
-    assert "--normalisation cpm: choose total, panel, 1e4" in refused.stderr
+    assert "--normalisation cpm: choose total, panel, panel-1e4, 1e4" in refused.stderr
 
 
 def test_a_model_and_its_result_are_scored_in_their_own_unit(trained, dataset, tmp_path, monkeypatch):
@@ -92,8 +92,11 @@ def test_a_model_and_its_result_are_scored_in_their_own_unit(trained, dataset, t
     assert row.split()[-2] == f"{np.corrcoef(observed, predicted)[0, 1]:.3f}"
 
 
-def test_a_unit_that_was_never_measured_is_refused(dataset, tmp_path):
+def test_of_a_unit_that_was_never_measured_what_needs_none_is_scored(dataset, tmp_path):
     odd = make_model(tmp_path / "odd.safetensors", expression_unit="protein")
-    refused = run("evaluate", odd, dataset, "--min-depth", "1", "-o", tmp_path)
-    assert refused.exit_code == 2
-    assert "odd: predicts 'protein'" in refused.stderr
+    done = run("evaluate", odd, dataset, "--min-depth", "1", "-o", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "the model predicts 'protein', a unit that these measurements do not have: correlations of" in done.stdout
+    papers = done.stdout.split("as the papers score")[1]
+    (model,) = (line for line in papers.splitlines() if line.startswith("model "))
+    assert model.split()[1:3] == model.split()[-2:] == ["-", "-"]  # per spot, RMSE, MSE, MAE need one unit

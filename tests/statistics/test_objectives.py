@@ -50,7 +50,7 @@ def test_z_of_zero_is_the_mean_share(measured, name):
     np.testing.assert_allclose(expression, np.log1p(1e6 * share))
 
 
-@pytest.mark.parametrize("name", ["mse", "standardised-mse"])
+@pytest.mark.parametrize("name", ["mse", "standardised-mse", "smooth-l1"])
 def test_squared_errors_targets_are_log_cpm_and_the_best_z_is_their_own(measured, name):
     counts, depth, _, _ = measured
     objective = make_objective(name, *measured)
@@ -69,6 +69,15 @@ def test_plain_squared_error_is_that_of_expression_and_the_standardised_one_divi
     np.testing.assert_array_equal(make_objective("mse", *measured).slope, 1)
 
 
+def test_smooth_l1_is_half_the_square_of_what_is_missed_of_each_genes_range_and_linear_beyond(measured):
+    counts, depth, _, fit = measured
+    observed, objective = log_cpm(counts, depth), make_objective("smooth-l1", *measured)
+    np.testing.assert_allclose(objective.slope, np.ptp(observed[fit], axis=0))
+    wanted = torch.tensor(objective.targets[:1]).float()
+    for missed, loss in ((0.5, 0.125), (3.0, 2.5)):
+        assert float(objective.loss(wanted + missed, torch.tensor([0]))) == pytest.approx(loss, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("kind", NORMALISATIONS)
 def test_expression_is_in_the_unit_of_the_normalisation(measured, name, kind):
@@ -78,8 +87,8 @@ def test_expression_is_in_the_unit_of_the_normalisation(measured, name, kind):
     objective = make_objective(name, counts, depth, section, fit, per=normalisation.per)
     share = (np.expm1(objective.expression(np.zeros((1, 6)))) / normalisation.per).sum()
     of_all = (counts[fit].sum(axis=0) / depth[fit].sum()).sum()
-    assert of_all == pytest.approx(1) if kind == "panel" else of_all < 0.2
-    if not name.endswith("mse"):  # the mean of logarithms is no mean share
+    assert of_all == pytest.approx(1) if kind in ("panel", "panel-1e4") else of_all < 0.2
+    if name not in ("mse", "standardised-mse", "smooth-l1"):  # the mean of logarithms is no mean share
         assert share == pytest.approx(of_all, rel=0.01)
     else:
         expected = np.log1p(normalisation.per * counts / depth[:, None])
@@ -117,5 +126,5 @@ def test_nothing_is_fitted_on_the_rows_left_out(measured):
 
 
 def test_unknown_objective():
-    with pytest.raises(UsageError, match="residuals, nb, poisson, mse, standardised-mse"):
+    with pytest.raises(UsageError, match="residuals, nb, poisson, mse, standardised-mse, smooth-l1"):
         make_objective("hinge", np.ones((2, 2)), np.ones(2), np.array(["A", "A"]), np.ones(2, bool))

@@ -1,0 +1,73 @@
+"""Genes that only some sections measured: in spots of the others a gene is NaN, never zero. No gene is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from stpredict.arrays import Bool, Float, Int, Labels
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Columns of an array that are NaN in the same rows, and the rows in which they are known.
+
+    Both are slices if nothing in the array is NaN.
+    """
+
+    columns: Int | slice
+    rows: Int | slice
+
+    @property
+    def whole(self) -> bool:
+        """Whether these are all columns, known in all rows."""
+        return isinstance(self.columns, slice)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no row knows these columns."""
+        return not isinstance(self.rows, slice) and not len(self.rows)
+
+    def among(self, chosen: Bool) -> Bool:
+        """The mask of those `chosen` rows (a mask, too) in which the columns are known."""
+        if isinstance(self.rows, slice):
+            return chosen
+        known = np.zeros_like(chosen)
+        known[self.rows] = chosen[self.rows]
+        return known
+
+
+def measured_alike(values: Float) -> list[Alike]:
+    """Group the columns of `values`, spots x genes, by the spots that measured them."""
+    unknown = np.isnan(values)
+    if not unknown.any():
+        return [Alike(slice(None), slice(None))]
+    patterns: dict[bytes, list[int]] = {}
+    for column, pattern in enumerate(np.packbits(unknown, axis=0).T):
+        patterns.setdefault(pattern.tobytes(), []).append(column)
+    return [Alike(np.array(columns), np.flatnonzero(~unknown[:, columns[0]])) for columns in patterns.values()]
+
+
+def known_among(values: Float, chosen: Bool) -> Iterator[tuple[Int | slice, Bool]]:
+    """Groups of columns of `values`, each with the mask of `chosen` rows that measured it, if there are any."""
+    for group in measured_alike(values):
+        rows = group.among(chosen)
+        if rows.any():
+            yield group.columns, rows
+
+
+def per_gene(values: Float, chosen: Bool, number: Callable[[Float], Float]) -> Float:
+    """A `number` for each column, from the `chosen` rows that measured it; NaN if none did."""
+    found = np.full(values.shape[1], np.nan)
+    for columns, rows in known_among(values, chosen):
+        found[columns] = number(values[rows][:, columns])
+    return found
+
+
+def measured_by_section(counts: Float, section: Labels) -> Bool:
+    """Which section measured which gene: sections (sorted) x genes, from counts (spots x genes)."""
+    _, first = np.unique(section, return_index=True)
+    measured: Bool = ~np.isnan(counts[first])  # a section measured a gene in all of its spots or in none
+    return measured

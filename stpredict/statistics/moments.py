@@ -1,0 +1,49 @@
+"""Sums over spots, from which means, covariances and regressions follow. To leave spots out, subtract their sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stpredict.arrays import Float
+
+#: Spots whose products are summed at a time.
+BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Moments:
+    """For `n` spots, the sum of their features, and the sum of the products of each two features (features x features).
+
+    Features far from 0 lose digits. Subtract about their mean first.
+    """
+
+    n: int
+    total: Float
+    products: Float
+
+    def __sub__(self, other: Moments) -> Moments:
+        """The moments of these spots without the others."""
+        return Moments(self.n - other.n, self.total - other.total, self.products - other.products)
+
+    @property
+    def mean(self) -> Float:
+        return self.total / self.n
+
+    @property
+    def deviations(self) -> Float:
+        """The sum of the products of the features' deviations from their means, features x features."""
+        scatter: Float = self.products - np.outer(self.total, self.total) / self.n
+        return scatter
+
+
+def moments_of(values: Float, middle: Float | float = 0.0) -> Moments:
+    """The moments of `values` (spots x features) less `middle`."""
+    n_features = values.shape[1]
+    total, products = np.zeros(n_features), np.zeros((n_features, n_features))
+    for start in range(0, len(values), BLOCK):
+        block = values[start : start + BLOCK] - middle
+        total += block.sum(axis=0)
+        products += block.T @ block
+    return Moments(len(values), total, products)
