@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stpredict.data.bins import ANY_BINS, Bins, demand_no_bins, pooled
+from stpredict.data.bins import Bins, demand_no_bins, pooled
 from stpredict.data.h5ad import Spots, read_h5ad
-from stpredict.data.rows import SectionRow, read_rows, unstated
+from stpredict.data.reading import AS_IT_IS, Reading, read_each
+from stpredict.data.rows import SectionRow, chosen, read_rows, unstated
 from stpredict.data.scale import (
     MAX_DISAGREEMENT,
     lattice_mpp,
@@ -26,9 +27,9 @@ from stpredict.data.visium import PITCH_UM, SPOT_DIAMETER_UM, UNIT_UM
 from stpredict.errors import DatasetError
 from stpredict.slides.slide import Mpp
 
-#: Spots are not smaller than this part of the pitch; what says so means something else.
+#: A spot is never smaller than this part of the pitch; a smaller stated diameter means something else.
 MIN_DIAMETER = 0.1
-#: What lies nearer to its neighbour, on a square array, is a bin.
+#: On a square array, spots nearer to each other than this are bins.
 MAX_BIN_UM = 40.0
 
 
@@ -36,15 +37,16 @@ def has_annotated(folder: Path) -> bool:
     return any(row.counts is not None and row.counts.suffix == ".h5ad" for row in read_rows(folder).values())
 
 
-def read_annotated(folder: Path, bins: Bins = ANY_BINS) -> list[Section]:
-    """The sections of sections.csv, sorted by name, bins pooled as `bins` says.
+def read_annotated(folder: Path, reading: Reading = AS_IT_IS) -> list[Section]:
+    """The sections of sections.csv, sorted by name.
 
-    Raises DatasetError for what is missing or cannot be read."""
+    Raises DatasetError for missing files, and BrokenSectionsError for sections that cannot be read."""
     rows = read_rows(folder)
     for row in rows.values():
         if row.counts is None or row.image is None:
             raise unstated(folder, f"the image and counts of {row.section}", "section,patient,image,counts", [*rows])
-    return [annotated_section(rows[name], (), bins=bins) for name in sorted(rows)]
+    names = chosen(rows, rows, folder, reading)
+    return read_each(names, str, lambda name: annotated_section(rows[name], (), bins=reading.bins))
 
 
 def annotated_section(
@@ -53,9 +55,9 @@ def annotated_section(
 ) -> Section:  # fmt: skip
     """The section of `row`, which names its image and counts. `stated` are further sources of the mpp, named.
 
-    The mpp is the row's, else of the first of `stated`, of the Visium lattice, of the row's pitch, of the slide if the
-    image is one. Spots of a square array that are smaller than Visium's are bins, pooled as `bins` says, if it does.
-    Raises DatasetError if none of them knows, or the file cannot be read.
+    The first source that knows the mpp gives it: the row, `stated` in order, the Visium lattice, the row's pitch, the
+    slide if the image is one. On a square array, spots smaller than Visium's are bins; `bins`, if given, says how to
+    pool them. Raises DatasetError if no source knows the mpp, or the file cannot be read.
     """
     assert row.image is not None
     assert row.counts is not None
@@ -102,7 +104,7 @@ def annotated_section(
 
 
 def _bin_um(spots: Spots, mpp: Mpp, section: str) -> float | None:
-    """The side of bins that lie on a square array, smaller than a spot of Visium; None for anything else."""
+    """The side of bins on a square array, um, if it is smaller than a Visium spot; None for anything else."""
     if spots.units is None or not np.isfinite(spots.units).all():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Bins of Visium HD, pooled to larger squares: the counts of one bin are few, and a patch is larger than it."""
+"""Pool the bins of Visium HD to larger squares: a bin has few counts, and a patch is larger than a bin."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from scipy.sparse import csr_array
 from stpredict.arrays import Float
 from stpredict.data.scale import pixels_per_unit
 from stpredict.data.section import Section
-from stpredict.errors import DatasetError, UsageError
+from stpredict.errors import UsageError
 
-#: Smaller bins are pooled to squares of this size unless another one is asked for; Space Ranger pools to it, too.
+#: By default, smaller bins are pooled to squares of this size. Space Ranger pools to it, too.
 DEFAULT_UM = 8.0
 SAME = 0.01
 
 
 @dataclass(frozen=True)
 class Bins:
-    """The side of the squares, um, that bins are pooled to: what is asked for, or a model's spots if that fits."""
+    """The side of the squares, um, to which bins are pooled: as requested, or as a model's spots if that fits."""
 
     asked_um: float | None = None
     like_um: float | None = None
 
     def side_um(self, own_um: float, section: str) -> float:
-        """To what bins of `own_um` are pooled. Raises UsageError if that is no multiple of it."""
+        """The side to which bins of `own_um` are pooled. Raises UsageError if it is no multiple of `own_um`."""
         if self.asked_um is not None:
             if not math.isfinite(self.asked_um) or not _factor(self.asked_um, own_um):
                 raise UsageError(
@@ -39,28 +39,28 @@ class Bins:
         return own_um if own_um >= DEFAULT_UM * (1 - SAME) else own_um * math.ceil(DEFAULT_UM / own_um - SAME)
 
 
-#: Nothing is asked for.
+#: No size is requested.
 ANY_BINS = Bins()
 
 
 def _factor(side_um: float, own_um: float) -> int:
-    """How many bins make the side of a square, 0 if that is no whole number."""
+    """How many bins make the side of a square; 0 if this is no whole number."""
     factor = round(side_um / own_um)
     return factor if factor and abs(side_um / own_um / factor - 1) < SAME else 0
 
 
 def demand_no_bins(bins: Bins, sections: list[Section]) -> list[Section]:
-    """The sections, which have spots. Raises DatasetError if squares were asked for."""
+    """The sections, which have spots rather than bins. Raises UsageError if squares were requested."""
     if bins.asked_um is not None:
-        raise DatasetError(f"--bin-um: pools the bins of Visium HD, and section {sections[0].name} has spots.")
+        raise UsageError(f"--bin-um: pools the bins of Visium HD, and section {sections[0].name} has spots.")
     return sections
 
 
 def pooled(section: Section, units: Float, own_um: float, bins: Bins) -> Section:
-    """A section of bins of `own_um`, of which `units` (n x 2) are column and row, in the squares that `bins` says.
+    """A section of bins of `own_um`, with `units` (n x 2, column and row), pooled to the squares that `bins` says.
 
-    A square has the sum of its bins' counts, and its centre is its own, whichever of its bins were measured. Bins
-    without a position or off the tissue are not part of it. Raises UsageError and DatasetError as the parts do.
+    A square sums the counts of its bins. Its centre is that of the whole square, whichever of its bins were measured.
+    Bins without a position or off the tissue are left out. Raises UsageError as `Bins.side_um` does, and DatasetError.
     """
     side_um = bins.side_um(own_um, section.name)
     factor = _factor(side_um, own_um)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from stpredict.arrays import Float
+from stpredict.data.reading import AS_IT_IS, Reading, read_each
 from stpredict.data.rows import chosen, read_rows, the_image
 from stpredict.data.scale import pixels_per_unit
 from stpredict.data.section import Section
@@ -31,13 +32,13 @@ def is_cscc(folder: Path) -> bool:
     return any(SELECTION.fullmatch(path.name) for path in folder.rglob("*spot_data-selection-*"))
 
 
-def read_cscc(folder: Path) -> list[Section]:
-    """All sections of a folder, sorted by name. Raises DatasetError for files that are missing or do not fit."""
+def read_cscc(folder: Path, reading: Reading = AS_IT_IS) -> list[Section]:
+    """All sections of a folder, sorted by name. Raises BrokenSectionsError for files that are missing or do not fit."""
     rows, files = read_rows(folder), files_of(folder)
     selections = {match[1]: path for path in files if (match := SELECTION.fullmatch(path.name))}
     counts = {match[1]: path for path in files if (match := COUNTS.fullmatch(path.name))}
-    sections = []
-    for name in chosen(selections, rows, folder):
+
+    def read(name: str) -> Section:
         row = rows.get(name)
         images = [p for p in files if p.suffix.lower() in IMAGES and (m := IMAGE.fullmatch(p.name)) and m[1] == name]
         if name not in counts:
@@ -46,27 +47,26 @@ def read_cscc(folder: Path) -> list[Section]:
             packed = [p for p in files if p.name.endswith(f"{name}.jpg.gz")]
             if packed:
                 raise DatasetError(f"{folder}: section {name} has a packed image; unpack it (gunzip {packed[0].name}).")
-        sections.append(
-            spotted_section(
-                name,
-                name.split("_")[0],
-                row.image if row and row.image else the_image(images, name, folder),
-                counts[name],
-                read_selection(selections[name]),
-                selections[name].name,
-                partial(staggered_mpp, section=name),
-                row,
-                spot_diameter_um=SPOT_DIAMETER_UM,
-                pitch_um=PITCH_UM,
-            )
+        return spotted_section(
+            name,
+            name.split("_")[0],
+            row.image if row and row.image else the_image(images, name, folder),
+            counts[name],
+            read_selection(selections[name]),
+            selections[name].name,
+            partial(staggered_mpp, section=name),
+            row,
+            spot_diameter_um=SPOT_DIAMETER_UM,
+            pitch_um=PITCH_UM,
         )
-    return sections
+
+    return read_each(chosen(selections, rows, folder, reading), str, read)
 
 
 def staggered_mpp(units: Float, pixels: Float, section: str) -> Mpp:
-    """The mpp, the same along both axes, by which the nearest neighbours are 150 um apart.
+    """The mpp, the same along both axes, that puts nearest neighbours 150 um apart.
 
-    The array is a centred rectangular lattice: of its coordinates, those with an even (or odd) sum are in use.
+    The array is a centred rectangular lattice: it uses only coordinates with an even (or odd) sum.
     """
     matrix = pixels_per_unit(units, pixels, section)
     staggered = len(np.unique(np.round(units).astype(int).sum(axis=1) % 2)) == 1

@@ -1,22 +1,26 @@
-"""Cut the patches of measured sections, and write them with counts and positions: what `train` reads."""
+"""Cut the patches of measured sections, and write them with counts and positions for `train` to read."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
-from scipy.sparse import vstack
 
 from stpredict.arrays import Float, Int, UInt8
+from stpredict.data.coverage import widest
+from stpredict.data.gene_mask import about_genes, measured_genes
 from stpredict.data.genes import ids_of, one_table
 from stpredict.data.places import tissue_places
 from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section, demand_slides
-from stpredict.data.tiles import FORMAT_VERSION, aligned, measured_genes
+from stpredict.data.section_log import section_log, tell_together
+from stpredict.data.tiles import FORMAT_VERSION, OF_VIEWS, aligned
 from stpredict.data.twins import find_twins
 from stpredict.errors import DatasetError, some
 from stpredict.slides.levels import on_readable_levels
@@ -26,6 +30,20 @@ from stpredict.slides.views import ONE_VIEW, Views, patch_shape
 from stpredict.storage.new_hdf5 import new_hdf5
 
 PATCH_PX = 224
+#: Values of sparse counts that are compressed together.
+COUNTS_CHUNK = 1 << 16
+#: Centres of patches to cut, the data set for the patches, and its row for the first one.
+Wanted = tuple[Float, h5py.Dataset, int]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How patches are cut."""
+
+    patch_px: int
+    views: Views
+    mpp: float
+    threads: int
 
 
 def write_tiles(
@@ -39,12 +57,15 @@ def write_tiles(
     unlabelled: int = 0,
     seed: int = 0,
     threads: int = 2,
+    keep_table: bool = True,
+    with_patches: bool = True,
     report: Callable[[str], None],
 ) -> None:
     """Cut the `views` of all spots, and of `unlabelled` more places of the tissue, drawn at random, and write them.
 
-    Of the sections `counts_only`, of which there need be no image, only the counts are written.
-    Sections without slides have the patches that were cut before, and no other places.
+    The sections `counts_only` need no image; only their counts are written. If there are many sections, a table beside
+    the tiles says more, unless `keep_table` is false. Without `with_patches` the file holds everything but patches.
+    Sections without slides give the patches that were cut before, and no other places.
     Raises SlideError if an image cannot be read, and DatasetError as `settle_cut` does, and if two sections have one
     name.
     """
@@ -52,46 +73,32 @@ def write_tiles(
     if len(set(names)) < len(names):
         raise DatasetError(f"two sections have the name {max(names, key=names.count)}.")
     mpp = settle_cut(sections, patch_px, views, mpp)
-    genes, unmeasured = measured_genes([*sections, *counts_only])
-    if unmeasured:
-        report(f"{len(unmeasured)} genes were not measured in every section and are left out: {some(unmeasured)}")
+    genes, measured = measured_genes([*sections, *counts_only])
+    if measured:
+        report(about_genes(measured))
     n_spots = sum(len(section.spot_names) for section in sections)
-    n_on_slides = sum(len(section.spot_names) for section in sections if not section.patches)
-    share = [0 if s.patches else unlabelled * len(s.spot_names) // max(n_on_slides, 1) for s in sections]
-    if unlabelled and n_on_slides < n_spots:
+    share = places_by_section(sections, unlabelled)
+    if unlabelled and any(section.patches for section in sections):
         report(f"no unlabelled patches of {some(s.name for s in sections if s.patches)}, as the slides are not there")
     rng = np.random.default_rng(seed)
-    sizes = {f"{s.spot_diameter_um:g}/{s.pitch_um:g}": s for s in sections}
-    if len(sizes) > 1:
-        report(f"sections differ in spot diameter and pitch ({', '.join(sizes)} um); those of {names[0]} are written")
+    spot_diameter_um, pitch_um = usual_size(sections, report)
     text = h5py.string_dtype()
     with new_hdf5(path) as file:
         file.attrs.update(
-            format="stpredict-tiles", format_version=1 if views == ONE_VIEW else FORMAT_VERSION, patch_px=patch_px,
-            views=views, mpp=mpp, spot_diameter_um=sections[0].spot_diameter_um, pitch_um=sections[0].pitch_um,
-            seed=seed,
+            format="stpredict-tiles", patch_px=patch_px, views=views,
+            format_version=FORMAT_VERSION if measured else 1 if views == ONE_VIEW else OF_VIEWS,
+            mpp=mpp, spot_diameter_um=spot_diameter_um, pitch_um=pitch_um, seed=seed, most_genes=widest(sections),
         )  # fmt: skip
         shape = patch_shape(patch_px, views)
-        patches = file.create_dataset("patches", (n_spots, *shape), np.uint8)
+        patches = file.create_dataset("patches", (n_spots if with_patches else 0, *shape), np.uint8)
         extra = file.create_dataset("unlabelled/patches", (sum(share), *shape), np.uint8)
         start = extra_start = 0
+        tell = section_log(sections, report)
         for section, n_extra in zip(sections, share, strict=True):
-            if section.patches:
-                _store(section.patches.read(), patches, start)
-            else:
-                with open_slide(section.image) as slide:
-                    wanted = [(section.centres, patches, start)]
-                    if n_extra:
-                        wanted.append((tissue_places(slide, section, n_extra, rng), extra, extra_start))
-                    cut = partial(_cut, slide, section.mpp, mpp, patch_px, threads, views, wanted)
-                    on_readable_levels(slide, cut)
-                    for note in slide.notes:
-                        report(f"{section.name}: {note}")
-            lacked = "counts, position or patch" if section.patches else "counts or position"
-            report(f"{section.name}: {len(section.spot_names)} spots, {section.lost_spots} without {lacked}, "
-                   f"mpp {section.mpp.x:.4f} x {section.mpp.y:.4f}")  # fmt: skip
-            for note in section.notes:
-                report(f"{section.name}: {note}")
+            more = partial(_places, section, n_extra, rng, extra, extra_start)
+            if with_patches:
+                cut_section(section, Cut(patch_px, views, mpp, threads), patches, start, report, more)
+            tell(section)
             start, extra_start = start + len(section.spot_names), extra_start + n_extra
         file["spot"] = np.array([spot for s in sections for spot in s.spot_names], dtype=object).astype(text)
         file["unlabelled/section"] = np.repeat(np.array(names[: len(sections)], dtype=object), share).astype(text)
@@ -99,20 +106,45 @@ def write_tiles(
         file["genes"] = np.array(genes, dtype=object).astype(text)
         gene_ids = ids_of(genes, one_table(section.symbols for section in (*sections, *counts_only)))
         file["gene_ids"] = np.array(gene_ids, dtype=object).astype(text)
+        file["section_mpp"] = json.dumps({s.name: s.patches.mpp if s.patches else max(s.mpp) for s in sections})
         twins = find_twins([*sections, *counts_only])
         file["twins"] = json.dumps([[pair.first, pair.second, pair.why] for pair in twins])
+        if measured:
+            file["measured_sections"] = np.array(measured.sections, dtype=object).astype(text)
+            file.create_dataset("measured", data=measured.table, compression="gzip", compression_opts=1)
+            file["technology"] = json.dumps({s.name: s.technology for s in (*sections, *counts_only) if s.technology})
         _store_counts(sections, genes, file)
         if counts_only:
             _store_counts(counts_only, genes, file.create_group("counts_only"))
             report(f"counts of {len(counts_only)} more sections, without images")
+    tell_together(sections, path.with_suffix(".csv") if keep_table else None, report)
+
+
+def places_by_section(sections: Sequence[Section], unlabelled: int) -> list[int]:
+    """How many of the `unlabelled` places each section gives, by its number of spots. Without a slide it gives none."""
+    n_on_slides = sum(len(section.spot_names) for section in sections if not section.patches)
+    return [0 if s.patches else unlabelled * len(s.spot_names) // max(n_on_slides, 1) for s in sections]
+
+
+def usual_size(sections: Sequence[Section], report: Callable[[str], None]) -> tuple[float, float]:
+    """The diameter and pitch, um, of most spots; reports it if sections differ."""
+    spots: Counter[tuple[float, float]] = Counter()
+    for section in sections:
+        spots[section.spot_diameter_um, section.pitch_um] += len(section.spot_names)
+    usual = spots.most_common(1)[0][0]
+    if len(spots) > 1:
+        sizes = ", ".join(f"{diameter:g}/{pitch:g}" for diameter, pitch in spots)
+        kept = f"{usual[0]:g}/{usual[1]:g}"
+        report(f"sections differ in spot diameter and pitch ({sizes} um); that of the most spots is written, {kept}")
+    return usual
 
 
 def settle_cut(sections: Sequence[Section], patch_px: int, views: Views, mpp: float | None) -> float:
-    """The mpp of the patches of some sections: the one that is asked for, if they can be had at that.
+    """The mpp of the sections' patches: the requested one, if patches can be had at it.
 
-    The default is that of patches that were cut before, if a section has but these; else the coarsest of the sections',
-    rounded up to 0.01 um, so that none is upsampled. Raises DatasetError for a slide that is too coarse for it, and for
-    patches that were cut otherwise.
+    If a section has no slide, only patches that were cut before, the default is their mpp. Else it is the coarsest of
+    the sections', rounded up to 0.01 um, so that none is upsampled. Raises DatasetError if a slide is too coarse for
+    it, and for patches that were cut at another.
     """
     cut_at = [section.patches.mpp for section in sections if section.patches]
     coarsest = max(sections, key=lambda section: 0 if section.patches else max(section.mpp))
@@ -133,18 +165,39 @@ def settle_cut(sections: Sequence[Section], patch_px: int, views: Views, mpp: fl
     return mpp
 
 
-def _cut(
-    slide: Slide, slide_mpp: Mpp, mpp: float, patch_px: int, threads: int, views: Views,
-    wanted: Sequence[tuple[Float, h5py.Dataset, int]],
+def cut_section(
+    section: Section, how: Cut, patches: h5py.Dataset, start: int, report: Callable[[str], None],
+    more: Callable[[Slide], Sequence[Wanted]] | None = None,
 ) -> None:  # fmt: skip
-    """Cut patches around some centres into the rows of data sets that begin at some row."""
-    raster = make_raster(slide, slide_mpp, mpp)
+    """Write a section's patches to a data set's rows from `start` on, and further patches of its slide as `more` asks.
+
+    Raises SlideError if its image cannot be read.
+    """
+    if section.patches:
+        _store(section.patches.read(), patches, start)
+        return
+    with open_slide(section.image) as slide:
+        wanted = [(section.centres, patches, start), *(more(slide) if more else ())]
+        on_readable_levels(slide, partial(_cut, slide, section.mpp, how, wanted))
+        for note in slide.notes:
+            report(f"{section.name}: {note}")
+
+
+def _places(
+    section: Section, n: int, rng: np.random.Generator, dataset: h5py.Dataset, start: int, slide: Slide
+) -> list[Wanted]:
+    return [(tissue_places(slide, section, n, rng), dataset, start)] if n else []
+
+
+def _cut(slide: Slide, slide_mpp: Mpp, how: Cut, wanted: Sequence[Wanted]) -> None:
+    """Cut the `wanted` patches of a slide into their data sets."""
+    raster = make_raster(slide, slide_mpp, how.mpp)
     for centres, dataset, start in wanted:
-        _store(read_patches(raster, centres, patch_px, threads, views), dataset, start)
+        _store(read_patches(raster, centres, how.patch_px, how.threads, how.views), dataset, start)
 
 
 def _store(blocks: Generator[tuple[Int, list[UInt8]], None, None], dataset: h5py.Dataset, start: int) -> None:
-    """Write patches to the rows of a data set that begin at `start`."""
+    """Write patches to a data set's rows from `start` on."""
     with closing(blocks):
         for index, block in blocks:
             for i, patch in zip(index, block, strict=True):
@@ -152,11 +205,30 @@ def _store(blocks: Generator[tuple[Int, list[UInt8]], None, None], dataset: h5py
 
 
 def _store_counts(sections: Sequence[Section], genes: Sequence[str], group: h5py.Group) -> None:
-    """Write the sections' counts over all `genes`, and section and patient of each spot."""
+    """Write the sections' counts over all `genes`, and each spot's section and patient."""
     text, n_spots = h5py.string_dtype(), [len(section.spot_names) for section in sections]
     for key in ("section", "patient"):
         labels = [section.name if key == "section" else section.patient for section in sections]
         group[key] = np.repeat(np.array(labels, dtype=object), n_spots).astype(text)
-    counts = vstack([aligned(section, genes) for section in sections], format="csr")
-    for part in ("data", "indices", "indptr"):
-        group.create_dataset(f"counts/{part}", data=getattr(counts, part), compression="gzip", shuffle=True)
+    stored = {
+        part: group.create_dataset(
+            f"counts/{part}", (0,), dtype, maxshape=(None,), chunks=(COUNTS_CHUNK,), compression="gzip",
+            compression_opts=1, shuffle=True,
+        )
+        for part, dtype in (
+            ("data", np.result_type(*(section.counts.dtype for section in sections))), ("indices", np.int32),
+            ("indptr", np.int64),
+        )
+    }  # fmt: skip
+    _append(stored["indptr"], np.zeros(1, np.int64))
+    for section in sections:
+        own, before = aligned(section, genes), len(stored["data"])
+        _append(stored["data"], own.data)
+        _append(stored["indices"], own.indices)
+        _append(stored["indptr"], before + own.indptr[1:].astype(np.int64))
+
+
+def _append(dataset: h5py.Dataset, values: Int | Float) -> None:
+    n = len(dataset)
+    dataset.resize(n + len(values), axis=0)
+    dataset[n:] = values

@@ -1,4 +1,4 @@
-"""Lists of genes as people keep them: a name per line, many on one, or a column of a table."""
+"""Lists of genes as people keep them: a name per line, many on a line, or a column of a table."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ import re
 from collections.abc import Sequence
 
 ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?(_PAR_Y)?")
-#: What heads a column of genes, without case, blanks, points and dashes. Symbols come before ids.
+#: Headers of a column of genes, without case, blanks, points and dashes. Symbols come before ids.
 SYMBOL_HEADERS = {
     "gene", "genes", "symbol", "symbols", "genename", "genenames", "genesymbol", "genesymbols", "hgncsymbol",
     "hugosymbol", "hugogenesymbol", "approvedsymbol", "externalgenename", "featurename", "name", "names",
     "geneshortname",
 }  # fmt: skip
 ID_HEADERS = {"geneid", "geneids", "ensembl", "ensemblid", "ensemblids", "ensemblgeneid", "featureid", "id"}
-#: Blanks part names, but for those before an id in brackets, which tells two genes of one symbol apart.
+#: Blanks that separate names. A blank before an id in brackets does not: the id tells two genes with one symbol apart.
 BLANKS = re.compile(r"\s+(?!\(ENS)")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?%?|nan|na|-?inf", re.IGNORECASE)
-#: Months that spreadsheets find in genes' names, in some languages, and the genes: old names, and those of today.
+#: Months, in some languages, that spreadsheets find in genes' names, and the genes: old names and present ones.
 MONTHS = {
     3: (r"mar|march|mär|märz|mrz|mars|marzo|mrt|março", ("MARCH", "MARCHF", "MARC", "MTARC")),
     9: (r"sep|sept|september|set|septembre|settembre|setembro", ("SEPT", "SEPTIN")),
     10: (r"oct|okt|october|oktober|octobre|out|ott", ("OCT",)),
     12: (r"dec|dez|december|dezember|déc|décembre|dic", ("DEC", "DELEC")),
 }
-#: What parts the day of a date from its month.
+#: Separators of a date's day from its month.
 PARTED = re.compile(r"[\s./-]")
-#: Genes that were renamed for what spreadsheets did to them.
+#: Genes that were renamed because spreadsheets took them for dates.
 RENAMED = {"MARCH": "MARCHF", "SEPT": "SEPTIN", "MARC": "MTARC", "DEC": "DELEC"}
 
 
 def parse_gene_list(text: str) -> list[str]:
     """The names in a text, in its order.
 
-    A first line may name the columns, of which the first one of genes is taken. Without such a line, the first column
-    is taken of a table whose others hold numbers, descriptions, or words that come again; else every cell is a gene.
-    Lines that begin with # are comments. Raises ValueError for quotes that do not end.
+    If a first line names the columns, the first column of genes is taken. Without such a line, the text is a table if
+    its further columns hold numbers, descriptions, or repeated words; then its first column is taken. Else every cell
+    is a gene. Lines that begin with # are comments. Raises ValueError for quotes that do not end.
     """
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     marks = (re.search(r"[\t;,|]", line) for line in lines)
@@ -49,7 +49,7 @@ def parse_gene_list(text: str) -> list[str]:
     column = _headed(table[0]) if len(table) > 1 else None
     if column is not None:
         return [row[column] for row in table[1:] if len(row) > column and row[column]]
-    if len(table) > 1 and len(table[0]) > 1 and not table[0][0]:  # a table's row names have no header
+    if len(table) > 1 and len(table[0]) > 1 and not table[0][0]:  # row names have no header
         numbered = all(row[0].isdecimal() for row in table[1:])
         return [row[numbered] for row in table[1:] if len(row) > 1 and row[numbered]]
     if _plain(table[0][0]) in SYMBOL_HEADERS | ID_HEADERS:
@@ -61,7 +61,7 @@ def parse_gene_list(text: str) -> list[str]:
 
 
 def _in_words(lines: Sequence[str]) -> list[list[str]]:
-    """Lines as one cell each, or as words where all have as many, as in a table."""
+    """Each line as one cell, or as words if all lines have equally many, as in a table."""
     words = [[word.strip("\"'") for word in BLANKS.split(line.strip())] for line in lines]
     if len(words) > 1 and len({len(row) for row in words}) == 1:
         return words
@@ -78,7 +78,7 @@ def _plain(cell: str) -> str:
 
 
 def _headed(header: Sequence[str]) -> int | None:
-    """The column of symbols or, without one, of ids, where a line names columns."""
+    """The column of symbols, or else of ids, if the line names columns."""
     names = [_plain(name) for name in header]
     for known in (SYMBOL_HEADERS, ID_HEADERS):
         for i, name in enumerate(names):
@@ -101,9 +101,9 @@ def _is_table(table: Sequence[Sequence[str]]) -> bool:
 
 
 def genes_of_a_date(name: str) -> list[str]:
-    """The genes that a spreadsheet made this date of, as 1-Mar or 2001-09-02; none for what is no date."""
+    """The genes that a spreadsheet may have turned into this date, as 1-Mar or 2001-09-02; none if it is no date."""
     text = name.strip().lower()
-    if not (text[:1].isdecimal() or PARTED.search(text)):  # most names, which are many
+    if not (text[:1].isdecimal() or PARTED.search(text)):  # a quick exit for most names
         return []
     if match := re.fullmatch(r"(\d{4})-(\d{2})-(\d{2})(?:[ t]00:00:00)?", text):
         return _dated(int(match[2]), int(match[3]))
@@ -123,6 +123,6 @@ def _dated(month: int, day: int) -> list[str]:
 
 
 def names_of_today(name: str) -> list[str]:
-    """What a gene may be called today that spreadsheets take for a date, as MARCHF1 for MARCH1."""
+    """Present names of a gene that spreadsheets take for a date, as MARCHF1 for MARCH1."""
     match = re.fullmatch(r"([A-Za-z]+)(\d{1,2})", name)
     return [f"{RENAMED[match[1].upper()]}{int(match[2])}"] if match and match[1].upper() in RENAMED else []

@@ -1,4 +1,4 @@
-"""Counts as they must be, and names of genes that mean one gene each."""
+"""Check that counts are raw counts, and give each gene a name that means no other."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ import numpy as np
 from scipy.sparse import csr_array, issparse
 
 from stpredict.data.gene_lists import ENSEMBL
-from stpredict.errors import DatasetError, some
+from stpredict.errors import DatasetError, counted, some
 
-#: What `name_genes` makes of a symbol of several ids.
+#: The name that `name_genes` gives if a symbol has several ids.
 BRACKETED = re.compile(r"(.+) \((ENS[A-Z]*G\d{11}(?:_PAR_Y)?)\)")
-#: Up to here float32 holds whole numbers exactly.
+#: Names that 10x Genomics and others give to control probes, and to codes that no gene has.
+CONTROL = re.compile(
+    r"negcontrol\w*|neg(ative)?_?prb\w*|blank[-_]?\d+|antisense_\w+|unassigned(codeword)?_\w+|deprecatedcodeword_\w+"
+    r"|intergenic_?region_\w+|genomiccontrol\w*",
+    re.IGNORECASE,
+)
+#: Up to this, float32 holds whole numbers exactly.
 MAX_COUNT = 2**24
 
 
@@ -45,7 +51,7 @@ def whole_counts(matrix: Any, file: str) -> csr_array:
 
 
 def not_raw(matrix: Any) -> str:
-    """Why the values of a matrix cannot be raw counts, "" if they can be: its format is not looked at."""
+    """Why a matrix's values cannot be raw counts; "" if they can. Its format is not checked."""
     values = np.asarray(matrix.data if issparse(matrix) else matrix)
     if values.dtype.kind not in "iufb":
         return "no numbers"
@@ -68,7 +74,7 @@ def are_ensembl(names: Sequence[str]) -> bool:
 
 
 def why_not_shared(ours: Sequence[str], theirs: Sequence[str]) -> str:
-    """What may keep two lists of genes from having one in common, "" if nothing is seen: case, species, or naming."""
+    """Why two lists may have no gene in common: case, species, or naming; "" if no reason shows."""
     by_case = {gene.upper(): gene for gene in theirs}
     same = next((gene for gene in ours if gene.upper() in by_case), None)
     if same:
@@ -80,7 +86,7 @@ def why_not_shared(ours: Sequence[str], theirs: Sequence[str]) -> str:
 
 
 def symbols_by_id(names: Sequence[str], ids: Sequence[str] | None) -> dict[str, str]:
-    """The symbol of each Ensembl id of a table, without versions, where each has but the other."""
+    """A table's symbols by Ensembl id (without version), for pairs of which neither has another partner."""
     pairs = {(unversioned(gene), name) for gene, name in zip(ids or (), names, strict=False) if gene and name}
     pairs = {(gene, name) for gene, name in pairs if gene != unversioned(name)}
     times_id, times_name = Counter(gene for gene, _ in pairs), Counter(name for _, name in pairs)
@@ -88,13 +94,13 @@ def symbols_by_id(names: Sequence[str], ids: Sequence[str] | None) -> dict[str, 
 
 
 def one_table(tables: Iterable[dict[str, str]]) -> dict[str, str]:
-    """The symbols by Ensembl id of several tables, where these know but one of each other."""
+    """Several tables' symbols by Ensembl id, for pairs of which neither has another partner."""
     pairs = sorted({pair for table in tables for pair in table.items()})
     return symbols_by_id([name for _, name in pairs], [gene for gene, _ in pairs])
 
 
 def ids_of(genes: Sequence[str], symbols: dict[str, str]) -> list[str]:
-    """The Ensembl ids of genes, from their names, or from the `symbols` by id; "" where neither tells."""
+    """The Ensembl ids of genes, from their names or from `symbols` (by id); "" if neither tells."""
     known = {name: gene for gene, name in symbols.items()}
 
     def id_of(name: str) -> str:
@@ -106,9 +112,9 @@ def ids_of(genes: Sequence[str], symbols: dict[str, str]) -> list[str]:
 
 
 def pair_by_id(wanted: Sequence[str], genes: Sequence[str], ids: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Which of `genes`, whose Ensembl ids are `ids`, are `wanted` by other names; and what would be a guess.
+    """The `wanted` names that mean one of `genes` (with Ensembl ids `ids`) by another name; and ambiguous names.
 
-    A guess is a symbol that stands for several ids among the genes, and an id of several genes, on either side.
+    A name is ambiguous if it is a symbol with several ids among the genes, or an id of several genes, on either side.
     """
     there, named = set(genes), set(wanted)
     of_id: dict[str, list[str]] = {}
@@ -127,7 +133,7 @@ def pair_by_id(wanted: Sequence[str], genes: Sequence[str], ids: Sequence[str]) 
 
 
 def in_symbols(genes: Sequence[str], symbols: dict[str, str]) -> list[str]:
-    """Genes that are called by Ensembl ids, by their symbols where these are known and no other gene's there."""
+    """Replace genes' Ensembl ids by their symbols, if a symbol is known and no other gene has it."""
     taken = set(genes)
     return [name if (name := symbols.get(gene, gene)) == gene or name not in taken else gene for gene in genes]
 
@@ -135,11 +141,11 @@ def in_symbols(genes: Sequence[str], symbols: dict[str, str]) -> list[str]:
 def name_genes(
     names: Sequence[str], ids: Sequence[str] | None, counts: csr_array
 ) -> tuple[list[str], csr_array, tuple[str, ...]]:
-    """The genes' names, each once, the counts of those genes, and notes on those that could not keep theirs.
+    """The genes' names, each once, these genes' counts, and notes on genes that could not keep their names.
 
-    `names` are symbols, or ids where there are no symbols; `ids` are the same genes' Ensembl ids where the data say.
-    A symbol of several ids becomes "SYMBOL (ID)" for each; nothing is added up. What then still bears the name
-    of another gene is left out, for which of them it is would be a guess.
+    `names` are symbols, or ids if there are no symbols; `ids` are the same genes' Ensembl ids, if the data have them.
+    A symbol with several ids becomes "SYMBOL (ID)" for each; no counts are added up. Genes that then still share a name
+    are left out, as any choice among them would be a guess. So are control probes.
     """
     plain = [unversioned(name) for name in names]
     known = [unversioned(gene) for gene in ids] if ids is not None else [""] * len(plain)
@@ -150,14 +156,16 @@ def name_genes(
         for name, gene in zip(plain, known, strict=True)
     ]
     again = Counter(full)
-    keep = [i for i, name in enumerate(full) if name and again[name] == 1]
+    controls = {i for i, name in enumerate(full) if CONTROL.fullmatch(name)}
+    keep = [i for i, name in enumerate(full) if name and again[name] == 1 and i not in controls]
     notes = []
+    if controls:
+        notes.append(f"{counted(len(controls), 'control probe')} left out: {some(sorted({full[i] for i in controls}))}")
     shared = sorted({plain[i] for i in keep if full[i] != plain[i]})
     if shared:
-        notes.append(f"{len(shared)} symbols stand for several Ensembl ids and keep them in brackets: {some(shared)}")
-    if len(keep) < len(full):
-        lost = sorted({name for name in full if again[name] > 1 or not name})
-        notes.append(
-            f"{len(full) - len(keep)} genes are left out, since their names are not theirs alone: {some(lost)}"
-        )
+        notes.append(f"symbols that stand for several Ensembl ids keep them in brackets: {some(shared)}")
+    if len(keep) + len(controls) < len(full):
+        lost = sorted({name for i, name in enumerate(full) if i not in controls and (again[name] > 1 or not name)})
+        n_lost = counted(len(full) - len(keep) - len(controls), "gene")
+        notes.append(f"{n_lost} left out because others have the same name: {some(lost)}")
     return [full[i] for i in keep], counts if len(keep) == len(full) else counts[:, keep], tuple(notes)

@@ -16,7 +16,7 @@ from stpredict.arrays import Float
 from stpredict.data.genes import are_ensembl, name_genes, not_raw, symbols_by_id, whole_counts
 from stpredict.data.hdf5 import HDF5_ERRORS, opened_hdf5
 from stpredict.data.tables import on_tissue
-from stpredict.errors import DatasetError, first_line, some
+from stpredict.errors import DatasetError, counted, first_line, some
 
 #: Columns of genes' Ensembl ids and symbols, in small letters, with _ for blanks, points and dashes.
 ID_COLUMNS = (
@@ -28,13 +28,13 @@ SYMBOL_COLUMNS = (
     "hugo_symbol", "gene_short_name", "external_gene_name", "genesymbol", "genename", "features", "feature", "gene",
     "genes", "name", "names",
 )  # fmt: skip
-#: Layers that mostly hold raw counts, in small letters, the likeliest first.
+#: Names of layers that mostly hold raw counts, in small letters, the likeliest first.
 COUNT_LAYERS = ("raw_counts", "raw", "rawcounts", "count", "counts_raw", "umi", "umis", "umi_counts")
 
 
 @dataclass(frozen=True)
 class Spots:
-    """What an AnnData file holds: `units` are array_col and array_row (n x 2) where it has them."""
+    """The content of an AnnData file. `units` are array_col and array_row (n x 2), if it has them."""
 
     names: list[str]
     centres: Float
@@ -55,7 +55,7 @@ def read_h5ad(path: Path) -> Spots:
         pass
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on names that are not unique, which are dealt with below
+            warnings.simplefilter("ignore")  # about names that are not unique, which are handled below
             data = anndata.read_h5ad(path)
     except Exception as error:  # anndata's own kinds among them
         raise DatasetError(f"{path.name}: cannot be read as AnnData ({first_line(error)}).") from error
@@ -82,7 +82,7 @@ def read_h5ad(path: Path) -> Spots:
     except HDF5_ERRORS as error:
         raise DatasetError(f"{path.name}: cannot be read as AnnData ({first_line(error)}).") from error
     if not inside.all():
-        notes += (f"{(~inside).sum()} spots are not in tissue (in_tissue is 0) and are left out",)
+        notes += (f"{counted((~inside).sum(), 'spot')} not in tissue (in_tissue is 0), left out",)
     return Spots(
         [str(name) for name in data.obs_names[inside]],
         centres[:, :2].copy(),
@@ -97,8 +97,8 @@ def read_h5ad(path: Path) -> Spots:
 def _find_counts(data: Any, file: str) -> tuple[Any, pd.DataFrame, tuple[str, ...]]:
     """The first matrix of raw counts (spots x genes), the table of its genes, and a note on where it was found.
 
-    Looked at are `layers["counts"]`, X, the layers of COUNT_LAYERS, `raw`, and other layers of more than 0 and 1.
-    Raises DatasetError, which says what was found, if none of them is one.
+    It looks at `layers["counts"]`, X, the layers of COUNT_LAYERS, `raw`, and other layers with more than 0 and 1.
+    Raises DatasetError, which says what it found, if none of them holds raw counts.
     """
     named = {str(name).lower(): name for name in data.layers}
     known = [named[name] for name in ("counts", *COUNT_LAYERS) if name in named]
@@ -117,17 +117,17 @@ def _find_counts(data: Any, file: str) -> tuple[Any, pd.DataFrame, tuple[str, ..
             usual = name.lower() in ("x", "layers['counts']")
             return matrix, var, () if usual else (f"counts are those of {name}, as X holds none",)
     if len(places) == 1:
-        return places[0][1], places[0][2], ()  # whose reason `whole_counts` tells
+        return places[0][1], places[0][2], ()  # `whole_counts` tells the reason
     found = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise DatasetError(f"{file}: holds values that are not whole numbers, and raw counts are needed ({found}).")
 
 
 def _gene_names(var: pd.DataFrame) -> tuple[list[str], list[str] | None]:
-    """Names of the genes and, where the table has them, their Ensembl ids."""
+    """The genes' names and, if the table has them, their Ensembl ids."""
     lower = {re.sub(r"[ .-]", "_", str(column)).lower(): column for column in reversed(var.columns)}
 
     def column(names: tuple[str, ...], ids: bool) -> list[str] | None:
-        """The first column of a name that holds what it says; of ids, the first one if none does."""
+        """The first column with one of these names that holds what the name says; for ids, else the first of them."""
         found = []
         for name in names:
             if name in lower:
@@ -137,7 +137,7 @@ def _gene_names(var: pd.DataFrame) -> tuple[list[str], list[str] | None]:
     index = [str(name) for name in var.index]
     if are_ensembl(index):
         return column(SYMBOL_COLUMNS, ids=False) or index, index
-    if all(name.isdecimal() for name in index):  # places, and no names
+    if all(name.isdecimal() for name in index):  # positions rather than names
         ids = column(ID_COLUMNS, ids=True)
         return column(SYMBOL_COLUMNS, ids=False) or ids or index, ids
     return index, column(ID_COLUMNS, ids=True)

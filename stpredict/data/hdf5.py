@@ -1,4 +1,4 @@
-"""HDF5 files of strangers."""
+"""Open HDF5 files from strangers safely."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import h5py
 from stpredict.errors import DatasetError
 from stpredict.storage.stored_text import check_all_heaps
 
-#: What reading a damaged file may raise; SystemError, where h5py cannot decode a name.
+#: Errors that reading a damaged file may raise; SystemError if h5py cannot decode a name.
 HDF5_ERRORS = (
     OSError, LookupError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError, ArithmeticError,
     MemoryError, SystemError,
@@ -24,11 +24,11 @@ CLAIM_BYTES, CLAIM_RATIO = 1 << 30, 5000
 def opened_hdf5(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file that holds all its data itself.
 
-    Refused are links to other files, sizes that are only claimed, and heaps of text that the library would follow for
-    ever. Raises DatasetError for these, and for whatever goes wrong while it is read.
+    It refuses links to other files, sizes that are only claimed, and heaps of text that the library would follow for
+    ever. Raises DatasetError for these, and for any error while the file is read.
     """
 
-    wrong: list[str] = []  # what a visitor raises would be lost in the library
+    wrong: list[str] = []  # the library would lose an error that a visitor raises
 
     def check_link(name: str, link: object) -> None:
         if isinstance(link, h5py.ExternalLink):

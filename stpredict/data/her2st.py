@@ -13,6 +13,7 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
+from stpredict.data.reading import AS_IT_IS, Reading, read_each
 from stpredict.data.rows import chosen, read_rows, the_image
 from stpredict.data.scale import lattice_mpp
 from stpredict.data.section import Section
@@ -32,10 +33,10 @@ def is_her2st(folder: Path) -> bool:
     return any(SELECTION.fullmatch(path.name) for path in folder.rglob("*_selection.tsv*"))
 
 
-def read_her2st(folder: Path, require_images: bool = True) -> list[Section]:
-    """All sections of a folder, sorted by name; without `require_images` also those that have none.
+def read_her2st(folder: Path, reading: Reading = AS_IT_IS, require_images: bool = True) -> list[Section]:
+    """All sections of a folder, sorted by name; without `require_images`, also those without an image.
 
-    Raises DatasetError for files that are missing or do not fit together.
+    Raises BrokenSectionsError for files that are missing or do not fit together.
     """
     rows, files = read_rows(folder), files_of(folder)
     by_name, by_folder = defaultdict(list), defaultdict(list)
@@ -47,8 +48,8 @@ def read_her2st(folder: Path, require_images: bool = True) -> list[Section]:
     selections = {match[1]: path for path in files if (match := SELECTION.fullmatch(path.name))}
     if not selections:
         raise DatasetError(f"{folder}: holds no *_selection.tsv, so it is not in the HER2ST layout.")
-    sections = []
-    for name in chosen(selections, rows, folder):
+
+    def read(name: str) -> Section:
         row, images = rows.get(name), by_name[name] or by_folder[name]
         if name not in counts:
             raise DatasetError(f"{folder}: section {name} has no counts.")
@@ -56,18 +57,17 @@ def read_her2st(folder: Path, require_images: bool = True) -> list[Section]:
             images = [row.image]
         elif not images and not require_images:
             images = [Path()]
-        sections.append(
-            spotted_section(
-                name,
-                re.match(r"[A-Za-z]*", name).group() or name,  # type: ignore[union-attr]
-                the_image(images, name, folder),
-                counts[name],
-                read_selection(selections[name]),
-                selections[name].name,
-                partial(lattice_mpp, unit_um=(UNIT_UM, UNIT_UM), section=name),
-                row,
-                spot_diameter_um=100.0,
-                pitch_um=200.0,
-            )
+        return spotted_section(
+            name,
+            re.match(r"[A-Za-z]*", name).group() or name,  # type: ignore[union-attr]
+            the_image(images, name, folder),
+            counts[name],
+            read_selection(selections[name]),
+            selections[name].name,
+            partial(lattice_mpp, unit_um=(UNIT_UM, UNIT_UM), section=name),
+            row,
+            spot_diameter_um=100.0,
+            pitch_um=200.0,
         )
-    return sections
+
+    return read_each(chosen(selections, rows, folder, reading), str, read)

@@ -1,9 +1,9 @@
-"""Reader of HEST-1k (Jaume et al. 2024): `st/ID.h5ad` with `wsis/ID.tif` or `patches/ID.h5`, and what is known of them.
+"""Reader of HEST-1k (Jaume et al. 2024): `st/ID.h5ad` with `wsis/ID.tif` or `patches/ID.h5`, and metadata.
 
 Patient, mpp and spot diameter are read from `metadata/ID.json` and the table `HEST_v*.csv` (columns id, patient,
-dataset_title, ...), where the folder holds them; `sections.csv` comes before both, and says which sections to read.
-Where the slide is there, patches are cut anew from it. Where it is not, those that HEST-1k ships are used: 224 px at
-0.5 um per pixel, for the spots on tissue, in an order of their own.
+dataset_title, ...), if the folder holds them. `sections.csv` comes before both, and says which sections to read.
+Patches are cut anew from the slide, if it is there. If not, those that HEST-1k ships are used: 224 px at 0.5 um per
+pixel, for the spots on tissue, in an order of their own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 
 from stpredict.data.annotated import annotated_section
 from stpredict.data.hdf5 import opened_hdf5
+from stpredict.data.reading import AS_IT_IS, Reading, read_each
 from stpredict.data.rows import SectionRow, chosen, read_rows, the_image, unstated
 from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section
 from stpredict.data.stored_patches import StoredPatches
@@ -27,7 +29,14 @@ from stpredict.data.tables import IMAGES, joined, read_table
 from stpredict.errors import DatasetError
 from stpredict.slides.slide import PLAUSIBLE_MPP, Mpp
 
-#: What patches are scaled to, whatever the slide, in micrometres per pixel.
+#: The side of the squares, um, to which HEST-1k pools transcripts and bins, by technology. Its `spot_diameter` gives
+#: nothing for Xenium, and for Visium HD the size of the bins.
+POOLED_UM = {"xenium": 100.0, "visium hd": 128.0}
+SPECIES_NAMES = {"homo sapiens": "human", "mus musculus": "mouse"}
+UNREADABLE = "its metadata cannot be read"
+#: The note on sections whose patient is not known.
+BY_STUDY = "a sample of its study names no patient, so the whole study counts as one patient"
+#: Micrometres per pixel of the shipped patches, whatever the slide's.
 PATCH_MPP = 0.5
 
 
@@ -36,41 +45,55 @@ def is_hest(folder: Path) -> bool:
     return images and any((folder / "st").glob("*.h5ad"))
 
 
-def read_hest(folder: Path) -> list[Section]:
+def read_hest(folder: Path, reading: Reading = AS_IT_IS) -> list[Section]:
     """The sections of a folder, or those that sections.csv names, sorted by name.
 
-    Raises DatasetError for files that are missing or damaged, and for sections of which no patient is known.
+    If a section's patient is not known, its study counts as the patient. Raises BrokenSectionsError for files that are
+    missing or damaged, DatasetError for sections with neither patient nor study, and UsageError for a `reading` with a
+    condition that does not fit.
     """
     rows = read_rows(folder)
     files = {path.stem: path for path in sorted((folder / "st").glob("[!.]*.h5ad"))}
-    names = chosen(files, rows, folder)
-    known = _read_metadata(folder, names)
-    patients = {name: rows[name].patient for name in rows} or _patients(known)
-    unknown = [name for name in names if not patients.get(name)]
+    known = _read_metadata(folder, files)
+    names = chosen(files, rows, folder, reading, known)
+    patients = {name: rows[name].patient for name in rows}
+    by_study: set[str] = set()
+    if not rows:
+        patients, by_study = _patients({name: known[name] for name in names})
+    unknown = [name for name in names if not patients.get(name) and UNREADABLE not in known[name]]
     if unknown:
         raise unstated(folder, f"which patient {unknown[0]} comes from", "section,patient", unknown)
-    sections = []
-    for name in names:
+
+    def read(name: str) -> Section:
+        facts = known[name]
+        if isinstance(facts.get(UNREADABLE), DatasetError):
+            raise facts[UNREADABLE]
         row = rows.get(name, SectionRow(name, patients[name]))
         images = [p for p in sorted((folder / "wsis").glob("[!.]*")) if p.stem == name and p.suffix.lower() in IMAGES]
         stored = folder / "patches" / f"{name}.h5"
         patches = stored if stored.is_file() and not (images or row.image) else None
         image = row.image or patches or the_image(images, name, folder)
         pixel_sizes = tuple(
-            (f"the metadata's {key}", Mpp(um, um) if (um := _number(known[name].get(key))) else None)
+            (f"the metadata's {key}", Mpp(um, um) if (um := _number(facts.get(key))) else None)
             for key in ("pixel_size_um_estimated", "pixel_size_um_embedded")
         )
         row = SectionRow(name, row.patient, image, files[name], row.mpp, row.spot_diameter_um, row.pitch_um)
-        section = annotated_section(row, pixel_sizes, _number(known[name].get("spot_diameter")), has_slide=not patches)
-        sections.append(with_patches(section, patches, files[name].name) if patches else section)
-    return sections
+        technology = str(facts.get("st_technology", ""))
+        diameter_um = POOLED_UM.get(technology.lower()) or _number(facts.get("spot_diameter"))
+        section = annotated_section(row, pixel_sizes, diameter_um, has_slide=not patches)
+        notes = (BY_STUDY, *section.notes) if name in by_study else section.notes
+        species = SPECIES_NAMES.get(str(facts.get("species", "")).lower(), str(facts.get("species", "")))
+        section = replace(section, notes=notes, technology=technology, species=species or section.species)
+        return with_patches(section, patches, files[name].name) if patches else section
+
+    return read_each(names, str, read)
 
 
 def with_patches(section: Section, path: Path, spots_file: str) -> Section:
-    """The section with the patches that a file has of its spots: those spots that have one.
+    """The section with a file's patches for its spots; spots without a patch are left out.
 
-    The file holds `img` (uint8, n x P x P x 3), `barcode` (n or n x 1, the spots' names) and, where they are not of
-    0.5 um, the patches' `pixel_size` as an attribute. Raises DatasetError for one that does not.
+    The file holds `img` (uint8, n x P x P x 3), `barcode` (n or n x 1, the spots' names) and, unless it is 0.5 um, the
+    patches' `pixel_size` as an attribute. Raises DatasetError if it does not.
     """
     try:
         patch_px, mpp, barcodes = _read_barcodes(path)
@@ -89,7 +112,7 @@ def with_patches(section: Section, path: Path, spots_file: str) -> Section:
 
 
 def _read_barcodes(path: Path) -> tuple[int, float, list[str]]:
-    """How large the patches of a file are, in pixels, and these in um; and whose they are. Raises DatasetError."""
+    """A file's patches: their size in pixels, a pixel's size in um, and their spots' names. Raises DatasetError."""
     with opened_hdf5(path) as file:
         images, barcodes = file.get("img"), file.get("barcode")
         if not isinstance(images, h5py.Dataset) or not isinstance(barcodes, h5py.Dataset):
@@ -106,8 +129,11 @@ def _read_barcodes(path: Path) -> tuple[int, float, list[str]]:
         return int(shape[0]), mpp, names
 
 
-def _read_metadata(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """What the tables and the JSON files say of each section; the JSON files where both do."""
+def _read_metadata(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Each section's metadata from the tables and the JSON files; if both have a value, the JSON file's counts.
+
+    If a JSON file cannot be read, the error stands under UNREADABLE.
+    """
     known: dict[str, dict[str, Any]] = defaultdict(dict)
     for path in sorted(folder.glob("HEST_v*.csv")):
         table = read_table(path)
@@ -121,20 +147,29 @@ def _read_metadata(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 known[name].update({key: value for key, value in content.items() if _is_said(value)})
             except (OSError, ValueError, AttributeError, RecursionError) as error:
-                raise DatasetError(f"{path}: cannot be read as JSON ({error}).") from error
+                known[name][UNREADABLE] = DatasetError(f"{path}: cannot be read as JSON ({error}).")
     return known
 
 
 def _is_said(value: object) -> bool:
-    """HEST writes None, NaN or nothing for what is not known."""
+    """Whether a value is known. If it is not, HEST writes None, NaN or nothing."""
     return value not in (None, "") and value == value
 
 
-def _patients(known: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The patients by section. Each of the studies counts its patients from 1, so their names bear the study's."""
-    of = {name: (str(facts["patient"]), str(facts.get("dataset_title", ""))) for name, facts in known.items()
-          if facts.get("patient")}  # fmt: skip
-    return {name: f"{patient} ({study})" if study else patient for name, (patient, study) in of.items()}
+def _patients(known: dict[str, dict[str, Any]]) -> tuple[dict[str, str], set[str]]:
+    """The patient of each section, and the sections whose study counts as their patient.
+
+    Each study counts its patients from 1, so a patient's name contains the study's. A sample that names no patient may
+    come from any patient of its study. The study then counts as one patient, so that no split divides it.
+    """
+    studies = {name: str(facts.get("dataset_title", "")) for name, facts in known.items()}
+    unnamed = {studies[name] for name, facts in known.items() if not facts.get("patient")} - {""}
+    by_study = {name for name, study in studies.items() if study in unnamed}
+    patients = {}
+    for name, study in studies.items():
+        patient = str(known[name].get("patient", ""))
+        patients[name] = study if name in by_study else f"{patient} ({study})" if study else patient
+    return patients, by_study
 
 
 def _number(value: object) -> float | None:

@@ -1,4 +1,4 @@
-"""Matrices of counts as 10x Genomics writes them: .h5 of versions 2 and 3, and folders of a Matrix Market file."""
+"""Matrices of counts as 10x Genomics writes them: .h5 of versions 2 and 3, and folders with a Matrix Market file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from stpredict.data.tables import read_table, refuse_bomb
 from stpredict.errors import DatasetError, first_line
 
 GENE_EXPRESSION = "Gene Expression"
-#: An entry of a Matrix Market file is at least "1 1 1" and the end of its line.
+#: The shortest entry of a Matrix Market file is "1 1 1" and the end of its line.
 MIN_ENTRY_BYTES = 6
-#: Names of the files beside `matrix.mtx`, gzipped or not: of the spots, and of the genes, which version 2 calls genes.
+#: Files beside `matrix.mtx`, gzipped or not: the spots, and the features, which version 2 calls genes.
 BARCODES, FEATURES = ("barcodes.tsv",), ("features.tsv", "genes.tsv")
 
 Matrix10x = tuple[list[str], list[str], list[str], csr_array]
@@ -36,7 +36,7 @@ def read_matrix(path: Path, prefix: str = "") -> Matrix10x:
 
 
 def read_10x(path: Path) -> Matrix10x:
-    """As `read_matrix`, of an .h5 file of version 3 or 2. Of version 3 only "Gene Expression" is kept."""
+    """As `read_matrix`, for an .h5 file of version 3 or 2; from version 3, only "Gene Expression" is kept."""
     with opened_hdf5(path) as file:
         if isinstance(file.get("matrix"), h5py.Group):
             matrix, genes_of = file["matrix"], "features/"
@@ -52,7 +52,7 @@ def read_10x(path: Path) -> Matrix10x:
 
 
 def _version_2(file: h5py.File) -> h5py.Group:
-    """The only group, which version 2 calls after the genome. Raises ValueError where there are none, or several."""
+    """The only group, which version 2 names after the genome. Raises ValueError if there are none, or several."""
     genomes = [name for name, group in file.items() if isinstance(group, h5py.Group) and "gene_names" in group]
     if not genomes:
         there = ", ".join(map(str, file)) or "nothing"
@@ -76,7 +76,7 @@ def _texts(group: h5py.Group, name: str) -> list[str]:
 def _of_genes(
     barcodes: list[str], symbols: list[str], ids: list[str], kinds: list[str], counts: csr_array
 ) -> Matrix10x:
-    """Of the features, the genes. Raises ValueError where there are none."""
+    """The matrix with genes alone, without other features. Raises ValueError if there are none."""
     genes = np.flatnonzero(np.array(kinds) == GENE_EXPRESSION)
     if not len(genes):
         raise ValueError("it holds no gene expression")

@@ -1,4 +1,4 @@
-"""Which files belong to one section, in folders as Space Ranger makes them, and as GEO has them."""
+"""Find the files of each section, in folders as Space Ranger writes them, and as GEO has them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MARKET = re.compile(
 )
 POSITIONS = r"(?:spatial[_.-])?tissue_positions(?:_list)?\.(?:parquet|(?:csv|tsv|txt)(?:\.gz)?)"
 SCALE = r"(?:spatial[_.-])?scalefactors_json\.json(?:\.gz)?"
-#: The forms of the table of spots that Space Ranger writes, the first that is there is read.
+#: The forms of Space Ranger's table of spots. The first that is there is read.
 POSITIONS_NAMES = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
-#: Archives of what has to be unpacked first.
+#: Archives that must be unpacked first.
 PACKED = re.compile(
     r".*(?:spatial|bc_matri(?:x|ces)|_raw)[^/]*\.(?:tar|tgz|zip|tar\.gz)|.*\.(?:h5|h5ad)\.gz", re.IGNORECASE
 )
@@ -27,7 +27,7 @@ PACKED = re.compile(
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files of one section: `prefix` is the sample's name before theirs, `file_prefix` all before matrix.mtx."""
+    """The files of one section. Their names begin with the sample's, `prefix`; `file_prefix` precedes matrix.mtx."""
 
     place: Path
     prefix: str
@@ -41,7 +41,7 @@ class Outputs:
 def find_outputs(folder: Path) -> list[Outputs]:
     """The sections below a folder: matrices of counts with a table of spots in `spatial/` or beside them.
 
-    Of several matrices of a section a filtered one comes before a raw one, and an .h5 file before a folder of files.
+    If a section has several matrices, a filtered one comes before a raw one, and an .h5 file before a folder of files.
     """
     found: dict[tuple[Path, str], Outputs] = {}
     for path in _matrices(folder):
@@ -54,7 +54,7 @@ def find_outputs(folder: Path) -> list[Outputs]:
 
 
 def why_no_outputs(folder: Path) -> str:
-    """What the matrices of counts below a folder, or the archives there, lack to be sections; "" without any."""
+    """Why a folder's matrices of counts, or its archives, are no sections; "" if there are none of either."""
     matrices = list(_matrices(folder))
     packed = [path.name for path in files_of(folder) if PACKED.fullmatch(path.name)]
     unpack = f"; unpack {packed[0]}" if packed else ""
@@ -70,7 +70,7 @@ def _matrices(folder: Path) -> Iterable[Path]:
 
 
 def _with_spots(path: Path) -> Iterable[Outputs]:
-    """The places that a matrix may be the section of, nearest first, where there is a table of spots."""
+    """The folders whose section the matrix may be, nearest first: those with a table of spots."""
     match = MATRIX_H5.fullmatch(path.name) or MARKET.fullmatch(path.name)
     assert match is not None
     is_h5 = path.suffix.lower() == ".h5"
@@ -83,13 +83,13 @@ def _with_spots(path: Path) -> Iterable[Outputs]:
             scale = _named(spots.parent, sample, SCALE) or spots.with_name("scalefactors_json.json")
             yield Outputs(place, sample, kind.lower() == "raw", path, file_prefix, spots, scale)
         inner = MATRIX_FOLDER.fullmatch(place.name)
-        if inner:  # its name says what an .h5 file's would
+        if inner:  # its name says the same as an .h5 file's
             prefix, kind = inner["prefix"] or prefix, inner["kind"]
         place = place.parent
 
 
 def _spots_of(place: Path, prefix: str) -> Path | None:
-    """The table of spots of a section; where there is a folder `spatial` without one, that which it should hold."""
+    """A section's table of spots. If a folder `spatial` has none, the path that the table should have."""
     spatial = place / "spatial"
     own = [place / f"{prefix}{mark}spatial" for mark in "_-." if prefix]
     for folder in (*own, spatial):
@@ -103,7 +103,7 @@ def _spots_of(place: Path, prefix: str) -> Path | None:
 
 
 def _named(folder: Path, prefix: str, pattern: str) -> Path | None:
-    """The file of a folder whose name, after the sample's, fits a pattern; in `spatial/`, the only one that does."""
+    """The file of a folder whose name fits a pattern after the sample's name; in `spatial/`, the only one that fits."""
     if not folder.is_dir():
         return None
     alone = folder.name.endswith("spatial")

@@ -1,103 +1,189 @@
-"""Which genes a model predicts."""
+"""Choose the genes that a model predicts."""
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import csr_array
 
-from stpredict.arrays import Float, Int, Labels
+from stpredict.arrays import Bool, Float, Int
 from stpredict.console import report
 from stpredict.data.gene_lists import genes_of_a_date, names_of_today, parse_gene_list
 from stpredict.errors import UsageError, first_line
 from stpredict.statistics.metrics import pearson_residuals
 from stpredict.storage.text_tables import read_text
 
-#: How genes are chosen: variable in every section, as the M2ORT study does; of the highest mean count, as ST-Net and
-#: TRIPLEX do; or highly variable beyond what their mean lets expect, as scanpy does.
-RULES = ("variance", "mean", "variable")
-#: Genes that ST-Net and TRIPLEX take.
-DEFAULT_SIZE = 250
-#: The M2ORT study keeps genes that are among this many most variable ones in every section.
+#: Rules that choose genes. "variance": variable in every section, as in the M2ORT study. "mean": of highest mean count,
+#: as in ST-Net and TRIPLEX. "variable": more variable than their mean suggests, as in scanpy. "coverage": the same in
+#: the sections that measured the gene, if enough did.
+RULES = ("variance", "mean", "variable", "coverage")
+#: How many genes ST-Net and TRIPLEX take, and how many the rule "coverage" takes.
+DEFAULT_SIZE, COVERAGE_SIZE = 250, 2000
+#: The part of the sections that must measure a gene, and the number of patients, or half of them if that is fewer.
+COVERAGE_SHARE, COVERAGE_PATIENTS = 0.25, 3
+#: The M2ORT study keeps genes that are among this many most variable genes in every section.
 TOP_PER_SECTION = 1500
+#: A variance below this part of the mean square is rounding.
+ROUNDING = 1e-12
+#: Values (spots x genes) in memory at a time.
+DENSE_VALUES = 4_000_000
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which genes each training section measured (sections x genes), and the sections' patients.
+
+    By the rule "coverage", at least `least` sections must measure a gene. None means a quarter of the sections, and
+    three patients or half of them, whichever is fewer.
+    """
+
+    measured: Bool
+    patients: Sequence[str]
+    least: int | None = None
+
+    @property
+    def enough(self) -> Bool:
+        """Which genes enough sections measured."""
+        n_sections = self.measured.sum(axis=0)
+        if self.least is not None:
+            return np.asarray(n_sections >= self.least)
+        patients = np.array(self.patients)
+        n_patients = sum(self.measured[patients == name].any(axis=0).astype(int) for name in np.unique(patients))
+        few = min(COVERAGE_PATIENTS, len(np.unique(patients)) / 2)
+        return np.asarray((n_sections >= max(1, COVERAGE_SHARE * len(patients))) & (n_patients >= few))
 
 
 def choose_panel(
-    counts: Float,
-    section: Labels,
+    sections: Sequence[csr_array],
     genes: Sequence[str],
     size: int | None = None,
     required: Sequence[str] = (),
     seed: int = 0,
     rule: str = "variance",
+    coverage: Coverage | None = None,
 ) -> list[str]:
     """Genes chosen by a rule of RULES, in alphabetical order, and the `required` ones.
 
-    `counts` are spots x genes of the training sections, all genes. By "variance", genes among the 1500 of highest count
-    variance in every section; with `size`, that many of them are drawn, as in the M2ORT study, and for other sections
-    mostly the same. By "mean" and "variable", the first `size` (250) genes of an order. Raises UsageError for required
-    genes that were not measured, and where no gene is chosen.
+    `sections` are the counts of each training section, spots x all genes. `coverage` says which genes each section
+    measured; None means that all measured all. "variance" takes genes among the 1500 of highest count variance in every
+    section; with `size`, it draws that many of them, as in the M2ORT study, mostly the same ones for other sections.
+    "mean" and "variable" take the first `size` (250) genes of an order. These three choose from genes that all sections
+    measured. "coverage" takes the first `size` (2000) of those that enough sections measured. Raises UsageError for
+    required genes that were not measured, and if no gene is chosen.
     """
     check_rule(rule)
     match_genes(required, genes, "measured genes")
+    if rule == "coverage":
+        known = coverage or Coverage(np.ones((len(sections), len(genes)), dtype=bool), [""] * len(sections))
+        chosen = [genes[i] for i in _by_coverage(sections, known)[: size or COVERAGE_SIZE]]
+        if not chosen and not required:
+            raise UsageError(
+                "no gene was measured in as many training sections as are asked for; --min-sections asks for fewer."
+            )
+        return sorted({*chosen, *required})
+    if coverage:
+        everywhere = np.flatnonzero(coverage.measured.all(axis=0))
+        sections, genes = [counts[:, everywhere] for counts in sections], [genes[int(i)] for i in everywhere]
     if rule == "variance":
-        chosen = _variable_in_every_section(counts, section, genes)
+        chosen = _variable_in_every_section(sections, genes)
         if size is not None:
             place = dict(zip(genes, np.random.default_rng(seed).permutation(len(genes)), strict=True))
             chosen = sorted(chosen, key=place.__getitem__)[:size]
     else:
-        order = _by_mean(counts, section) if rule == "mean" else _by_excess_variance(counts, section)
+        order = _by_mean(sections) if rule == "mean" else _by_excess_variance(sections)
         chosen = [genes[i] for i in order[: size or DEFAULT_SIZE]]
     if not chosen and not required:
         raise UsageError("no gene varies in every section that is trained on; name genes with --genes-file.")
     return sorted({*chosen, *required})
 
 
-def check_rule(rule: str) -> None:
-    """Raises UsageError for a rule that is none."""
-    if rule not in RULES:
+def check_rule(rule: str | None) -> None:
+    """Raises UsageError for an unknown rule; None is the default rule."""
+    if rule is not None and rule not in RULES:
         raise UsageError(f"--panel {rule}: choose {', '.join(RULES)}, or name the genes with --genes-file.")
 
 
-def _variable_in_every_section(counts: Float, section: Labels, genes: Sequence[str]) -> list[str]:
+def _variable_in_every_section(sections: Sequence[csr_array], genes: Sequence[str]) -> list[str]:
     variable = np.ones(len(genes), dtype=bool)
-    for name in np.unique(section):
-        variance = counts[section == name].var(axis=0)
+    for counts in sections:
+        variance = _variance(counts)
         top = np.zeros(len(genes), dtype=bool)
         top[np.argsort(-variance, kind="stable")[:TOP_PER_SECTION]] = True
         variable &= top & (variance > 0)
     return sorted(gene for gene, keep in zip(genes, variable, strict=True) if keep)
 
 
-def _by_mean(counts: Float, section: Labels) -> Int:
+def _sums(counts: csr_array, power: int = 1) -> Float:
+    """Per gene, the sum of its counts, or of their squares."""
+    values = counts.data.astype(float) ** power
+    return np.asarray(np.bincount(counts.indices, values, minlength=counts.shape[1]), dtype=float)
+
+
+def _variance(counts: csr_array) -> Float:
+    """Per gene, the variance over spots. A gene that does not vary has exactly 0, without rounding errors."""
+    n = counts.shape[0]
+    sums, squares = _sums(counts), _sums(counts, 2)
+    variance = (squares - sums**2 / n) / n
+    return np.where(variance > ROUNDING * squares / n, variance, 0.0)
+
+
+def _by_mean(sections: Sequence[csr_array]) -> Int:
     """Genes that were counted in every section, from the highest mean count per spot down."""
-    sums = np.array([counts[section == name].sum(axis=0) for name in np.unique(section)])
-    order = np.argsort(-counts.mean(axis=0), kind="stable")
+    sums = np.array([_sums(counts) for counts in sections])
+    order = np.argsort(-sums.sum(axis=0), kind="stable")
     return np.asarray(order[sums.min(axis=0)[order] > 0])
 
 
-def _by_excess_variance(counts: Float, section: Labels) -> Int:
-    """Genes by the variance of their Pearson residuals, mean of the ranks within the sections; uncounted ones left out.
+def _by_excess_variance(sections: Sequence[csr_array]) -> Int:
+    """Genes by their mean rank over sections, each ranked by variance of Pearson residuals; uncounted ones left out.
 
-    As scanpy.experimental.pp.highly_variable_genes does (Lause, Berens and Kobak 2021): with a batch per section it
-    takes the median rank of the genes that are among the first in most batches; the mean rank needs no such limit.
+    scanpy.experimental.pp.highly_variable_genes (Lause, Berens and Kobak 2021), with a batch per section, takes the
+    median rank of genes that are among the first in most batches. The mean rank needs no such limit.
     """
-    ranks = []
-    for name in np.unique(section):
-        own = counts[section == name]
-        variance = pearson_residuals(own, own.sum(axis=1)).var(axis=0)
+    ranks, total = [], np.zeros(sections[0].shape[1])
+    for counts, variance in _residual_variances(sections):
         ranks.append(np.argsort(np.argsort(-variance, kind="stable"), kind="stable"))
+        total += _sums(counts)
     order = np.argsort(np.mean(ranks, axis=0), kind="stable")
-    return np.asarray(order[counts.sum(axis=0)[order] > 0])
+    return np.asarray(order[total[order] > 0])
+
+
+def _by_coverage(sections: Sequence[csr_array], known: Coverage) -> Int:
+    """Genes that enough sections measured, by their mean place by variance of Pearson residuals over these sections.
+
+    The first of a few hundred genes gets the same place as the first of all, as small panels are already a choice.
+    """
+    places, n_sections, total = (np.zeros(sections[0].shape[1]) for _ in range(3))
+    for (counts, variance), own in zip(_residual_variances(sections), known.measured, strict=True):
+        order = np.argsort(np.where(own, -variance, np.inf), kind="stable")
+        place = np.argsort(order, kind="stable")
+        places[own] += place[own]
+        n_sections += own
+        total += _sums(counts)
+    order = np.argsort(places / np.maximum(n_sections, 1), kind="stable")
+    return np.asarray(order[(known.enough & (total > 0))[order]])
+
+
+def _residual_variances(sections: Sequence[csr_array]) -> Iterator[tuple[csr_array, Float]]:
+    """Each section's counts, and the variance of each gene's Pearson residuals there."""
+    for counts in sections:
+        depth, by_gene = np.asarray(counts.sum(axis=1), dtype=float).ravel(), counts.tocsc()
+        block = max(1, DENSE_VALUES // max(len(depth), 1))
+        yield counts, np.concatenate([
+            pearson_residuals(by_gene[:, start : start + block].toarray().astype(float), depth).var(axis=0)
+            for start in range(0, counts.shape[1], block)
+        ])  # fmt: skip
 
 
 def match_genes(wanted: Sequence[str], panel: Sequence[str], of_what: str = "genes of the model") -> list[int]:
-    """Positions of `wanted` in `panel`. Raises UsageError with hints for those that are not in it.
+    """Positions of `wanted` in `panel`. Raises UsageError, with hints, for names that it lacks.
 
-    A hint says what a spreadsheet or another letter case did to a name, or names the nearest genes.
+    A hint says how a spreadsheet or another letter case changed a name, or names the nearest genes.
     """
     position = {gene: i for i, gene in enumerate(panel)}
     unknown = [gene for gene in wanted if gene not in position]
@@ -105,14 +191,14 @@ def match_genes(wanted: Sequence[str], panel: Sequence[str], of_what: str = "gen
         upper = {gene.upper(): gene for gene in panel}
         hints = [f"{gene!r}{_hint(gene, upper)}" for gene in unknown[:5]]
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        in_case = sum(gene.upper() in upper for gene in unknown)
-        case = f"; {in_case} differ in the case of letters alone, as genes of mouse and human do" if in_case else ""
+        in_case = any(gene.upper() in upper for gene in unknown)
+        case = "; capital and small letters count, because they tell human genes from those of mouse" if in_case else ""
         raise UsageError(f"not among the {len(panel)} {of_what}: {', '.join(hints)}{more}{case}.")
     return [position[gene] for gene in wanted]
 
 
 def _hint(gene: str, upper: Mapping[str, str]) -> str:
-    """What may have been meant by a name that is not among genes, which go by their names in capitals."""
+    """A hint at the gene that an unknown name may mean; `upper` has the genes by their names in capitals."""
     if gene.upper() in upper:
         return f" (here {upper[gene.upper()]})"
     dated = genes_of_a_date(gene)
@@ -127,8 +213,8 @@ def _hint(gene: str, upper: Mapping[str, str]) -> str:
 def read_gene_list(path: Path) -> list[str]:
     """Gene names from a `.npy` array of strings, or from a text or table as `parse_gene_list` reads it.
 
-    Dates among them, which spreadsheets make of genes, are told of.
-    Raises UsageError if the file cannot be read as that, or names a gene twice.
+    It reports dates among them, into which spreadsheets turn genes.
+    Raises UsageError if the file cannot be read so, or names a gene twice.
     """
     try:
         names = _stored_names(path) if path.suffix == ".npy" else parse_gene_list(read_text(path))
@@ -149,11 +235,11 @@ def read_gene_list(path: Path) -> list[str]:
 
 
 def _stored_names(path: Path) -> list[str]:
-    """Raises ValueError or OSError for what is no array of text."""
+    """The names in a `.npy` file. Raises ValueError or OSError if it holds no array of text."""
     try:
         names = np.load(path, allow_pickle=False)
-        return [str(name).encode().decode() for name in names.ravel()]  # which fails where numpy holds no text
+        return [str(name).encode().decode() for name in names.ravel()]  # fails if numpy holds no text
     except (OSError, ValueError):
         raise
-    except Exception as error:  # numpy stumbles over a damaged file in many ways
+    except Exception as error:  # numpy fails on a damaged file in many ways
         raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error

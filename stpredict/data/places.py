@@ -1,4 +1,4 @@
-"""Further places of a section's tissue, of which nothing was measured."""
+"""Draw further places on a section's tissue, where nothing was measured."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from stpredict.slides.lattice import MAX_SPOTS, lattice, lattice_shape
 from stpredict.slides.slide import Slide
 from stpredict.slides.tissue import find_tissue
 
-#: Unlabelled patches come from places of which at least this fraction is tissue.
+#: The least fraction of tissue at the place of an unlabelled patch.
 UNLABELLED_MIN_TISSUE = 0.5
 
 
 def tissue_places(slide: Slide, section: Section, n: int, rng: np.random.Generator) -> Float:
     """Centres (n x 2, level-0 pixels) of places on tissue, drawn at random.
 
-    They lie on a lattice of an eighth of a spot or, where that would be finer than a pixel or hold too many places, as
-    for small bins, anywhere. Of the disk of a spot around each, at least half is tissue. Raises DatasetError where no
-    place is.
+    They lie on a lattice of an eighth of a spot. If that is finer than a pixel, or has too many places, as for small
+    bins, they lie anywhere. At least half of a spot's disk around each is tissue. Raises DatasetError if there is no
+    such place.
     """
     tissue, bounds = find_tissue(slide, section.mpp), slide.bounds
     step_um = section.spot_diameter_um / 8
@@ -33,7 +33,7 @@ def tissue_places(slide: Slide, section: Section, n: int, rng: np.random.Generat
             raise DatasetError(f"{section.image.name}: no tissue found.")
         drawn: Float = found[rng.choice(len(found), n, replace=len(found) < n)]
         return drawn
-    corners = np.argwhere(tissue.mask)[:, ::-1].astype(float)  # of the mask's pixels, x and y
+    corners = np.argwhere(tissue.mask)[:, ::-1].astype(float)  # the mask's pixels, x and y
     centres = (corners + 0.5) * tissue.downsample
     enough = tissue.fraction(centres, section.spot_diameter_um, section.mpp) >= UNLABELLED_MIN_TISSUE
     last = np.nextafter((bounds.x + bounds.width, bounds.y + bounds.height), 0)

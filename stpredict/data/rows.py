@@ -1,12 +1,14 @@
-"""sections.csv: what a layout does not say of its sections, written by whoever has them."""
+"""sections.csv: facts on sections that their layout does not hold. Whoever has the sections writes it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from stpredict.data.reading import AS_IT_IS, Reading
+from stpredict.data.where import Facts
 from stpredict.errors import DatasetError, some
 from stpredict.slides.slide import Mpp
 from stpredict.storage.text_tables import read_lines, read_numbers
@@ -18,7 +20,7 @@ LENGTHS = ("mpp", "spot_diameter_um", "pitch_um")
 
 @dataclass(frozen=True)
 class SectionRow:
-    """One line of sections.csv; what it leaves out is None."""
+    """One line of sections.csv; a cell that it leaves out is None."""
 
     section: str
     patient: str
@@ -27,12 +29,13 @@ class SectionRow:
     mpp: Mpp | None = None
     spot_diameter_um: float | None = None
     pitch_um: float | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)  # all cells, also those that only a condition reads
 
 
 def read_rows(folder: Path) -> dict[str, SectionRow]:
     """The lines of the folder's sections.csv by section; none if there is no such file.
 
-    Paths in it are relative to the folder. Raises DatasetError for one that cannot be read or names no existing file.
+    Paths in it are relative to the folder. Raises DatasetError if it cannot be read, or names a file that is not there.
     """
     path = folder / SECTIONS_CSV
     if not path.exists():
@@ -68,13 +71,17 @@ def _read_row(folder: Path, cells: dict[str, str], where: str) -> SectionRow:
             raise DatasetError(f"{where}: {key} must be a positive number of micrometres, not {cells[key]!r}.")
     mpp, diameter, pitch = (lengths[key] for key in LENGTHS)
     both = Mpp(mpp, mpp) if mpp else None
-    return SectionRow(cells["section"], cells["patient"], paths["image"], paths["counts"], both, diameter, pitch)
+    return SectionRow(cells["section"], cells["patient"], paths["image"], paths["counts"], both, diameter, pitch, cells)
 
 
-def chosen(found: Collection[str], rows: Collection[str], folder: Path) -> list[str]:
-    """The sections to read, sorted: those that sections.csv names, or all where there is none.
+def chosen(
+    found: Collection[str], rows: Mapping[str, SectionRow], folder: Path, reading: Reading = AS_IT_IS,
+    known: Mapping[str, Facts] | None = None,
+) -> list[str]:  # fmt: skip
+    """The sections to read, sorted: those that sections.csv names (all without one) and that `reading` selects.
 
-    Raises DatasetError if it names one that was not found.
+    The reading's condition sees the columns of sections.csv and further `known` facts. Raises DatasetError if
+    sections.csv names a section that was not found, and UsageError as `Reading.chosen` does.
     """
     unknown = sorted(set(rows) - set(found))
     if unknown:
@@ -82,11 +89,13 @@ def chosen(found: Collection[str], rows: Collection[str], folder: Path) -> list[
             f"{folder / SECTIONS_CSV}: names section {unknown[0]}, of which there are no data; "
             f"the folder has {some(sorted(found))}."
         )
-    return sorted(rows or found)
+    facts = {name: {**(known or {}).get(name, {}), **(rows[name].facts if name in rows else {})}
+             for name in sorted(rows or found)}  # fmt: skip
+    return reading.chosen(facts)
 
 
 def unstated(folder: Path, what: str, columns: str, sections: Sequence[str]) -> DatasetError:
-    """The error for what a layout does not say; it tells which file to write."""
+    """The error for a fact that a layout does not hold. It says which file to write."""
     return DatasetError(
         f"{folder}: nothing here says {what}; write {folder / SECTIONS_CSV} with the header line {columns} "
         f"and a line for each section ({some(sections)})."

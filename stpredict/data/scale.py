@@ -1,4 +1,4 @@
-"""Micrometres per pixel, from where the spots of an array lie on the image."""
+"""Micrometres per pixel, from the positions of an array's spots on the image."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def pixels_per_unit(units: Float, pixels: Float, section: str) -> Float:
 
 
 def lattice_mpp(units: Float, pixels: Float, unit_um: tuple[float, float], section: str) -> Mpp:
-    """The mpp of an image on which spots with array coordinates `units` lie at `pixels`; `unit_um` along each axis."""
+    """The mpp of an image whose spots lie at `pixels` and, in array coordinates of `unit_um` per axis, at `units`."""
     x, y = 1 / np.linalg.norm(pixels_per_unit(units, pixels, section) / unit_um, axis=1)
     return Mpp(float(x), float(y))
 
 
 def neighbour_distance(pixels: Float, section: str) -> float:
-    """Median distance, in pixels, from a spot to its nearest neighbour. Raises DatasetError if that is nothing."""
+    """Median distance, in pixels, from a spot to its nearest neighbour. Raises DatasetError if it is zero."""
     distance = float(np.median(cKDTree(pixels).query(pixels, k=2)[0][:, 1])) if len(pixels) > 1 else 0.0
     if not 0 < distance < np.inf:
         raise DatasetError(f"section {section}: too few spots to find the distance between neighbours.")
@@ -46,7 +46,7 @@ def neighbour_distance(pixels: Float, section: str) -> float:
 
 
 def native_mpp(slide: Slide) -> Mpp | None:
-    """What the slide says of itself, unless that is a camera's or a printer's resolution."""
+    """The mpp that the slide states, unless it is a camera's or a printer's resolution."""
     return slide.native_mpp if slide.native_mpp and slide.native_mpp.plausible else None
 
 

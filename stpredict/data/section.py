@@ -13,7 +13,7 @@ from stpredict.data.stored_patches import StoredPatches
 from stpredict.errors import DatasetError
 from stpredict.slides.slide import Mpp
 
-#: For who lacks a slide.
+#: Advice for users whose slide is missing.
 WHERE_TO_PUT_SLIDES = "put the slide into wsis/, or name it in the column image of sections.csv"
 
 
@@ -29,20 +29,22 @@ class Section:
     centres: Float
     genes: list[str]
     counts: csr_array
-    lost_spots: int = 0  # in the selection or the counts, but not in both; or without a patch, where there is no slide
+    lost_spots: int = 0  # in the selection or the counts but not in both, or without slide and patch
     spot_diameter_um: float = 100.0
     pitch_um: float = 200.0
-    #: Whether its genes are all that were measured, so that another one has no count, rather than a count of zero.
+    #: Whether `genes` names all measured genes. Then another gene has no count, rather than a count of zero.
     names_all_genes: bool = False
-    #: The symbols of genes by Ensembl id, where its table has both.
+    #: The symbols of genes by Ensembl id, if the section's table has both.
     symbols: dict[str, str] = field(default_factory=dict)
-    #: What there is of it where its slide is not at hand; `image` is then that file.
+    #: Its patches, if its slide is not at hand; `image` is then their file.
     patches: StoredPatches | None = None
-    notes: tuple[str, ...] = ()  # what whoever uses the section should know, each a clause without a full stop
+    technology: str = ""  # as the data set calls it, "" if it does not say
+    species: str = ""  # "human", "mouse" or another name, "" if nothing tells
+    notes: tuple[str, ...] = ()  # for users of the section, each a clause without a full stop
 
 
 def demand_slides(sections: Sequence[Section], what: str) -> None:
-    """Raises DatasetError where a section has patches alone, and `what` needs its slide."""
+    """Raises DatasetError if a section has patches alone. `what` needs slides."""
     for section in sections:
         if section.patches:
             raise DatasetError(

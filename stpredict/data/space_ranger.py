@@ -1,4 +1,4 @@
-"""What Space Ranger writes beside matrices: tables of spots, scale factors."""
+"""Files that Space Ranger writes beside matrices: tables of spots, scale factors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_positions(path: Path) -> pd.DataFrame:
 
 
 def _read_text_table(path: Path) -> pd.DataFrame:
-    """COLUMNS of a table that has a header from Space Ranger 2 on, and then in any order. Raises ValueError."""
+    """COLUMNS of a table. From Space Ranger 2 on it has a header, and columns in any order. Raises ValueError."""
     text = read_text(path)
     start = text[: text.find("\n") + 1]
     separator = max((",", "\t", ";"), key=start.count)
@@ -57,7 +57,7 @@ def _read_text_table(path: Path) -> pd.DataFrame:
 
 
 def read_scale(path: Path) -> dict[str, float]:
-    """The scale factors that are positive numbers; none without the file."""
+    """The scale factors that are positive numbers; none if there is no file."""
     if not path.exists():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""What HER2ST, HBC and cSCC have in common: spotted arrays, with tables of counts and of positions."""
+"""Shared by the readers of HER2ST, HBC and cSCC: spotted arrays, with tables of counts and of positions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POSITION_COLUMNS = ["unit_x", "unit_y", "pixel_x", "pixel_y"]
 
 
 def read_selection(path: Path) -> pd.DataFrame:
-    """The selected spots of an ST spot detector's table (x, y, new_x, new_y, pixel_x, pixel_y, selected), by name."""
+    """The selected spots, by name, of an ST spot detector's table (x, y, new_x, new_y, pixel_x, pixel_y, selected)."""
     table = read_table(path, sep="\t")
     if not set(table.columns) >= SELECTION_COLUMNS:
         raise DatasetError(f"{path.name}: needs the columns {', '.join(sorted(SELECTION_COLUMNS))}.")
@@ -34,7 +34,7 @@ def read_selection(path: Path) -> pd.DataFrame:
 
 
 def positions(table: pd.DataFrame, name: tuple[str, str], columns: tuple[str, ...], path: Path) -> pd.DataFrame:
-    """POSITION_COLUMNS, taken from `columns`, of spots called XxY after the rounded `name` columns.
+    """POSITION_COLUMNS, taken from `columns`, of spots that are named XxY after the rounded columns `name`.
 
     Raises DatasetError if they are not numbers.
     """
@@ -49,11 +49,11 @@ def positions(table: pd.DataFrame, name: tuple[str, str], columns: tuple[str, ..
     return pd.DataFrame(values, index=index, columns=POSITION_COLUMNS)
 
 
-def read_counts(path: Path) -> tuple[list[str], list[str], csr_array]:
-    """Spots (XxY), genes and counts of a table with a line per spot. Raises DatasetError if it is not one."""
-    table = read_table(path, sep="\t", index_col=0, low_memory=False)
-    # pandas renames columns that bear one name, so names are taken from the line itself
-    header = read_table(path, sep="\t", header=None, nrows=1, dtype=str, keep_default_na=False)
+def read_counts(path: Path, sep: str = "\t") -> tuple[list[str], list[str], csr_array]:
+    """Spots, genes and counts of a table with a line per spot. Raises DatasetError if it is no such table."""
+    table = read_table(path, sep=sep, index_col=0, low_memory=False)
+    # pandas renames columns that share a name, so names are taken from the header line itself
+    header = read_table(path, sep=sep, header=None, nrows=1, dtype=str, keep_default_na=False)
     genes = [str(gene) for gene in header.iloc[0]][header.shape[1] - table.shape[1] :]
     try:
         counts = table.to_numpy(dtype=np.float64)

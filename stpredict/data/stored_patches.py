@@ -1,4 +1,4 @@
-"""Patches that were cut by others, one per spot, of a section whose slide is not at hand."""
+"""Patches that others cut, one per spot, for a section whose slide is not at hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATCHES_AT_A_TIME = 64
 
 @dataclass(frozen=True)
 class StoredPatches:
-    """Patches of P x P pixels at `mpp` um in a file's data set `img`; `rows` are those of the section's spots."""
+    """Patches of P x P pixels at `mpp` um, in a file's data set `img`; `rows` are the rows of the section's spots."""
 
     path: Path
     patch_px: int

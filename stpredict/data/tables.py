@@ -1,4 +1,4 @@
-"""What the readers of measured data share: finding files, reading tables, joining them by spot."""
+"""Shared by the readers of measured data: find files, read tables, join them by spot."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from stpredict.slides.slide import PLAIN_IMAGES
 
 IMAGES = PLAIN_IMAGES | {".bif", ".btf", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"}
 
-#: How tables say that a spot lies on tissue, or not, in small letters; what is empty says nothing.
+#: Words of tables for a spot on tissue, or off it, in small letters. An empty cell does not say, and counts as on.
 TRUE = {"true", "t", "yes", "y", "in", "tissue", "in tissue", "in_tissue", "", "nan", "none", "na", "<na>"}
 FALSE = {"false", "f", "no", "n", "out", "off", "background", "off tissue", "off_tissue", "not in tissue"}
-#: No table of spots holds more; what is packed so that it does is a trap.
+#: No table of spots holds more bytes. If a packed one does, it is a trap.
 MAX_TABLE_BYTES = 4 << 30
 
 
 def files_of(folder: Path) -> list[Path]:
-    """All files below `folder`, sorted, but those that are hidden or that macOS leaves in archives."""
+    """All files below `folder`, sorted, except hidden ones and those that macOS leaves in archives."""
     return sorted(path for path in folder.rglob("[!.]*") if path.is_file())
 
 
 def read_table(path: Path, *, named_lines: bool = False, **options: Any) -> pd.DataFrame:
     """A CSV or TSV table, gzipped or not.
 
-    Raises DatasetError if it cannot be read, or a column is named twice, or lines have more cells than the header:
-    pandas takes the first cells for the lines' names, unless there are `named_lines`, and shifts the others.
+    Raises DatasetError if it cannot be read, names a column twice, or has lines with more cells than the header. pandas
+    would take the first cells of such lines for names, and shift the others; `named_lines` allows that.
     """
     try:
         if path.suffix == ".gz":
@@ -53,7 +53,7 @@ def read_table(path: Path, *, named_lines: bool = False, **options: Any) -> pd.D
 
 
 def refuse_bomb(path: Path) -> int:
-    """How many bytes a gzipped file holds. Raises ValueError for one that holds more than a table does."""
+    """How many bytes a gzipped file holds. Raises ValueError if it holds more than any table does."""
     n_bytes = 0
     with gzip.open(path) as file:
         while n_bytes <= MAX_TABLE_BYTES and (block := file.read(1 << 20)):
@@ -64,9 +64,9 @@ def refuse_bomb(path: Path) -> int:
 
 
 def on_tissue(values: pd.Series, file: str) -> Bool:
-    """Which spots lie on tissue, from truth values, numbers or words; those of which nothing is said do.
+    """Which spots lie on tissue, from truth values, numbers or words; a spot with an empty cell does.
 
-    Raises DatasetError for another word, and where no spot does.
+    Raises DatasetError for another word, and if no spot lies on tissue.
     """
     if values.dtype.kind in "biuf":
         inside = ~(values.to_numpy() == 0)
@@ -90,9 +90,9 @@ def _truth(value: object, file: str) -> bool:
 
 
 def joined(spots: Sequence[str], others: Sequence[str], file: str, other_file: str) -> tuple[list[int], list[int]]:
-    """Positions in both of the spots that both have, in the order of `spots`.
+    """Positions, in both, of the spots that both have, in the order of `spots`.
 
-    Raises DatasetError if one of them names a spot twice, or they have none in common.
+    Raises DatasetError if either names a spot twice, or they have none in common.
     """
     for names, name in ((spots, file), (others, other_file)):
         spot, times = Counter(names).most_common(1)[0] if names else ("", 0)

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
 from scipy.sparse import csr_array
 
-from stpredict.arrays import Float, Int, Labels, UInt8
-from stpredict.data.genes import ids_of, one_table, why_not_shared
+from stpredict.arrays import Bool, Float, Int, Labels, UInt8
+from stpredict.data.coverage import widest
+from stpredict.data.gene_mask import GeneMask, differ, measured_genes
+from stpredict.data.genes import ids_of, one_table
 from stpredict.data.hdf5 import opened_hdf5
 from stpredict.data.section import Section
+from stpredict.data.stored_rows import StoredRows, stored_rows
 from stpredict.data.twins import Twins, find_twins, tied_patients, twins_of_spots
 from stpredict.errors import DatasetError
+from stpredict.slides.raster import SAME_MPP
 from stpredict.slides.views import ONE_VIEW, Views
 
-#: Version 2 has several views of each spot; files of one view are still of version 1.
-FORMAT_VERSION = 2
+#: Version 2 has several views of each spot, version 3 has sections that measured different genes. A file with neither
+#: still has version 1, which older programs read.
+FORMAT_VERSION, OF_VIEWS = 3, 2
 
 
 @dataclass(frozen=True)
@@ -39,19 +45,29 @@ class Counted:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the tables of a data set say of the spots of sections with images, before any patch is cut."""
+    """The spots of sections with images, as the data set's tables list them, before any patch is cut."""
 
     section: Labels
     patient: Labels
     depth: Float
     counted_genes: list[str]
-    gene_ids: list[str]  # of these genes, as in Tiles
+    gene_ids: list[str]  # as in Tiles
     twins: tuple[Twins, ...] = ()  # as in Tiles
+    most_genes: int = 0  # as in Tiles
+    measured: GeneMask | None = None  # as in Tiles, for the counted genes
+    differs: bool = False  # as in Tiles
 
     @cached_property
     def kin(self) -> Labels:
         """The patients' labels, one for those who share a section under two names."""
         return tied_patients(self.section, self.patient, self.twins)
+
+
+class PatchSource(Protocol):
+    """A source of spots' patches."""
+
+    def read(self, index: Int | Sequence[int]) -> UInt8:
+        """The patches of some spots, in the order of the index."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +86,15 @@ class Tiles:
     genes: list[str]
     counts: csr_array
     unlabelled_section: Labels
-    counts_only: Counted | None = None  # of sections without images, over the same genes
+    counts_only: Counted | None = None  # sections without images, over the same genes
     views: Views = ONE_VIEW
-    gene_ids: list[str] = field(default_factory=list)  # the genes' Ensembl ids, "" where they are not known
-    twins: tuple[Twins, ...] = ()  # sections that are there twice, those of counts alone among them
+    gene_ids: list[str] = field(default_factory=list)  # the genes' Ensembl ids, "" if not known
+    twins: tuple[Twins, ...] = ()  # sections that are there twice, sections without images included
+    section_mpp: dict[str, float] = field(default_factory=dict)  # by section, of its image; older files may lack it
+    patches_from: PatchSource | None = None  # the source of the patches, if they are not in the file
+    most_genes: int = 0  # the most that a section measured; older files then left out genes that others lack
+    measured: GeneMask | None = None  # which of the genes each section measured; None if all measured all
+    technology: dict[str, str] = field(default_factory=dict)  # by section, if sections differ in genes
 
     @cached_property
     def kin(self) -> Labels:
@@ -86,75 +107,103 @@ class Tiles:
 
     @property
     def counted_genes(self) -> list[str]:
-        """The genes of sections with images; one that is counted nowhere there cannot be predicted."""
+        """The genes counted in sections with images. Others cannot be predicted."""
         if self.counts_only is None:
             return self.genes
         counted = np.asarray(self.counts.sum(axis=0)).ravel() > 0
         return [gene for gene, there in zip(self.genes, counted, strict=True) if there]
 
+    def coarse(self, sections: Iterable[str]) -> dict[str, Any]:
+        """For a card: which of the sections have images coarser than the patches, and the mpp of the coarsest."""
+        known = {name: self.section_mpp.get(name, 0.0) for name in sections}
+        found = sorted(name for name, mpp in known.items() if mpp > (1 + SAME_MPP) * self.mpp)
+        return {"coarse_sections": found, "coarse_mpp": round(max(known.values()), 3)} if found else {}
+
+    def counts_of(self, sections: Sequence[str]) -> list[csr_array]:
+        """The counts of each of the sections, spots x all genes."""
+        return [self.counts[np.flatnonzero(self.section == name)] for name in sections]
+
+    @cached_property
+    def differs(self) -> bool:
+        """Whether a section with an image measured so few of the counted genes that the panel must allow for it."""
+        counted = np.asarray(self.counts.sum(axis=0)).ravel() > 0
+        return differ(self.measured, sorted(set(self.section)), counted)
+
+    def measured_by(self, sections: Sequence[str], panel: Sequence[str]) -> Bool:
+        """Which of a panel's genes each of the sections measured, sections x genes."""
+        place = {gene: i for i, gene in enumerate(self.genes)}
+        known = [i for i, gene in enumerate(panel) if gene in place]
+        measured = np.zeros((len(sections), len(panel)), dtype=bool)
+        of_known = [place[panel[i]] for i in known]
+        measured[:, known] = True if self.measured is None else self.measured.of(sections)[:, of_known]
+        return measured
+
     def panel_counts(self, panel: Sequence[str]) -> Float:
-        """Counts of the panel's genes, spots x genes; a gene that was not measured is zero."""
-        return columns(self.counts, self.genes, panel)
+        """Counts of the panel's genes, spots x genes; NaN if the spot's section did not measure the gene."""
+        counts = columns(self.counts, self.genes, panel)
+        names: list[str] = sorted(set(self.section.tolist())) if self.measured else []
+        for name, measured in zip(names, self.measured_by(names, panel), strict=True):
+            if not measured.all():
+                counts[np.ix_(self.section == name, ~measured)] = np.nan
+        return counts
 
     def read_patches(self, index: Int | Sequence[int], unlabelled: bool = False) -> UInt8:
-        """Patches n x P x P x 3, or stacks of views n x V x P x P x 3, of some spots or some unlabelled places."""
-        with h5py.File(self.path) as file:
-            dataset = file["unlabelled/patches" if unlabelled else "patches"]
-            return (
-                np.stack([dataset[int(i)] for i in index])
-                if len(index)
-                else np.empty((0, *dataset.shape[1:]), np.uint8)
-            )
+        """Patches n x P x P x 3, or stacks of views n x V x P x P x 3, of spots or of `unlabelled` places."""
+        return (self._unlabelled_patches if unlabelled else self._patches).read(index)
 
     def read_patch(self, i: int, unlabelled: bool = False) -> UInt8:
         """The patch P x P x 3 of one spot or unlabelled place, in the narrowest view."""
-        with h5py.File(self.path) as file:
-            dataset = file["unlabelled/patches" if unlabelled else "patches"]
-            patch: UInt8 = dataset[i] if self.views == ONE_VIEW else dataset[i, 0]
-            return patch
+        patch: UInt8 = self.read_patches([i], unlabelled)[0]
+        return patch if self.views == ONE_VIEW else patch[0]
 
+    @cached_property
+    def _patches(self) -> PatchSource:
+        return self.patches_from or stored_rows(self.path, "patches")
 
-def measured_genes(sections: Sequence[Section]) -> tuple[list[str], list[str]]:
-    """The genes of some sections taken together, and those left out, as a section that names all its genes lacks them.
-
-    Raises DatasetError if nothing is left.
-    """
-    everything: set[str] = set().union(*(section.genes for section in sections))
-    everywhere = everything.intersection(*(section.genes for section in sections if section.names_all_genes))
-    if not everywhere:
-        first = set(sections[0].genes)
-        other = next((section for section in sections[1:] if first.isdisjoint(section.genes)), sections[-1])
-        reason = why_not_shared(sections[0].genes, other.genes) or "do some name symbols, and others Ensembl ids?"
-        raise DatasetError(f"no gene was measured in all sections; {reason}")
-    return sorted(everywhere), sorted(everything - everywhere)
+    @cached_property
+    def _unlabelled_patches(self) -> StoredRows:
+        return stored_rows(self.path, "unlabelled/patches")
 
 
 def measured_in(sections: Sequence[Section], counts_only: Sequence[Section]) -> Measured:
-    """What `Tiles` of these sections will say of spots and genes."""
+    """The spots and genes that `Tiles` of these sections will have. Raises DatasetError as `measured_genes` does."""
     n_spots = [len(section.spot_names) for section in sections]
-    counted: set[str] = set()
+    genes, measured = measured_genes([*sections, *counts_only])
+    counted = np.zeros(len(genes), dtype=bool)
     for section in sections:
         positive = np.asarray(section.counts.sum(axis=0)).ravel() > 0
-        counted.update(gene for gene, there in zip(section.genes, positive, strict=True) if there or not counts_only)
-    genes, _ = measured_genes([*sections, *counts_only])
-    counted_genes = [gene for gene in genes if gene in counted]
+        counted[np.searchsorted(genes, np.array(section.genes)[positive])] = True
+    known = np.flatnonzero(counted) if counts_only else np.arange(len(genes))
+    counted_genes = [genes[i] for i in known]
     return Measured(
         np.repeat(np.array([section.name for section in sections], dtype=object), n_spots),
         np.repeat(np.array([section.patient for section in sections], dtype=object), n_spots),
-        np.concatenate([np.asarray(aligned(section, genes).sum(axis=1), dtype=float).ravel() for section in sections]),
+        np.concatenate([section.counts @ np.ones(len(section.genes)) for section in sections]),
         counted_genes,
         ids_of(counted_genes, one_table(section.symbols for section in (*sections, *counts_only))),
         find_twins([*sections, *counts_only]),
+        widest(sections),
+        measured and measured.of_genes(known),
+        differ(measured, [section.name for section in sections], counted),
     )
+
+
+def shared_genes(found: Tiles | Measured) -> list[str]:
+    """The genes that all sections with images measured."""
+    genes = found.counted_genes
+    if found.measured is None:
+        return genes
+    everywhere: Bool = np.all(found.measured.of(sorted(set(found.section))), axis=0)
+    there = dict(zip(genes if isinstance(found, Measured) else found.genes, everywhere.tolist(), strict=True))
+    return [gene for gene in genes if there[gene]]
 
 
 def read_tiles(path: Path) -> Tiles:
     """Open a tiles file. Raises DatasetError if it is not one."""
     with opened_hdf5(path) as file:
-        if file.attrs.get("format") != "stpredict-tiles" or file.attrs["format_version"] > FORMAT_VERSION:
-            raise DatasetError(f"{path}: not a tiles file that this version reads.")
-        genes = [str(gene) for gene in file["genes"].asstr()]
-        gene_ids = [str(gene) for gene in file["gene_ids"].asstr()] if "gene_ids" in file else ids_of(genes, {})
+        _check_kind(file, path)
+        genes = [str(gene) for gene in file["genes"].asstr()[:]]
+        gene_ids = [str(gene) for gene in file["gene_ids"].asstr()[:]] if "gene_ids" in file else ids_of(genes, {})
         if len(gene_ids) != len(genes):
             raise ValueError(f"{len(gene_ids)} ids of {len(genes)} genes")
         pictured = _read_counts(file, len(genes))
@@ -176,7 +225,34 @@ def read_tiles(path: Path) -> Tiles:
             unlabelled_section=file["unlabelled/section"].asstr()[:],
             counts_only=more,
             twins=_read_twins(file, [pictured, more] if more else [pictured]),
+            section_mpp=json.loads(file["section_mpp"].asstr()[()]) if "section_mpp" in file else {},
+            most_genes=int(file.attrs.get("most_genes", len(genes))),
+            measured=_read_mask(file, len(genes)),
+            technology=json.loads(file["technology"].asstr()[()]) if "technology" in file else {},
         )
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The description that a tiles file holds of itself, without its counts."""
+
+    patch_px: int
+    mpp: float
+    section: Labels
+    patient: Labels
+
+
+def read_outline(path: Path) -> Outline:
+    """Raises DatasetError as `read_tiles` does, but not for damaged counts."""
+    with opened_hdf5(path) as file:
+        _check_kind(file, path)
+        section, patient = (file[key].asstr()[:] for key in ("section", "patient"))
+        return Outline(int(file.attrs["patch_px"]), float(file.attrs["mpp"]), section, patient)
+
+
+def _check_kind(file: h5py.File, path: Path) -> None:
+    if file.attrs.get("format") != "stpredict-tiles" or file.attrs["format_version"] > FORMAT_VERSION:
+        raise DatasetError(f"{path}: not a tiles file that this version reads.")
 
 
 def check_views(tiles: Tiles, views: Views) -> None:
@@ -193,30 +269,42 @@ def _read_counts(group: h5py.Group, n_genes: int) -> Counted:
     section, patient = (group[key].asstr()[:] for key in ("section", "patient"))
     parts = tuple(group[f"counts/{part}"][:] for part in ("data", "indices", "indptr"))
     counts = csr_array(parts, (len(section), n_genes))
-    counts.check_format(full_check=True)  # what works on it trusts its indices
+    counts.check_format(full_check=True)  # later code trusts its indices
     return Counted(section, patient, counts)
 
 
+def _read_mask(file: h5py.File, n_genes: int) -> GeneMask | None:
+    if "measured" not in file:
+        return None
+    sections, table = [str(name) for name in file["measured_sections"].asstr()[:]], file["measured"][:].astype(bool)
+    if table.shape != (len(sections), n_genes):
+        raise ValueError(f"what {len(sections)} sections measured of {n_genes} genes is {table.shape}")
+    return GeneMask(sections, table)
+
+
 def _read_twins(file: h5py.File, counted: Sequence[Counted]) -> tuple[Twins, ...]:
-    """The sections that are there twice; of older files, as far as their counts tell."""
+    """The sections that are there twice; in older files, as far as their counts tell."""
     if "twins" in file:
         return tuple(Twins(*map(str, pair)) for pair in json.loads(file["twins"].asstr()[()]))
     return twins_of_spots([(one.section, one.counts) for one in counted])
 
 
 def columns(counts: csr_array, genes: Sequence[str], panel: Sequence[str]) -> Float:
-    """Counts of the panel's genes, spots x genes; a gene that was not measured is zero."""
+    """Counts of the panel's genes, spots x genes; NaN for genes that are not among `genes`."""
     column = {gene: i for i, gene in enumerate(genes)}
-    out = np.zeros((counts.shape[0], len(panel)))
     known = [i for i, gene in enumerate(panel) if gene in column]
+    out = np.full((counts.shape[0], len(panel)), np.nan)
     out[:, known] = counts[:, [column[panel[i]] for i in known]].toarray()
     return out
 
 
 def aligned(section: Section, genes: Sequence[str]) -> csr_array:
-    """The section's counts over `genes`; those that its table does not name are zero, others of its are left out."""
+    """The section's counts over `genes`: zero for genes that its table does not name, without genes beyond `genes`."""
     column = {gene: i for i, gene in enumerate(genes)}
-    kept = [i for i, gene in enumerate(section.genes) if gene in column]
-    own = section.counts[:, kept].tocoo()
-    target = np.array([column[section.genes[i]] for i in kept], dtype=int)
-    return csr_array((own.data, (own.row, target[own.col])), (own.shape[0], len(genes)))
+    counts = csr_array(section.counts)
+    target = np.array([column.get(gene, -1) for gene in section.genes], dtype=np.int32)[counts.indices]
+    known = target >= 0
+    starts = np.concatenate([[0], np.cumsum(known)])[counts.indptr]
+    own = csr_array((counts.data[known], target[known], starts), (counts.shape[0], len(genes)))
+    own.sum_duplicates()
+    return own

@@ -1,4 +1,4 @@
-"""Sections that are in a data set twice, under two names: on two sides of a split they would test what was taught."""
+"""Find sections that a data set holds twice, under two names. On two sides of a split they would leak into the test."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from scipy.spatial import cKDTree
 from stpredict.arrays import Labels
 from stpredict.data.section import Section
 
-#: A spot of so many counts has the same ones as another by chance hardly ever.
+#: Two spots with this many counts hardly ever have the same counts by chance.
 DEEP = 100
-#: Sections of which this share of deep spots, and so many, are the same are one section.
+#: Two sections are one if they share this part of their deep spots, and at least this many.
 SHARE, LEAST = 0.5, 10
-#: Of a large file, its beginning, middle and end are compared.
+#: Size of the beginning, middle and end of a large file, which are compared.
 PART_BYTES = 1 << 20
-#: Multipliers that make one number of a spot's sums.
+#: A number per spot, and the multipliers that make it from the spot's sums.
 Keys = npt.NDArray[np.uint64]
 MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 
 
 @dataclass(frozen=True)
 class Twins:
-    """Two sections that are one, and what tells so."""
+    """Two sections that are one, and the evidence."""
 
     first: str
     second: str
@@ -43,7 +43,7 @@ class Twins:
 
 
 def told_twins(twins: Sequence[Twins], limit: int = 5) -> list[str]:
-    """A line for each of the first pairs, and one that says how many more there are."""
+    """A line for each of the first pairs, and one on how many more there are."""
     more = [f"{len(twins) - limit} more pairs of sections are one each"] if len(twins) > limit else []
     return [*map(str, twins[:limit]), *more]
 
@@ -58,8 +58,8 @@ def find_twins(sections: Sequence[Section]) -> tuple[Twins, ...]:
 def twins_by_counts(names: Sequence[str], counts: Sequence[csr_array]) -> list[Twins]:
     """The pairs of sections whose counts (spots x genes) are the same, in any order and under any genes' names.
 
-    A spot goes by its depth, the number of its genes, and the sum of their squares. Sections are equal if all spots
-    are, or most of those of many counts, as where some spots of one were left out.
+    Spots are compared by depth, number of genes, and sum of squared counts. Sections are equal if all their spots are,
+    or most of their deep spots, for one of them may lack some.
     """
     spots = [_spots(matrix) for matrix in counts]
     whole: dict[bytes, list[str]] = defaultdict(list)
@@ -85,13 +85,13 @@ def twins_by_counts(names: Sequence[str], counts: Sequence[csr_array]) -> list[T
 
 
 def twins_of_spots(counted: Iterable[tuple[Labels, csr_array]]) -> tuple[Twins, ...]:
-    """As `twins_by_counts`, of the sections that spots are labelled by."""
+    """As `twins_by_counts`, with a section's label for each spot."""
     parts = [(str(name), counts[section == name]) for section, counts in counted for name in np.unique(section)]
     return tuple(twins_by_counts([name for name, _ in parts], [counts for _, counts in parts]))
 
 
 def _spots(counts: csr_array) -> tuple[Keys, Keys]:
-    """A number for each spot that has counts, sorted; and those of spots of many counts, each once."""
+    """A number for each spot with counts, sorted; and the numbers of deep spots, each once."""
     whole = counts.astype(np.uint64)
     depth = np.asarray(whole.sum(axis=1)).ravel().astype(np.uint64)
     genes = np.asarray((counts > 0).sum(axis=1)).ravel().astype(np.uint64)
@@ -101,7 +101,7 @@ def _spots(counts: csr_array) -> tuple[Keys, Keys]:
 
 
 def _twins_by_image(sections: Sequence[Section]) -> Iterable[Twins]:
-    """Pairs of one image, even under two names, on which most spots of the one lie where the other has some."""
+    """Pairs with the same image, even under two names, on which most spots of one lie at spots of the other."""
     same: dict[bytes, list[Section]] = defaultdict(list)
     for section in sections:
         if section.image.is_file():
@@ -126,7 +126,7 @@ def _digest(path: Path) -> bytes:
 
 
 def with_twins(names: Iterable[str], twins: Sequence[Twins]) -> list[str]:
-    """The sections, and those that are one with them, sorted."""
+    """The sections and their twins, sorted."""
     found = set(names)
     while more := {name for pair in twins for name in (pair.first, pair.second)
                    if {pair.first, pair.second} & found and name not in found}:  # fmt: skip
@@ -135,7 +135,7 @@ def with_twins(names: Iterable[str], twins: Sequence[Twins]) -> list[str]:
 
 
 def tied_patients(section: Labels, patient: Labels, twins: Sequence[Twins]) -> Labels:
-    """The patients' labels, one for all those who share a section: their names, joined by +."""
+    """The patients' labels. Patients who share a section have one label: their names, joined by +."""
     of = dict(zip(section.tolist(), patient.tolist(), strict=True))
     group = {name: {name} for name in of.values()}
     for pair in twins:

@@ -2,10 +2,9 @@
 
 A section is a matrix of counts, `filtered_feature_bc_matrix.h5` or the folder of that name (`matrix.mtx`,
 `barcodes.tsv`, `features.tsv` or `genes.tsv`, gzipped or not), else the raw one, with a table of spots in `spatial/` or
-beside it. It is called after what comes before the files' names, as in GEO's GSM1_S1_matrix.mtx.gz, else after the
-folder, or after the one above where that is `outs`; bins of Visium HD after both (`NAME_square_016um`). `sections.csv`
-beside them names the patients, which sections to read, and the images in full resolution where a section's folder does
-not hold exactly one.
+beside it. Its name is the prefix of the files' names, as in GEO's GSM1_S1_matrix.mtx.gz; else the folder's name, or the
+one above if that is `outs`; for bins of Visium HD, both (`NAME_square_016um`). `sections.csv` beside them names the
+patients, the sections to read, and a section's image in full resolution, unless its folder holds exactly one.
 """
 
 from __future__ import annotations
@@ -14,24 +13,25 @@ import math
 import re
 from pathlib import Path
 
-from stpredict.data.bins import ANY_BINS, Bins, demand_no_bins, pooled
+from stpredict.data.bins import Bins, demand_no_bins, pooled
 from stpredict.data.genes import name_genes, symbols_by_id
 from stpredict.data.matrices import read_matrix
 from stpredict.data.outputs import Outputs, find_outputs
+from stpredict.data.reading import AS_IT_IS, Reading, read_each
 from stpredict.data.rows import SectionRow, chosen, read_rows, the_image, unstated
 from stpredict.data.scale import lattice_mpp, settle_mpp
 from stpredict.data.section import Section
 from stpredict.data.space_ranger import read_positions, read_scale
 from stpredict.data.tables import IMAGES, joined
-from stpredict.errors import DatasetError
+from stpredict.errors import DatasetError, counted
 from stpredict.slides.slide import Mpp
 
-#: Pictures that Space Ranger writes, which are not in full resolution.
+#: Space Ranger's own pictures, which are not in full resolution.
 SMALL_IMAGES = re.compile(r"tissue_(hires|lowres)_image|aligned_fiducials|detected_tissue_image|cytassist_image")
 SPOT_DIAMETER_UM, PITCH_UM = 55.0, 100.0
-#: Micrometres per step of array_col and array_row: columns count half a pitch, for odd rows are shifted.
+#: Micrometres per step of array_col and array_row. A column is half a pitch, as odd rows are shifted.
 UNIT_UM = (PITCH_UM / 2, PITCH_UM * math.sqrt(3) / 2)
-#: What Space Ranger takes for a spot's diameter: the true one, or 65 um.
+#: Diameters that Space Ranger states for a spot: the true one, or 65 um.
 STATED_DIAMETERS_UM = (55.0, 65.0)
 
 
@@ -39,10 +39,11 @@ def is_visium(folder: Path) -> bool:
     return bool(find_outputs(folder))
 
 
-def read_visium(folder: Path, bins: Bins = ANY_BINS) -> list[Section]:
-    """All sections of a folder, or those named in sections.csv, sorted by name; bins are pooled as `bins` says.
+def read_visium(folder: Path, reading: Reading = AS_IT_IS) -> list[Section]:
+    """All sections of a folder, or those named in sections.csv, sorted by name.
 
-    Raises DatasetError for files that are missing, damaged or do not fit together, and where no patients are named.
+    Raises DatasetError if no patients are named, and BrokenSectionsError for files that are missing, damaged or do not
+    fit together.
     """
     found: dict[str, Outputs] = {}
     for outputs in find_outputs(folder):
@@ -53,7 +54,8 @@ def read_visium(folder: Path, bins: Bins = ANY_BINS) -> list[Section]:
     rows = read_rows(folder)
     if not rows:
         raise unstated(folder, "which patients the sections come from", "section,patient,image", sorted(found))
-    return [_read_section(name, found[name], rows[name], folder, bins) for name in chosen(found, rows, folder)]
+    names = chosen(found, rows, folder, reading)
+    return read_each(names, str, lambda name: _read_section(name, found[name], rows[name], folder, reading.bins))
 
 
 def _section_name(outputs: Outputs) -> str:
@@ -72,7 +74,7 @@ def _read_section(name: str, outputs: Outputs, row: SectionRow, folder: Path, bi
     if not on_it.any():
         raise DatasetError(f"{outputs.positions}: none of the spots with counts is in tissue.")
     off_note = (
-        (f"{(~on_it).sum()} spots are not in tissue (in_tissue is 0) and are left out",) if not on_it.all() else ()
+        (f"{counted((~on_it).sum(), 'spot')} not in tissue (in_tissue is 0), left out",) if not on_it.all() else ()
     )
     lost = len(barcodes) - len(left) + int(inside.sum() - on_it.sum())
     left, right = ([i for i, kept in zip(index, on_it, strict=True) if kept] for index in (left, right))
@@ -109,9 +111,9 @@ def _read_section(name: str, outputs: Outputs, row: SectionRow, folder: Path, bi
 
 
 def _images(outputs: Outputs) -> list[Path]:
-    """Images beside the section's folders, or above `outs`, of the section's name if any is: those small ones are not.
+    """Images beside the section's folders, or above `outs`, without small ones; those with its name, if there are any.
 
-    Where the files of several sections lie in one folder, only images that begin as theirs do can be meant.
+    If one folder holds the files of several sections, only images whose names begin like the section's can be its own.
     """
     place = outputs.place
     for folder in (place, place.parent) if place.resolve().name == "outs" else (place,):

@@ -91,15 +91,17 @@ def two(tmp_path: Path):
     return make
 
 
-def test_a_gene_that_a_section_did_not_measure_is_left_out_and_not_zero(two, tiny_model_path, tmp_path):
+def test_a_gene_that_a_section_did_not_measure_stays_and_is_not_zero(two, tiny_model_path, tmp_path):
     lacking = make_data(pd.DataFrame(index=["GNAS", "KRT19", "CD74", "ERBB2"]))
     folder = two(make_data(pd.DataFrame(index=["GNAS", "DDX5", "CD74", "ERBB2"])), lacking)
     done = run("tile", folder, "-m", tiny_model_path, "-o", tmp_path)
     assert done.exit_code == 0, done.output
-    assert "2 genes were not measured in every section and are left out: DDX5, KRT19" in done.stderr
+    assert "sections measured 4 to 4 of 5 genes, all of them 3; a gene counts where it was measured" in done.stderr
     tiles = read_tiles(tmp_path / "two.tiles.h5")
-    assert tiles.genes == ["CD74", "ERBB2", "GNAS"]
+    assert tiles.genes == ["CD74", "DDX5", "ERBB2", "GNAS", "KRT19"]
     np.testing.assert_array_equal(tiles.panel_counts(["CD74"])[:, 0], np.tile(COUNTS[:, 2], 2))
+    of_one = np.concatenate([COUNTS[:, 1], np.full(len(COUNTS), np.nan)])
+    np.testing.assert_array_equal(tiles.panel_counts(["DDX5"])[:, 0], of_one)
 
 
 def test_ids_and_symbols_of_two_sections_are_one_naming(two):
@@ -120,7 +122,7 @@ def test_spots_outside_the_tissue_are_left_out(tmp_path):
     data.obs["in_tissue"] = [i % 2 for i in range(len(CENTRES))]
     (section,) = read_dataset(write_folder(tmp_path / "d", data))
     assert len(section.spot_names) == len(CENTRES) // 2
-    assert f"{len(CENTRES) - len(CENTRES) // 2} spots are not in tissue" in section.notes[-1]
+    assert f"{len(CENTRES) - len(CENTRES) // 2} spots not in tissue" in section.notes[-1]
 
 
 def test_sources_of_the_mpp(tmp_path: Path, plain_image: Path):
@@ -165,7 +167,7 @@ def test_names_of_genes(tmp_path: Path, var: pd.DataFrame, genes: list[str]):
     (section,) = read_dataset(write_folder(tmp_path, make_data(var)))
     assert section.genes == genes
     assert section.counts.shape == (len(CENTRES), len(genes))
-    assert any("genes are left out" in note for note in section.notes) == (len(genes) < 4)
+    assert any("left out because others" in note for note in section.notes) == (len(genes) < 4)
 
 
 def test_raw_counts_are_needed(tmp_path: Path):

@@ -14,8 +14,9 @@ from test_visium import GENES, name_patient, write_10x, write_outs
 
 from stpredict.data.bins import Bins
 from stpredict.data.dataset import read_dataset
+from stpredict.data.reading import Reading
 from stpredict.data.tiles import read_tiles
-from stpredict.errors import DatasetError, UsageError
+from stpredict.errors import UsageError
 
 MPP = 0.499
 N_BINS = 60
@@ -47,7 +48,7 @@ def write_bins(folder: Path, bin_um: float, seed: int = 0) -> tuple[np.ndarray, 
 )
 def test_squares_have_the_sum_of_their_bins_and_a_centre_of_their_own(tmp_path, own_um, asked_um, factor):
     at, counts = write_bins(tmp_path, own_um)
-    (section,) = read_dataset(tmp_path, Bins(asked_um))
+    (section,) = read_dataset(tmp_path, Reading(Bins(asked_um)))
     side = own_um * factor
     assert (section.spot_diameter_um, section.pitch_um) == (side, side)
     squares = sorted({(row // factor, column // factor) for row, column in at}, key=lambda square: square[::-1])
@@ -67,10 +68,10 @@ def test_squares_have_the_sum_of_their_bins_and_a_centre_of_their_own(tmp_path, 
 
 def test_bins_are_pooled_to_what_a_model_learnt_from(tmp_path: Path):
     write_bins(tmp_path, 2)
-    (section,) = read_dataset(tmp_path, Bins(like_um=16.0))
+    (section,) = read_dataset(tmp_path, Reading(Bins(like_um=16.0)))
     assert section.spot_diameter_um == 16
     assert any(note.endswith("squares of 16 um, as large as the model's spots") for note in section.notes)
-    (section,) = read_dataset(tmp_path, Bins(like_um=55.0))
+    (section,) = read_dataset(tmp_path, Reading(Bins(like_um=55.0)))
     assert section.spot_diameter_um == 8
 
 
@@ -80,11 +81,11 @@ def test_sizes_that_cannot_be_are_refused(tmp_path: Path):
         with pytest.raises(
             UsageError, match="bins of 8 um, as of section CRC_square_008um, pool to multiples of that, as 16"
         ):
-            read_dataset(tmp_path / "hd", Bins(side))
+            read_dataset(tmp_path / "hd", Reading(Bins(side)))
     write_outs(tmp_path / "visium" / "S1")
     name_patient(tmp_path / "visium")
-    with pytest.raises(DatasetError, match="--bin-um: pools the bins of Visium HD, and section S1 has spots"):
-        read_dataset(tmp_path / "visium", Bins(8))
+    with pytest.raises(UsageError, match="--bin-um: pools the bins of Visium HD, and section S1 has spots"):
+        read_dataset(tmp_path / "visium", Reading(Bins(8)))
 
 
 def test_bins_of_anndata_are_pooled_too(tmp_path: Path):

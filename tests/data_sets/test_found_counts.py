@@ -86,7 +86,7 @@ def test_spots_off_the_tissue_are_left_out_however_it_is_written(tmp_path: Path,
     kept = np.arange(len(CENTRES)) % 3 != 0
     np.testing.assert_array_equal(section.centres, CENTRES[kept])
     np.testing.assert_array_equal(section.counts.toarray(), COUNTS[kept])
-    assert f"{(~kept).sum()} spots are not in tissue (in_tissue is 0) and are left out" in section.notes
+    assert f"{(~kept).sum()} spots not in tissue (in_tissue is 0), left out" in section.notes
 
 
 @pytest.mark.parametrize(("word", "says"), [("maybe", "'maybe', which is neither yes nor no"), ("no", "no spot is in")])

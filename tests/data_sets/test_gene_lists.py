@@ -106,7 +106,7 @@ def test_genes_are_no_dates(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_other_letter_case_and_names_of_today_are_hinted_at():
     with pytest.raises(
-        UsageError, match=r"'Gnas' \(here GNAS\), 'Ddx5' \(here DDX5\); 2 differ in the case of letters"
+        UsageError, match=r"'Gnas' \(here GNAS\), 'Ddx5' \(here DDX5\); capital and small letters count"
     ):
         match_genes(["Gnas", "Ddx5"], ["GNAS", "DDX5"])
     with pytest.raises(UsageError, match=r"'MARCH1' \(nearest: MARCHF1"):

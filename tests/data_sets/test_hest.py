@@ -1,54 +1,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import anndata
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from calls import run
-from conftest import SLIDE, make_model
-from encoders_to_try import Tiny, export
-from PIL import Image
-from results_to_draw import predict
+from hest_to_read import CENTRES, COUNTS, write_hest
 
 from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
-from stpredict.data.tiles import read_tiles
-from stpredict.errors import DatasetError
-from stpredict.model.file import Model, load_model
-from stpredict.networks import ARCHITECTURES
-from stpredict.training import dictionary
-
-CENTRES = np.array([(x, y) for y in range(300, 2700, 400) for x in range(300, 2000, 400)], dtype=float)
-COUNTS = np.random.default_rng(0).poisson(3, (len(CENTRES), 2)).astype("float32")
+from stpredict.data.reading import Reading
+from stpredict.errors import DatasetError, UsageError
 
 
 @pytest.fixture
 def hest(tmp_path: Path, region: np.ndarray) -> Path:
-    """Two samples of two studies, both of the study's first patient, with all that HEST-1k says of them."""
-    for folder in ("st", "wsis", "metadata", "patches"):
-        (tmp_path / folder).mkdir()
-    lines = ["dataset_title,id,patient,st_technology,inter_spot_dist,spot_diameter"]
-    for name, study in (("NCBI700", "A study"), ("SPA12", "Another study")):
-        obs = pd.DataFrame(index=[f"{i:03}x001" for i in range(len(CENTRES))])
-        data = anndata.AnnData(COUNTS, obs, pd.DataFrame(index=["GNAS", "DDX5"]), obsm={"spatial": CENTRES})
-        data.uns["spatial"] = {"ST": {"images": {"downscaled_fullres": np.zeros((4, 4, 3), "uint8")}}}
-        data.write_h5ad(tmp_path / "st" / f"{name}.h5ad")
-        Image.fromarray(region).save(tmp_path / "wsis" / f"{name}.tif", dpi=(96, 96))
-        facts = {
-            "pixel_size_um_estimated": 0.5,
-            "pixel_size_um_embedded": 0.2646,
-            "spot_diameter": 100.0,
-            "patient": "",
-        }
-        (tmp_path / "metadata" / f"{name}.json").write_text(json.dumps(facts))
-        lines.append(f"{study},{name},Patient 1,Spatial Transcriptomics,200,100")
-    (tmp_path / "HEST_v1_1_0.csv").write_text("\n".join([*lines, "Third,TENX1,,Xenium,,"]) + "\n")
-    (tmp_path / "patches" / "NCBI700.h5").write_bytes(b"not read")
-    return tmp_path
+    return write_hest(tmp_path, region)
 
 
 def test_sections_and_what_is_known_of_them(hest: Path):
@@ -87,6 +58,74 @@ def test_patients_must_be_known(hest: Path):
     assert (section.name, section.patient, section.mpp) == ("SPA12", "someone", (0.45, 0.45))
 
 
+def test_a_sample_without_a_patient_makes_its_study_one_patient(hest: Path, tmp_path: Path):
+    shutil.copy(hest / "st" / "SPA12.h5ad", hest / "st" / "SPA13.h5ad")
+    shutil.copy(hest / "wsis" / "SPA12.tif", hest / "wsis" / "SPA13.tif")
+    with (hest / "HEST_v1_1_0.csv").open("a") as table:
+        table.write("Another study,SPA13,,Spatial Transcriptomics,200,100\n")
+    shutil.copy(hest / "metadata" / "SPA12.json", hest / "metadata" / "SPA13.json")
+    sections = read_dataset(hest)
+    assert [s.patient for s in sections] == ["Patient 1 (A study)", "Another study", "Another study"]
+    lines: list[str] = []
+    write_tiles(sections, tmp_path / "t.h5", mpp=1.0, report=lines.append)
+    said = [line for line in lines if "names no patient" in line]
+    assert said == ["SPA12, SPA13: a sample of its study names no patient, so the whole study counts as one patient"]
+
+
+def test_squares_that_hest_pools_are_known_and_samples_chosen(hest: Path):
+    table = hest / "HEST_v1_1_0.csv"
+    text = table.read_text().replace("SPA12,Patient 1,Spatial Transcriptomics", "SPA12,Patient 1,Visium HD")
+    table.write_text(text)
+    facts = {"pixel_size_um_estimated": 0.32, "spot_diameter": 2.0, "species": "Homo sapiens"}
+    (hest / "metadata" / "SPA12.json").write_text(json.dumps(facts))
+    (section,) = read_dataset(hest, Reading(where="st_technology='Visium HD'"))
+    assert (section.name, section.technology, section.species) == ("SPA12", "Visium HD", "human")
+    assert (section.spot_diameter_um, section.pitch_um) == (128, 128)
+    with pytest.raises(UsageError, match="no column organ; it has dataset_title, "):
+        read_dataset(hest, Reading(where="organ=Breast"))
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_every_command_chooses_sections_by_the_same_conditions(hest: Path, tiny_model_path: Path):
+    for call in (
+        ("tile", hest, "-m", tiny_model_path),
+        ("train", hest, "-o", "m.safetensors"),
+        ("compare", hest, "--arch", "dictionary", "-o", "compared"),
+        ("evaluate", tiny_model_path, hest),
+    ):
+        done = run(*call, "--where", "organ=Breast")
+        assert done.exit_code == 2, (call, done.output)
+        assert "--where 'organ=Breast': the data set has no column organ; it has dataset_title," in done.stderr
+        assert run(*call, "--species", "rat").exit_code == 2
+
+
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_a_panel_of_one_gene_is_refused_before_patches_are_cut(hest: Path):
+    for name, genes in (("NCBI700", [f"G{i}" for i in range(120)]), ("SPA12", ["G7", *(f"X{i}" for i in range(49))])):
+        counts = np.random.default_rng(0).poisson(3, (len(CENTRES), len(genes))).astype("float32")
+        obs = pd.DataFrame(index=[f"{i:03}x001" for i in range(len(CENTRES))])
+        data = anndata.AnnData(counts, obs, pd.DataFrame(index=genes), obsm={"spatial": CENTRES})
+        data.write_h5ad(hest / "st" / f"{name}.h5ad")
+    call = ("train", hest, "--arch", "dictionary", "--min-depth", "1", "-o", "m.safetensors")
+    done = run(*call, "--panel", "variance")
+    assert done.exit_code == 2
+    told = "all sections measured 1 gene, though one section measured 120, and fewest were measured in SPA12 (50);"
+    assert told in done.stderr
+    assert not Path("m.run").exists()
+
+
+def test_broken_sections_are_named_in_one_call_and_left_out_where_asked(hest: Path):
+    shutil.copy(hest / "st" / "SPA12.h5ad", hest / "st" / "NCBI1.h5ad")
+    (hest / "st" / "NCBI1.h5ad").write_bytes((hest / "st" / "SPA12.h5ad").read_bytes()[:3000])
+    shutil.copy(hest / "wsis" / "SPA12.tif", hest / "wsis" / "NCBI1.tif")
+    with (hest / "HEST_v1_1_0.csv").open("a") as table:
+        table.write("A study,NCBI1,Patient 1,Spatial Transcriptomics,200,100\n")
+    (hest / "wsis" / "SPA12.tif").write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"2 sections cannot be read: NCBI1 \(.*; SPA12 \(.*\); --skip-broken"):
+        read_dataset(hest)
+    assert [section.name for section in read_dataset(hest, Reading(skip_broken=True))] == ["NCBI700"]
+
+
 def test_missing_and_damaged_files_are_named(hest: Path):
     (hest / "metadata" / "SPA12.json").write_text("[]")
     with pytest.raises(DatasetError, match=r"SPA12.json: cannot be read as JSON"):
@@ -95,206 +134,3 @@ def test_missing_and_damaged_files_are_named(hest: Path):
     (hest / "wsis" / "SPA12.tif").unlink()
     with pytest.raises(DatasetError, match="section SPA12 has no image"):
         read_dataset(hest)
-
-
-def cut(region: np.ndarray, x: float, y: float) -> np.ndarray:
-    return region[int(y) - 112 : int(y) + 112, int(x) - 112 : int(x) + 112]
-
-
-@pytest.fixture
-def without_slides(hest: Path, region: np.ndarray) -> Path:
-    """The same data as most people have them: patches in an order of their own, of all spots but the last."""
-    for path in (hest / "wsis").iterdir():
-        path.unlink()
-    (hest / "wsis").rmdir()
-    order = np.random.default_rng(0).permutation(len(CENTRES) - 1)
-    for name in ("NCBI700", "SPA12"):
-        with h5py.File(hest / "patches" / f"{name}.h5", "w") as file:
-            patches = [cut(region, *CENTRES[i]) for i in order] + [np.zeros((224, 224, 3), np.uint8)]
-            file.create_dataset("img", data=np.array(patches), chunks=(1, 224, 224, 3))
-            file["barcode"] = np.array([[f"{i:03}x001".encode()] for i in [*order, 999]])
-            file["coords"] = np.array([CENTRES[i] - 112 for i in [*order, 0]], dtype=int)
-            file["img"].attrs["patch_size"] = 224
-    return hest
-
-
-def test_patches_are_used_where_the_slides_are_not_there(without_slides: Path, region: np.ndarray, tmp_path: Path):
-    sections = read_dataset(without_slides)
-    for section in sections:
-        assert section.spot_names == [f"{i:03}x001" for i in range(len(CENTRES) - 1)]
-        assert section.lost_spots == 2  # the last spot, and the patch of a spot that is none
-        assert section.mpp == (0.5, 0.5)  # of the slide, in whose pixels the spots lie
-        assert section.notes[-1] == "its slide is not there, only patches of 224 px at 0.5 um/px"
-    lines: list[str] = []
-    write_tiles(sections, tmp_path / "t.h5", unlabelled=10, report=lines.append)
-    assert lines[0] == "no unlabelled patches of NCBI700, SPA12, as the slides are not there"
-    assert lines[1] == "NCBI700: 29 spots, 2 without counts, position or patch, mpp 0.5000 x 0.5000"
-    tiles = read_tiles(tmp_path / "t.h5")
-    assert (tiles.mpp, tiles.patch_px, len(tiles.unlabelled_section)) == (0.5, 224, 0)
-    np.testing.assert_array_equal(tiles.counts.toarray(), np.tile(COUNTS[:-1, ::-1], (2, 1)))  # genes are sorted
-    for i, centre in enumerate([*CENTRES[:-1]] * 2):
-        np.testing.assert_array_equal(tiles.read_patch(i), cut(region, *centre))
-
-
-def test_patches_from_a_slide_where_it_is_there_stand_beside_others(without_slides: Path, region: np.ndarray, tmp_path):
-    (without_slides / "wsis").mkdir()
-    Image.fromarray(region).save(without_slides / "wsis" / "SPA12.tif")
-    stored, cut_anew = read_dataset(without_slides)
-    assert stored.patches
-    assert not cut_anew.patches
-    assert len(cut_anew.spot_names) == len(CENTRES)
-    lines: list[str] = []
-    write_tiles([stored, cut_anew], tmp_path / "t.h5", unlabelled=10, report=lines.append)
-    assert lines[0].startswith("no unlabelled patches of NCBI700,")
-    tiles = read_tiles(tmp_path / "t.h5")
-    assert tiles.unlabelled_section.tolist() == ["SPA12"] * 10
-    for i in range(len(CENTRES) - 1):
-        np.testing.assert_array_equal(tiles.read_patch(i), tiles.read_patch(len(CENTRES) - 1 + i))
-
-
-@pytest.mark.usefixtures("in_a_folder_of_its_own")
-def test_what_needs_the_slide_says_so(without_slides: Path, tmp_path: Path, tiny_m2ost_path: Path):
-    coarse = make_model(tmp_path / "coarse.safetensors", mpp=0.69)
-    for call, what in (
-        (("tile", without_slides, "-m", coarse, "--mpp", "0.69"), "those of 224 px at 0.69 um/px need the slide"),
-        (("evaluate", coarse, without_slides), "those of 224 px at 0.69 um/px need the slide"),
-        (("tile", without_slides, "-m", tiny_m2ost_path), "looks at 1 and 2 and 4 times the field needs the slide"),
-        (("train", without_slides, "--arch", "m2ort-small", "--mpp", "0.25", "-o", "m.safetensors"), "need the slide"),
-        (("train", without_slides, "--arch", "triplex", "-o", "m.safetensors"), "--arch triplex needs the slide"),
-    ):
-        done = run(*call)
-        assert done.exit_code == 2, (call, done.output)
-        (line,) = [line for line in done.stderr.splitlines() if "NCBI700.h5" in line]
-        assert what in line
-        assert line.endswith("of section NCBI700; put the slide into wsis/, or name it in the column image of "
-                             "sections.csv.")  # fmt: skip
-        assert not Path("m.run").exists()
-
-
-def test_a_stated_pixel_size_comes_before_the_usual_one(without_slides: Path, tmp_path: Path):
-    for path in (without_slides / "patches").iterdir():
-        with h5py.File(path, "r+") as file:
-            file["img"].attrs["pixel_size"] = 1.0
-    write_tiles(read_dataset(without_slides), tmp_path / "t.h5", report=print)
-    assert read_tiles(tmp_path / "t.h5").mpp == 1
-
-
-def link_elsewhere(file: h5py.File) -> None:
-    del file["img"]
-    file["img"] = h5py.ExternalLink("other.h5", "/img")
-
-
-def wrong_type(file: h5py.File) -> None:
-    images = file["img"][:].astype(np.float32)
-    del file["img"]
-    file["img"] = images
-
-
-def wrong_shape(file: h5py.File) -> None:
-    images = file["img"][:, :100]
-    del file["img"]
-    file["img"] = images
-
-
-def twice_the_same(file: h5py.File) -> None:
-    file["barcode"][0] = file["barcode"][1]
-
-
-def too_few_names(file: h5py.File) -> None:
-    names = file["barcode"][1:]
-    del file["barcode"]
-    file["barcode"] = names
-
-
-def nobody_known(file: h5py.File) -> None:
-    file["barcode"][:] = [[f"X{i:03}".encode()] for i in range(len(file["barcode"]))]
-
-
-def no_such_size(file: h5py.File) -> None:
-    file["img"].attrs["pixel_size"] = np.nan
-
-
-def no_patches(file: h5py.File) -> None:
-    del file["img"]
-
-
-@pytest.mark.parametrize(
-    ("damage", "what"),
-    [
-        (link_elsewhere, "img is a link to another file"),
-        (wrong_type, "img must be bytes, patches x P x P x 3"),
-        (wrong_shape, "img must be bytes, patches x P x P x 3"),
-        (twice_the_same, "more than once"),
-        (too_few_names, "barcode must name each of its 30 patches"),
-        (nobody_known, "no spot in common"),
-        (no_such_size, "its pixel_size is nan um"),
-        (no_patches, "it needs the data sets img and barcode"),
-    ],
-)
-def test_patches_that_are_none_are_named_with_a_way_out(without_slides: Path, damage, what: str):
-    with h5py.File(without_slides / "patches" / "SPA12.h5", "r+") as file:
-        damage(file)
-    with pytest.raises(DatasetError) as refused:
-        read_dataset(without_slides)
-    assert "SPA12.h5" in str(refused.value)
-    assert what in str(refused.value)
-    assert "; download it again, or put the slide into wsis/, or" in str(refused.value)
-
-
-def test_a_file_of_patches_that_was_cut_short_is_named(without_slides: Path):
-    path = without_slides / "patches" / "SPA12.h5"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DatasetError, match=r"SPA12.h5: cannot be read, or is damaged .*; download it again"):
-        read_dataset(without_slides)
-
-
-@pytest.mark.usefixtures("in_a_folder_of_its_own")
-def test_a_model_is_trained_and_evaluated_on_patches_alone(without_slides: Path, monkeypatch):
-    monkeypatch.setattr(dictionary, "N_WINDOWS", 6000)
-    for path in (without_slides / "patches").iterdir():
-        with h5py.File(path, "r+") as file:
-            for name in ("img", "barcode"):
-                few = file[name][:12]
-                del file[name]
-                file[name] = few
-    fast = ("--min-depth", "1", "--threads", "1")
-    done = run("train", without_slides, "--arch", "dictionary", *fast, "-o", "m.safetensors")
-    assert done.exit_code == 0, done.output
-    assert "NCBI700: 12 spots, 18 without counts, position or patch" in done.stderr
-    assert "NCBI700: its slide is not there" in done.stderr
-    card = load_model(Path("m.safetensors")).card
-    assert (card["mpp"], card["training"]["unlabelled_patches"], card["training"]["spots"]) == (0.5, 0, 24)
-    done = run("evaluate", "m.safetensors", without_slides, *fast, "--engine", "eager", "--allow-patient-leak")
-    assert done.exit_code == 0, done.output
-    assert "LEAK" in done.stdout
-    (page,) = Path().glob("m-*.html")
-    assert page.stat().st_size > 10_000
-
-
-@pytest.mark.usefixtures("in_a_folder_of_its_own")
-def test_a_network_that_nothing_taught_is_trained_on_patches_alone(without_slides: Path, monkeypatch):
-    tiny = {"channels": 12, "depth": 1, "heads": 1, "head_dim": 12, "mixing": "per_level"}
-    monkeypatch.setitem(ARCHITECTURES, "m2ort-tiny", tiny)
-    call = "--arch m2ort-tiny --epochs 1 --batch-size 16 --threads 1 --min-depth 1 --teach-patches 20 -o m.safetensors"
-    done = run("train", without_slides, *call.split())
-    assert done.exit_code == 0, done.output
-    assert load_model(Path("m.safetensors")).card["mpp"] == 0.5
-
-
-@pytest.mark.usefixtures("in_a_folder_of_its_own")
-def test_an_encoder_reads_patches_alone(without_slides: Path, tmp_path: Path):
-    encoder = export(tmp_path / "tiny.pt2", Tiny(), px=224)
-    call = ("--encoder", encoder, "--encoder-licence", "MIT", "--mpp", "0.5", "--min-depth", "1", "--threads", "1")
-    done = run("train", without_slides, *call, "-o", "m.safetensors")
-    assert done.exit_code == 0, done.output
-    assert load_model(Path("m.safetensors")).card["training"]["spots"] == 2 * (len(CENTRES) - 1)
-
-
-def test_a_result_of_another_name_is_not_scored_where_no_slide_can_tell_which_it_is(
-    without_slides: Path, tmp_path: Path, tiny_model: Model
-):
-    (without_slides / "st" / "SPA12.h5ad").unlink()
-    result = predict(tiny_model, tmp_path, SLIDE, pitch_um=200.0)
-    refused = run("evaluate", result.path, without_slides)
-    assert refused.exit_code == 2
-    assert "NCBI700.h5: holds patches alone, and a result of another name (" in refused.stderr

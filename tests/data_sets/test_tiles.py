@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from conftest import GENES
+from scipy.sparse import csr_array
 
+from stpredict.data import cutting
 from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
-from stpredict.data.tiles import check_views, read_tiles
+from stpredict.data.section import Section
+from stpredict.data.stored_patches import StoredPatches
+from stpredict.data.stored_rows import StoredRows, stored_rows
+from stpredict.data.tiles import check_views, read_outline, read_tiles
 from stpredict.errors import DatasetError
 from stpredict.slides.raster import make_raster, read_patches
-from stpredict.slides.slide import open_slide
+from stpredict.slides.slide import Mpp, open_slide
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +39,8 @@ def test_tiles_hold_what_the_sections_held(tiles, dataset: Path):
     np.testing.assert_allclose(tiles.depth, np.concatenate([s.counts.sum(axis=1) for s in sections]))
     rows = tiles.section == "B1"
     np.testing.assert_array_equal(tiles.panel_counts(GENES)[rows], sections[2].counts.toarray()[:, : len(GENES)])
-    assert (tiles.panel_counts(["ONLY_A1"])[rows] == 0).all()  # not measured there
-    assert (tiles.panel_counts(["NOWHERE"]) == 0).all()
+    assert (tiles.panel_counts(["ONLY_A1"])[rows] == 0).all()  # not counted there, as its table lists what was
+    assert np.isnan(tiles.panel_counts(["NOWHERE"])).all()
 
 
 def test_patches_are_those_of_the_images(tiles, dataset: Path):
@@ -89,3 +96,53 @@ def test_other_files_are_refused(tmp_path: Path):
     (tmp_path / "x.h5").write_bytes(b"nothing")
     with pytest.raises(DatasetError, match=r"x\.h5: cannot be read"):
         read_tiles(tmp_path / "x.h5")
+
+
+def test_rows_are_read_past_the_library_as_it_reads_them(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["plain"] = rows
+        file.create_dataset("packed", data=rows, chunks=(2, 4, 4, 3), compression="gzip")
+        file.create_dataset("never written", rows.shape, np.uint8)
+    for name, expected in (("plain", rows), ("packed", rows), ("never written", np.zeros_like(rows))):
+        found = stored_rows(path, name)
+        np.testing.assert_array_equal(found.read([3, 0, 3, 8]), expected[[3, 0, 3, 8]])
+        assert found.read([]).shape == (0, 4, 4, 3)
+        for outside in (-1, 9):
+            with pytest.raises(IndexError):
+                found.read([outside])
+    plain = stored_rows(path, "plain")
+    assert isinstance(plain, StoredRows) and plain.offset is not None
+    os.truncate(path, plain.offset + 3 * rows[0].nbytes)
+    with pytest.raises(DatasetError, match="ends within its patches"):
+        plain.read([8])
+
+
+def test_counts_are_written_section_by_section_in_any_order_of_genes(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(cutting, "COUNTS_CHUNK", 7)
+    rng = np.random.default_rng(1)
+    images = tmp_path / "a.h5"
+    with h5py.File(images, "w") as file:
+        file["img"] = np.zeros((2, 8, 8, 3), np.uint8)
+
+    def section(name: str, genes: list[str], patches: StoredPatches | None = None) -> Section:
+        n = 2 if patches else 5
+        counts = csr_array(rng.integers(0, 3, (n, len(genes))).astype(np.float32))
+        centres = rng.uniform(0, 99, (n, 2))
+        names = [f"{name}{i}" for i in range(n)]
+        return Section(name, name, images, Mpp(0.5, 0.5), names, centres, genes, counts, patches=patches)
+
+    first = section("A", ["c", "a", "b"], StoredPatches(images, 8, 0.5, (0, 1)))
+    more = [section("B", ["b", "x", "a", "c"]), section("C", ["a", "b"])]
+    write_tiles([first], tmp_path / "x.tiles.h5", counts_only=more, patch_px=8, report=print)
+    tiles = read_tiles(tmp_path / "x.tiles.h5")
+    assert tiles.genes == ["a", "b", "c", "x"]
+    np.testing.assert_array_equal(tiles.counts.toarray()[:, :3], first.counts.toarray()[:, [1, 2, 0]])
+    found = tiles.counts_only.counts.toarray()
+    np.testing.assert_array_equal(found[:5], more[0].counts.toarray()[:, [2, 0, 3, 1]])
+    np.testing.assert_array_equal(found[5:, :2], more[1].counts.toarray())
+    assert not found[5:, 2:].any()
+    outline = read_outline(tmp_path / "x.tiles.h5")
+    assert (outline.patch_px, outline.mpp, outline.section.tolist()) == (8, tiles.mpp, ["A", "A"])

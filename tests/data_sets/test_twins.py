@@ -17,7 +17,8 @@ from stpredict.data.tiles import Measured, measured_in, read_tiles
 from stpredict.data.twins import Twins, find_twins, tied_patients, told_twins, with_twins
 from stpredict.errors import UsageError
 from stpredict.evaluation.assessment import unseen
-from stpredict.evaluation.scores import measure, predict_rows
+from stpredict.evaluation.measured import measure
+from stpredict.evaluation.scores import predict_rows
 from stpredict.slides.slide import Mpp
 from stpredict.training.folds import choose_validation, plan_folds
 from stpredict.training.protocols import m2ort_folds

@@ -87,7 +87,7 @@ def test_three_forms_of_positions(tmp_path: Path, form: str):
     assert section.lost_spots == 2  # a barcode without a position, and a position in the tissue without counts
     np.testing.assert_allclose(section.centres[0], centre(*ARRAY[0]))
     assert section.genes == ["GNAS", "DDX5", "MATR3 (ENSG00000015479)", "MATR3 (ENSG00000280987)"]
-    assert section.notes == ("1 symbols stand for several Ensembl ids and keep them in brackets: MATR3",)
+    assert section.notes == ("symbols that stand for several Ensembl ids keep them in brackets: MATR3",)
     np.testing.assert_array_equal(section.counts.toarray(), counts[:-1, :4])
 
 
@@ -98,7 +98,7 @@ def test_tile_writes_what_training_reads(tmp_path: Path, tiny_model_path: Path):
     done = run("tile", str(tmp_path / "visium"), "-m", str(tiny_model_path), "-o", str(tmp_path), "--unlabelled", "6")
     assert done.exit_code == 0, done.output
     assert "S1: 97 spots, 2 without counts or position, mpp 0.4990 x 0.4990" in done.stderr
-    assert "S2: 1 symbols stand for several" in done.stderr
+    assert "S2: symbols that stand for several" in done.stderr
     tiles = read_tiles(tmp_path / "visium.tiles.h5")
     assert (tiles.spot_diameter_um, tiles.pitch_um, tiles.mpp) == (55, 100, 0.5)
     assert sorted(set(zip(tiles.section, tiles.patient, strict=True))) == [("S1", "first"), ("S2", "second")]

@@ -1,0 +1,128 @@
+"""Which sections of a data set to read, and how; and what becomes of sections that cannot be read."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from stpredict.data.bins import ANY_BINS, Bins
+from stpredict.data.section import Section
+from stpredict.data.where import Facts, parse_where
+from stpredict.errors import DatasetError, SlideError, StpredictError, UsageError, some
+from stpredict.storage.files import atomic_path
+from stpredict.storage.text_tables import read_lines
+
+Item = TypeVar("Item")
+SPECIES = ("human", "mouse", "all")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a call reads a data set: the size of bins, a condition on its columns, a species, and a table of orthologs.
+
+    `skip_broken` leaves out sections that cannot be read.
+    """
+
+    bins: Bins = ANY_BINS
+    where: str | None = None
+    species: str | None = None
+    orthologs: Path | None = None
+    skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        if self.species is not None and self.species not in SPECIES:
+            raise UsageError(f"--species {self.species}: choose {', '.join(SPECIES)}.")
+        if self.species and self.orthologs:
+            raise UsageError("--orthologs joins species; leave --species out.")
+        if self.where is not None:
+            parse_where(self.where)
+
+    def chosen(self, facts: Mapping[str, Facts]) -> list[str]:
+        """The sections for which the condition holds; all without one. Raises UsageError as `Where.chosen`."""
+        return list(facts) if self.where is None else parse_where(self.where).chosen(facts)
+
+
+#: A reading without any request.
+AS_IT_IS = Reading()
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A section that cannot be read, and why."""
+
+    section: str
+    error: StpredictError
+
+    @property
+    def why(self) -> str:
+        return str(self.error)
+
+
+class BrokenSectionsError(DatasetError):
+    """Some sections of a data set cannot be read; it holds those that can."""
+
+    def __init__(self, sections: list[Section], broken: list[Broken]) -> None:
+        super().__init__(sections, broken)
+        self.sections, self.broken = sections, broken
+
+    def __str__(self) -> str:
+        if len(self.broken) == 1:
+            return self.broken[0].why
+        each = "; ".join(f"{one.section} ({one.why.removesuffix('.')})" for one in self.broken)
+        return f"{len(self.broken)} sections cannot be read: {each}; --skip-broken leaves them out."
+
+
+def read_each(items: Iterable[Item], name: Callable[[Item], str], read: Callable[[Item], Section]) -> list[Section]:
+    """`read` each item to a section. Raises BrokenSectionsError after the last, if some could not be read."""
+    sections, broken = [], []
+    for item in items:
+        try:
+            sections.append(read(item))
+        except (DatasetError, SlideError) as error:
+            broken.append(Broken(name(item), error))
+    if broken:
+        raise BrokenSectionsError(sections, broken)
+    return sections
+
+
+def readable(call: Callable[[], list[Section]]) -> tuple[list[Section], list[Broken]]:
+    """The sections that `read_each` reads within a call, and those that it cannot read."""
+    try:
+        return call(), []
+    except BrokenSectionsError as error:
+        return error.sections, error.broken
+
+
+def demand_whole(sections: list[Section], broken: list[Broken]) -> list[Section]:
+    """The sections. Raises the error of the only broken one, or BrokenSectionsError for several."""
+    if len(broken) == 1:
+        raise broken[0].error
+    if broken:
+        raise BrokenSectionsError(sections, broken)
+    return sections
+
+
+def write_broken(broken: Mapping[str, str], path: Path) -> None:
+    """Write a table of the sections that were left out, with reasons. If there are none, remove an earlier table."""
+    if not broken:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("section", "why"))
+        writer.writerows(broken.items())
+
+
+def read_broken(path: Path) -> list[str]:
+    """The sections in a table from `write_broken`; none if there is no such table."""
+    return [line.cells["section"] for line in read_lines(path, ("section", "why"), "")] if path.exists() else []
+
+
+def about_left_out(sections: Sequence[str], table: Path) -> str:
+    """The closing sentence on sections that were left out."""
+    n = len(sections)
+    what = "1 section could not be read and is" if n == 1 else f"{n} sections could not be read and are"
+    return f"{what} left out: {some(sections)}; {table} says why"
