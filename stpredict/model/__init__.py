@@ -1,4 +1,4 @@
-"""A model file and what its card says: read, written, imported as published, and its reference of training patches.
+"""Model files and their cards: read, write, import published models, and compare patches with those of training.
 
 It may import `data`, `statistics`, `networks` and what lies below; engines run it.
 """

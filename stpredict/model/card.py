@@ -1,4 +1,4 @@
-"""Model cards: what a model file says of itself, made after training and read by people and by `predict`."""
+"""Model cards: a model file's description of itself. Training makes it; people and `predict` read it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import stpredict
-from stpredict.arrays import Float, Int
-from stpredict.errors import ModelFileError
+from stpredict.arrays import Float, Float32, Int
+from stpredict.errors import ModelFileError, counted, some, some_of
 from stpredict.model.file import (
+    NOTES,
     REFERENCE_BIAS,
     REFERENCE_FEATURES,
     REFERENCE_PART,
@@ -21,7 +22,11 @@ from stpredict.model.file import (
     load_model,
     save_model,
 )
+from stpredict.model.measured import measured_where, told_measured
+from stpredict.model.notes import show_notes
+from stpredict.model.origin import told_origin
 from stpredict.model.reliability import PREDICTED_FROM, describe_reliability, held_out_correlation, read_reliability
+from stpredict.model.self_test import fixed_images, self_test_outputs, self_test_tensors
 from stpredict.slides.views import views_in_words
 from stpredict.statistics.conformal import describe_intervals
 from stpredict.statistics.metrics import (
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
     from stpredict.data.tiles import Tiles
     from stpredict.model.reference import Reference
     from stpredict.networks import Network
+    from stpredict.networks.encoder import OnEncoder
     from stpredict.statistics.objectives import Objective
 
 N_REFERENCE = 512
@@ -42,20 +48,26 @@ PIXEL_SCALING = {
     "m2ort": "RGB uint8 / 255",
     "m2ost": "RGB uint8 / 255",
     "triplex": "RGB uint8 / 255, less ImageNet's mean, over its deviation",
+    "histogene": "RGB uint8",
+    "hist2st": "RGB uint8",
+    "hipt": "RGB uint8 / 127.5 - 1",
+    "istar": "RGB uint8 / 127.5 - 1",
     "patch": "RGB uint8 / 255, less ImageNet's mean, over its deviation",
+    "bleep": "RGB uint8 / 255, less ImageNet's mean, over its deviation",
+    "egn": "RGB uint8 / 255, less a mean, over a deviation: EGN's own for tokens, ImageNet's for the frozen trunk",
     "dictionary": "optical density, -ln((RGB uint8 + 1) / 256)",
     "encoder": "RGB uint8 / 255, less the encoder's mean, over its deviation",
 }
-#: What each objective minimises; expression is in the card's unit.
+#: The loss that each objective minimises; expression is in the card's unit.
 LOSSES = {
     "residuals": "squared error on Pearson residuals, each gene over its spread",
     "nb": "negative binomial likelihood of the counts",
     "poisson": "Poisson likelihood of the counts",
     "mse": "squared error on expression",
     "standardised-mse": "squared error on expression, each gene over its spread",
+    "smooth-l1": "smooth L1 on expression, each gene over its range",
 }
-DISPLAY_PERCENTILES = (1, 99)
-MIN_DISPLAY_RANGE = 0.2
+DISPLAY_PERCENTILES, MIN_DISPLAY_RANGE = (1, 99), 0.2
 ROWS = (
     "training mean",
     "same-patient mean",
@@ -81,27 +93,30 @@ def make_card(
     """The card of a network whose `expression` of its training spots is given."""
     import torch
 
-    from stpredict.networks import network_parameters
+    from stpredict.networks import network_parameters, says_z
 
+    parameters = network_parameters(network.config)
+    in_density = parameters.get("pixels") == "density"
     low, high = np.percentile(expression, DISPLAY_PERCENTILES, axis=0)
     return {
         "name": name,
         "architecture": training["architecture"],
-        "parameters": network_parameters(network.config) | {"link": objective.link},
+        "parameters": parameters | ({"link": objective.link} if says_z(network) else {}),
         "panel": panel,
         "patch_px": tiles.patch_px,
         "mpp": tiles.mpp,
         "spot_diameter_um": tiles.spot_diameter_um,
         "pitch_um": tiles.pitch_um,
-        "pixel_scaling": PIXEL_SCALING[network_parameters(network.config)["network"]],
+        "pixel_scaling": PIXEL_SCALING["dictionary" if in_density else parameters["network"]],
         "objective": objective.name,
         "loss": LOSSES[objective.name],
         "expression_unit": NORMALISATIONS[training["normalisation"]].unit + EXPECTED,
         "genes": {
-            # In the unit of what is predicted: of the mean share, and over the training spots as predicted.
+            # In the unit of the predictions: from the mean share, and over the training spots as predicted.
             "training_mean": _rounded(objective.expression(np.zeros((1, len(panel))))[0]),
             "training_spread": _rounded(expression.std(axis=0)),
             "display_range": [_rounded(low), _rounded(np.maximum(high, low + MIN_DISPLAY_RANGE))],
+            **measured_where(tiles, panel, training["sections"]),
         },
         "training": {
             **training,
@@ -120,17 +135,20 @@ def write_model(
     path: Path, card: dict[str, Any], network: Network, objective: Objective, features: Float, part: Int,
     reference: Reference | None,
 ) -> None:  # fmt: skip
-    """Write the network in fp16 with what tells unusual patches; its head is made to predict expression.
+    """Write the network in fp16, its head converted to predict expression, and the data that reveal unusual patches.
 
-    That is colour and texture `features` of some training patches, with the part that each is left out in, and the
-    `reference` of what the head reads of them.
+    These data are colour and texture `features` of some training patches (NaN for those that were not described), the
+    part in which each patch is left out, and the `reference` of the features that the head reads.
     """
     from stpredict.networks import build_network, own_state
+    from stpredict.networks.encoder import OnEncoder
+    from stpredict.networks.head import Head
 
     saved = build_network(card["parameters"])
     saved.load_state_dict(own_state(network))
-    objective.fold_into(saved.head)
-    # What standardises features stays in fp32: those that hardly vary have scales beyond fp16. So do counts of batches.
+    if isinstance(saved.head, Head):  # a bank's expression is stored as it is
+        objective.fold_into(saved.head)
+    # Means and scales of features stay in fp32: if a feature hardly varies, its scale exceeds fp16. So do batch counts.
     exact = ("feature_", "running_", "num_batches_")
     tensors = {
         name: tensor.detach().cpu().numpy().astype(
@@ -140,8 +158,11 @@ def write_model(
     }  # fmt: skip
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise ModelFileError(f"{path.name}: its weights are not finite, and are not written.")
-    chosen = np.random.default_rng(0).permutation(len(features))[:N_REFERENCE]
+    known = np.flatnonzero(np.isfinite(features).all(axis=1))
+    chosen = known[np.random.default_rng(0).permutation(len(known))[:N_REFERENCE]]
     references = {REFERENCE_FEATURES: features[chosen].astype(np.float32), REFERENCE_PART: part[chosen]}
+    if isinstance(network, OnEncoder):
+        references |= self_test_tensors(stored_self_test(saved, tensors, network, card))
     if reference:
         references[REFERENCE_WEIGHT] = reference.whitening.T.astype(np.float32)
         references[REFERENCE_BIAS] = -(reference.mean @ reference.whitening).astype(np.float32)
@@ -149,8 +170,20 @@ def write_model(
     load_model(path)
 
 
+def stored_self_test(
+    saved: Network, tensors: dict[str, Any], network: OnEncoder, card: dict[str, Any]
+) -> Float32:  # fmt: skip
+    """The output of `saved`, with its stored `tensors` and the encoder of `network`, for the fixed images."""
+    import torch
+
+    saved.load_state_dict({name: torch.from_numpy(tensor).float() for name, tensor in tensors.items()})
+    saved.to(network.feature_mean.device).eval()
+    saved.encoder = network.encoder
+    return self_test_outputs(saved, fixed_images(card["patch_px"]), len(card["panel"]))
+
+
 def show_crossvalidation(folds: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Mean over held-out parts of the same kind of each row's depth-controlled correlation, if there are several."""
+    """Each row's depth-controlled correlation, averaged over held-out parts of the same kind, if there are several."""
     for kind in ("patient", "section"):
         own = [fold["rows"] for fold in folds if fold["kind"] == kind]
         if len(own) < 2:
@@ -166,12 +199,12 @@ def show_crossvalidation(folds: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def card_without_genes(card: dict[str, Any]) -> dict[str, Any]:
-    """What a result repeats of its model's card: all but the panel, what is said per gene, and the network's sizes.
+    """The part of a model's card that its results repeat: all but the panel, values per gene, and the network's sizes.
 
-    The panel too where expression is the share of its counts.
+    If expression is the share of the panel's counts, they repeat the panel, too.
     """
     normalisation = find_normalisation(card["expression_unit"])
-    left_out = {"genes", "parameters", *(() if normalisation and normalisation.of_panel else ("panel",))}
+    left_out = {"genes", "parameters", NOTES, *(() if normalisation and normalisation.of_panel else ("panel",))}
     kept = {key: value for key, value in card.items() if key not in left_out}
     folds = [{key: value for key, value in fold.items() if key != "per_gene"} for fold in card.get("held_out", [])]
     if isinstance(card.get("reliability"), dict):
@@ -181,7 +214,7 @@ def card_without_genes(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def objective_of(card: dict[str, Any]) -> str | None:
-    """What a model was trained on, by its name of now: cards that do not say their loss called another thing mse."""
+    """The objective that a model was trained on, by its present name. On cards without a loss, "mse" means another."""
     name = card.get("objective")
     renamed = name == "mse" and "loss" not in card and "sections" in (card.get("training") or {})
     return "standardised-mse" if renamed else name
@@ -195,33 +228,54 @@ def better_baselines(fold: dict[str, Any]) -> list[str]:
 
 
 def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
-    """Lines that tell a person what a model is, how it was tested, and what it predicts best and worst."""
+    """Lines for people: what a model is, how it was tested, and which genes it predicts best and worst."""
     card, training = model.card, model.card["training"]
-    yield f"{model.name}: {card['architecture']}, {len(model.panel)} genes, sha256 {model.sha256[:16]}"
+    yield f"{model.name}: {card['architecture']}, {counted(len(model.panel), 'gene')}, sha256 {model.sha256[:16]}"
     yield (
         f"input: {card['patch_px']} px patches at {card['mpp']:g} um/px{views_in_words(model.views)}; "
         f"spots of {card['spot_diameter_um']:g} um"
     )
-    yield f"output: {card['expression_unit']}; objective {objective_of(card)}{_in_brackets(card.get('loss'))}"
+    objective = objective_of(card)
+    trained_by = f"; objective {objective}{_in_brackets(card.get('loss'))}" if objective else ""
+    yield f"output: {card['expression_unit']}{trained_by}"
+    if origin := told_origin(card):
+        yield origin
+    if encoder := training.get("encoder"):
+        yield f"encoder: {encoder['file']}, licence {encoder['licence']}, sha256 {encoder['sha256'][:16]}"
     if "sections" in training:
         yield (
-            f"trained on: {training['spots']} spots of {len(training['sections'])} sections "
-            f"({', '.join(training['sections'])}) of {len(training['patients'])} patients; "
+            f"trained on: {counted(training['spots'], 'spot')} of {counted(len(training['sections']), 'section')} "
+            f"({', '.join(training['sections'])}) of {counted(len(training['patients']), 'patient')}; "
             f"licence of the data: {training['licence']}"
         )
-    if counted := training.get("counts_only_sections"):
+    yield from told_measured(card)
+    if coarse := training.get("coarse_sections"):
+        yield f"images coarser than the model, {training['coarse_mpp']:g} um/px at most: {', '.join(coarse)}"
+    if recipe := training.get("recipe"):
+        ours = f"; ours: {recipe['ours']}" if recipe["ours"] else ""
+        yield f"recipe: {recipe['name']}, of {recipe['source']}{ours}"
+    if bank := training.get("bank"):
         yield (
-            f"how genes vary together: also from the counts of {len(counted)} sections without images, of "
-            f"{len(training['counts_only_patients'])} patients"
+            f"holds measurements of patients ({', '.join(training['patients'])}): {bank['of_each']} and expression of "
+            f"{counted(bank['genes'], 'gene')} of {counted(bank['spots'], 'spot')}; licence of the data: "
+            f"{training['licence']}. Who has this file has them"
+        )
+    if without_images := training.get("counts_only_sections"):
+        yield (
+            "how genes vary together: also from the counts of "
+            f"{counted(len(without_images), 'section')} without images, of "
+            f"{counted(len(training['counts_only_patients']), 'patient')}"
         )
     yield card["intended_use"]
     for fold in card["held_out"]:
         leak = "" if fold["kind"] == "patient" else ", of a patient that was also trained on"
         leak += f"; LEAK: {fold['leak']}" if fold.get("leak") else ""
+        if coarse := fold.get("coarse_sections"):
+            leak += f", from images of up to {fold['coarse_mpp']:g} um/px: {', '.join(coarse)}"
         yield ""
         yield (
-            f"held out: {fold['kind']} {fold['name']}{leak}; {fold['spots']} spots{_how_deep(fold)}, "
-            f"{fold['genes']} genes, trained on {', '.join(fold['train'])}"
+            f"held out: {fold['kind']} {some_of(fold['name'])}{leak}; {counted(fold['spots'], 'spot')}{_how_deep(fold)}"
+            f", {counted(fold['genes'], 'gene')}{_how_many_measured(fold)}, trained on {some(fold['train'])}"
         )
         yield f"  {'':30}" + "".join(f"{title:>20}" for title in SCORES.values())
         for row in (name for name in ROWS if name in fold["rows"]):
@@ -231,8 +285,7 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
             f"  noise ceiling {_shown(fold['noise_ceiling'])}; on counts without biology the model scores "
             f"{_shown(fold['counts_without_biology'])}"
         )
-        beaten_by = better_baselines(fold)
-        if beaten_by:
+        if beaten_by := better_baselines(fold):
             yield f"  here the model has learnt nothing that {' and '.join(beaten_by)} had not"
     if lines := list(show_crossvalidation(card["held_out"])):
         yield from ("", *lines)
@@ -245,7 +298,7 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
         yield "worst: " + _named(model.panel, correlation, known[::-1][:n_genes])
         yield f"{int((correlation[known] >= PREDICTED_FROM).sum())} of {len(known)} genes reach {PREDICTED_FROM:g}"
         if untested := len(model.panel) - len(known):
-            yield f"{untested} genes were not tested: in no held-out part's panel, or never counted there"
+            yield f"{counted(untested, 'gene')} not tested: in no held-out part's panel, or never counted there"
         reliability = read_reliability(card)
         if reliability:
             yield (
@@ -254,13 +307,19 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
             )
     else:
         yield "never tested on held-out tissue"
+    yield from show_notes(card)
 
 
 def _how_deep(fold: dict[str, Any]) -> str:
-    """Which of a held-out part's spots were scored; all of them by older versions."""
+    """Which spots of a held-out part were scored. Older versions scored all."""
     if fold.get("min_depth", 0) <= 1:
         return " (all, however few counts they have)"
     return f" of {fold['min_depth']} counts or more ({fold['spots_left_out']} left out)"
+
+
+def _how_many_measured(fold: dict[str, Any]) -> str:
+    """The panel's genes that no section of a held-out part measured."""
+    return f" ({fold['genes_not_measured']:,} of them not measured there)" if fold.get("genes_not_measured") else ""
 
 
 def _named(panel: Sequence[str], correlation: Float, index: Sequence[int]) -> str:
@@ -276,7 +335,7 @@ def _shown(value: float | None) -> str:
 
 
 def _for_panel(scores: dict[str, Any], panel: Sequence[str]) -> dict[str, Any]:
-    """A fold's scores with its per-gene ones in the order of the final panel; None for genes it did not predict."""
+    """A fold's scores; those per gene are in the order of the final panel, None for genes that it did not predict."""
     column = {gene: i for i, gene in enumerate(scores["panel"])}
     per_gene = {
         key: [values[column[gene]] if gene in column else None for gene in panel]

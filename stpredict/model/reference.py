@@ -1,4 +1,4 @@
-"""Are patches like those that the model was trained on? Their colours, and what the network's head reads of them."""
+"""Are patches like those of training? Compare their colours, and the features that the network's head reads."""
 
 from __future__ import annotations
 
@@ -8,48 +8,46 @@ from dataclasses import dataclass
 import numpy as np
 
 from stpredict.arrays import Float, Float32, Int, Labels, UInt8
+from stpredict.machine import one_blas_thread
 from stpredict.model.file import REFERENCE_FEATURES, REFERENCE_PART, Model
-from stpredict.statistics.colour_texture import PERCENTILES
+from stpredict.statistics.colour_texture import HED_FROM_RGB, PERCENTILES
+from stpredict.statistics.moments import BLOCK, Moments, moments_of
 
-#: A patch is unusual if it lies further from the training patches than this fraction of them does from the others,
+#: A patch is unusual if it lies further from the training patches than this fraction of them lies from the others.
 UNUSUAL_QUANTILE = 0.99
-#: those of other patients where there are so many, else of other sections, or of the other parts of one alone. What is
-#: left out must leave a reference: no more than this share of the patches.
+#: The others are those of other patients if there are so many patients, else of other sections, else of the other
+#: parts of one section. A part that is left out has at most this share of the patches, so that a reference remains.
 MIN_PATIENTS, PARTS, MOST_LEFT_OUT = 3, 5, 2 / 3
 #: From this share of unusual patches on, `predict` and the pictures say so.
 UNUSUAL_FROM = 0.5
-#: Added to the variances, so that combinations of features which hardly vary in training do not decide alone.
+#: Added to the variances, so that features which hardly vary in training, alone or combined, do not dominate.
 SHRINKAGE = 0.1
-#: No feature counts as more constant than this, a few grey levels.
+#: Smallest spread of a feature, a few grey levels.
 LEAST_SPREAD = 1e-3
-#: No direction of what the head reads counts as narrower than this part of the widest one.
+#: Smallest spread along a direction of the head's input, as a share of the widest.
 NARROWEST = 0.01
-#: Of the reference's features, those of colour come first; texture costs fifty times as much and is left out.
+#: Number of colour features, the first of the reference. Texture costs fifty times as much and is left out.
 N_COLOURS = 6 * (2 + len(PERCENTILES))
-#: Optical density of the darkest that scikit-image's colour deconvolution knows.
+#: Largest optical density in scikit-image's colour deconvolution.
 BLACK = 6
-#: What haematoxylin, eosin and DAB absorb of red, green and blue (Ruifrok and Johnston 2001), and its inverse. They are
-#: scikit-image's, which is not imported: that inverts them by scipy's BLAS, which without memory never ends.
-RGB_FROM_HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-HED_FROM_RGB = np.linalg.inv(RGB_FROM_HED)
-#: Below this many patches there is no spread to speak of.
+#: Fewer patches do not define a spread.
 MIN_REFERENCE = 10
-#: Directions in which what the head reads is compared with that of training patches: the widest, and
+#: Directions in which the head's input is compared with that of training patches: at most so many, the widest, and
 N_DIRECTIONS = 80
-#: one for so many patches at most.
+#: at most one for so many patches.
 PATCHES_PER_DIRECTION = 5
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Training patches as a distance: the length of (x - mean) @ whitening, 1 at the bound of the usual."""
+    """A distance to the training patches: the length of (x - mean) @ whitening, 1 at the bound of the usual."""
 
     mean: Float
     whitening: Float
 
 
 def parts_left_out(patient: Labels, section: Labels) -> Int:
-    """Which patches are left out together when the bound is found: the number of each one's part."""
+    """The part of each patch, n. Patches of one part are left out together to find the bound."""
     for labels, least in ((patient, MIN_PATIENTS), (section, 2)):
         _, part, n_patches = np.unique(labels, return_inverse=True, return_counts=True)
         if len(n_patches) >= least and n_patches.max() <= MOST_LEFT_OUT * len(labels):
@@ -58,7 +56,7 @@ def parts_left_out(patient: Labels, section: Labels) -> Int:
 
 
 def reference_of(model: Model) -> Reference | None:
-    """The reference of colours that a model file holds, if it does; older files do not say what to leave out."""
+    """The reference of colours in a model file, or None. Older files do not store the parts to leave out."""
     features, part = model.tensors.get(REFERENCE_FEATURES), model.tensors.get(REFERENCE_PART)
     if features is None or len(features) < MIN_REFERENCE or not np.isfinite(features).all():
         return None
@@ -76,42 +74,54 @@ def make_reference(features: Float, part: Int) -> Reference:
 
 
 def make_feature_reference(read: Float, part: Int) -> Reference | None:
-    """The Mahalanobis distance to what a network's head reads of training patches (n x features), likewise.
+    """The same for the features that a network's head reads of training patches (n x features).
 
-    It is taken in the directions of their widest spread. None where patches are too few.
+    It uses the directions of their widest spread. None if the patches are too few.
     """
     n_left = len(read) - int(np.bincount(part).max(initial=0))
     n_directions = min(N_DIRECTIONS, read.shape[1], n_left // PATCHES_PER_DIRECTION)
     if n_directions < 1:
         return None
-    return _in_units_of_the_bound(read, part, lambda some: _whitened_directions(some, n_directions))
+    return _in_units_of_the_bound(read, part, lambda read: _whitened_directions(read, n_directions))
 
 
-def _in_units_of_the_bound(values: Float, part: Int, whiten: Callable[[Float], Reference]) -> Reference:
-    left_out = [unusual(values[part == one], whiten(values[part != one])) for one in np.unique(part)]
+def _in_units_of_the_bound(values: Float, part: Int, whiten: Callable[[Moments], Reference]) -> Reference:
+    """The whitening of all patches. To find the bound, each part's moments are subtracted from all in turn."""
+    middle = values.mean(axis=0)
+    away = values - middle
+    everything = moments_of(away)
+    left_out = [
+        _distances(own, whiten(everything - moments_of(own))) for own in (away[part == one] for one in np.unique(part))
+    ]
     bound = max(float(np.quantile(np.concatenate(left_out), UNUSUAL_QUANTILE)), LEAST_SPREAD)
-    reference = whiten(values)
-    return Reference(reference.mean, reference.whitening / bound)
+    reference = whiten(everything)
+    return Reference(reference.mean + middle, reference.whitening / bound)
 
 
-def _whitened_colours(features: Float) -> Reference:
-    mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), LEAST_SPREAD)
-    covariance = np.cov((features - mean) / spread, rowvar=False)
+def _whitened_colours(colours: Moments) -> Reference:
+    mean, deviations = colours.mean, colours.deviations
+    spread = np.maximum(np.sqrt(np.maximum(np.diag(deviations), 0) / colours.n), LEAST_SPREAD)
+    covariance = deviations / (colours.n - 1) / np.outer(spread, spread)
     whitening = np.linalg.cholesky(np.linalg.inv(covariance + SHRINKAGE * np.eye(len(mean))))
     return Reference(mean, whitening / spread[:, None])
 
 
-def _whitened_directions(values: Float, n_directions: int) -> Reference:
-    mean = values.mean(axis=0)
-    _, spread, directions = np.linalg.svd(values - mean, full_matrices=False)
-    deviation = spread[:n_directions] / np.sqrt(len(values) - 1)
-    return Reference(
-        mean, directions[:n_directions].T / np.maximum(deviation, max(LEAST_SPREAD, NARROWEST * deviation[0]))
-    )
+def _whitened_directions(read: Moments, n_directions: int) -> Reference:
+    with one_blas_thread():
+        variance, directions = np.linalg.eigh(read.deviations / max(read.n - 1, 1))
+    deviation = np.sqrt(np.maximum(variance[::-1][:n_directions], 0))
+    widest = directions[:, ::-1][:, :n_directions]
+    return Reference(read.mean, widest / np.maximum(deviation, max(LEAST_SPREAD, NARROWEST * deviation[0])))
+
+
+def _distances(values: Float, reference: Reference) -> Float:
+    """As `unusual`, but for many patches at once: rounding of a single one does not matter here."""
+    parts = (values[start : start + BLOCK] for start in range(0, len(values), BLOCK))
+    return np.concatenate([length((block - reference.mean) @ reference.whitening) for block in parts])
 
 
 def optical_density(levels: UInt8) -> Float32:
-    """-log10 of transmission, from a table of the 256 grey levels; black is 6, as scikit-image takes it."""
+    """-log10 of transmission, from a table of the 256 grey levels; black is 6, as in scikit-image."""
     transmission = np.maximum(np.arange(256) / 255, 10.0**-BLACK)
     return (-np.log10(transmission)).astype(np.float32)[levels]
 
@@ -123,7 +133,7 @@ def colour_planes(rgb: UInt8, density: Float32) -> Float32:
     """
     planes = np.empty((len(rgb), 6, rgb.shape[2]), np.float32)
     planes[:, :3] = rgb
-    # One by one: a matrix product rounds differently for a patch alone and among others.
+    # No matrix product, which rounds differently for a patch alone and among others.
     for stain, (red, green, blue) in enumerate((HED_FROM_RGB / BLACK).astype(np.float32).T):
         mixed = density[:, 0] * red + density[:, 1] * green + density[:, 2] * blue
         np.maximum(mixed, 0, out=planes[:, 3 + stain])
@@ -131,7 +141,7 @@ def colour_planes(rgb: UInt8, density: Float32) -> Float32:
 
 
 def colour_features(planes: Float32) -> Float:
-    """The 36 colour features of patches, as `patch_features` has them; `planes` are sorted along their pixels."""
+    """The 36 colour features of patches, as in `patch_features`; `planes` are sorted along their pixels."""
     position = np.array(PERCENTILES) / 100 * (planes.shape[2] - 1)
     below = np.floor(position).astype(np.int64)
     low, high = planes[:, :, below], planes[:, :, np.minimum(below + 1, planes.shape[2] - 1)]
@@ -149,6 +159,6 @@ def unusual(features: Float | Float32, reference: Reference) -> Float:
 
 
 def length(whitened: Float | Float32) -> Float:
-    """How long each row is, of n x directions."""
+    """The length of each row of n x directions."""
     distance: Float = np.sqrt(np.square(whitened).sum(axis=1))
     return distance

@@ -16,16 +16,16 @@ from stpredict.statistics.metrics import (
     mean_of_known,
 )
 
-#: Of the Student distribution, which is then the normal one.
+#: Degrees of freedom at which the Student distribution is the normal one.
 NORMAL_FREEDOM = 1e9
-#: Genes whose held-out correlation is below this were not predicted when the model was tested.
+#: If a gene's held-out correlation is below this, the model did not predict the gene in its test.
 PREDICTED_FROM = 0.1
 
 
 def held_out_correlation(card: dict[str, Any]) -> Float:
-    """Per gene of the panel, the mean depth-controlled correlation on patients the model had not seen.
+    """Per gene of the panel, the mean depth-controlled correlation on patients that the model had not seen.
 
-    On unseen sections of known patients where no patient was held out; NaN where nothing was. To four decimals.
+    If no patient was held out, on unseen sections of known patients; NaN if nothing was. Rounded to four decimals.
     """
     mean: Float = mean_of_known(_per_gene(card.get("held_out", []), "correlation", card["panel"])).round(4)
     return mean
@@ -33,9 +33,9 @@ def held_out_correlation(card: dict[str, Any]) -> Float:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Per gene of the panel: a 95 % interval of the held-out correlation, and that of ridge. NaN where not tested.
+    """Per gene of the panel: the held-out correlation, its 95 % interval, and ridge's correlation. NaN if not tested.
 
-    `false_discovery_rate` is of the two-sided test that goes with the interval, over all tested genes.
+    `false_discovery_rate` belongs to the two-sided test of the interval, over all tested genes.
     """
 
     correlation: Float
@@ -43,7 +43,7 @@ class Reliability:
     high: Float
     ridge: Float
     false_discovery_rate: Float
-    how: str  # what the interval is made of
+    how: str  # how the interval was computed
 
     @property
     def reliable(self) -> Bool:
@@ -52,10 +52,10 @@ class Reliability:
 
 
 def describe_reliability(folds: Sequence[dict[str, Any]], panel: Sequence[str]) -> dict[str, Any] | None:
-    """What a card says of each gene's reliability, from its held-out parts; None where nothing was held out.
+    """A card's entry on each gene's reliability, from held-out parts; None if nothing was held out.
 
-    From six held-out parts on, the interval is a Student interval over them; below, a normal one that combines the
-    parts' errors from their effective numbers of spots, and does not cover how patients differ.
+    With six held-out parts or more, the interval is a Student interval over them. With fewer, it is a normal interval
+    that combines the parts' errors, from their effective numbers of spots. It does not cover how patients differ.
     """
     from scipy.special import stdtrit  # slow to import
 
@@ -82,7 +82,7 @@ def describe_reliability(folds: Sequence[dict[str, Any]], panel: Sequence[str]) 
 
 
 def _degrees_of_freedom(correlation: Float) -> Float:
-    """Per gene, of the interval of its held-out correlations (parts x genes); `NORMAL_FREEDOM` for a normal one."""
+    """Per gene, the degrees of freedom of its interval, from correlations (parts x genes), or `NORMAL_FREEDOM`."""
     if len(correlation) < PATIENTS_FOR_INTERVALS:
         return np.full(correlation.shape[1], NORMAL_FREEDOM)
     freedom: Float = np.maximum(np.isfinite(correlation).sum(axis=0) - 1.0, 1.0)
@@ -90,9 +90,9 @@ def _degrees_of_freedom(correlation: Float) -> Float:
 
 
 def read_reliability(card: dict[str, Any]) -> Reliability | None:
-    """The reliability of a card's genes; None where it does not say, as cards of older models.
+    """The reliability of a card's genes; None if the card does not state it, as cards of older models.
 
-    Raises ModelFileError if what it says does not fit its panel.
+    Raises ModelFileError if the card's values do not fit its panel.
     """
     said = card.get("reliability")
     if said is None:
@@ -116,7 +116,7 @@ def read_reliability(card: dict[str, Any]) -> Reliability | None:
 
 
 def reliable_genes(card: dict[str, Any]) -> list[str] | None:
-    """Genes that the model predicted when it was tested, and better than ridge did; None where the card does not say.
+    """Genes that the model predicted in its test, and better than ridge did; None if the card does not say.
 
     Raises ModelFileError as `read_reliability` does.
     """
@@ -127,7 +127,7 @@ def reliable_genes(card: dict[str, Any]) -> list[str] | None:
 
 
 def _per_gene(folds: Sequence[dict[str, Any]], key: str, panel: Sequence[str]) -> Float:
-    """A score per gene of the held-out parts that say most of new patients, parts x genes; NaN where unknown."""
+    """A score per gene, parts x genes, of the held-out parts that tell most about new patients; NaN if unknown."""
     known = [fold for fold in folds if not fold.get("leak")] or folds
     chosen = [fold for fold in known if fold["kind"] == "patient"] or known
     values = [fold["per_gene"].get(key, [None] * len(panel)) for fold in chosen]

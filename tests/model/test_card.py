@@ -76,6 +76,21 @@ def test_from_six_patients_on_the_interval_is_over_patients():
     np.testing.assert_allclose(found.false_discovery_rate, stats.false_discovery_control(p), rtol=0.02)
 
 
+@pytest.mark.parametrize("parts", [3, 8])
+def test_parts_that_did_not_measure_a_gene_say_nothing_of_it(parts):
+    rng = np.random.default_rng(1)
+    folds = [fold(rng.normal(0.3, 0.1, 4).tolist()) for _ in range(parts)]
+    for part in folds[:2]:
+        for values in part["per_gene"].values():
+            values[1] = None
+    for part in folds:
+        part["per_gene"]["correlation"][3] = None
+    found, others = (read_reliability(card_of(some)) for some in (folds, folds[2:]))
+    for name in ("correlation", "low", "high", "ridge"):
+        assert getattr(found, name)[1] == pytest.approx(getattr(others, name)[1], abs=1e-4), name
+    assert np.isnan([found.low[3], found.high[3], found.correlation[3]]).all()
+
+
 def test_cards_that_do_not_say_are_still_read():
     model = load_model(find_model(DEFAULT_MODEL))
     model = replace(model, card={key: value for key, value in model.card.items() if key != "reliability"})

@@ -8,7 +8,7 @@ from results_to_draw import predict
 
 from stpredict.errors import ModelFileError
 from stpredict.model.file import REFERENCE_BIAS, REFERENCE_WEIGHT, load_model, save_model
-from stpredict.model.reference import make_feature_reference, parts_left_out, unusual
+from stpredict.model.reference import UNUSUAL_QUANTILE, make_feature_reference, parts_left_out, unusual
 
 
 def features(n: int, shift: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -31,6 +31,20 @@ def test_the_bound_is_what_parts_left_out_reach():
     # Where parts differ, other sections or patients may differ as much.
     apart = make_feature_reference(np.concatenate([features(200), features(200, shift=8, seed=1)]), part)
     assert (unusual(features(50, shift=8), apart) < 1).all()
+
+
+def test_each_part_is_measured_by_the_directions_of_all_others():
+    read, part = np.random.default_rng(3).normal(40, 5, (90, 12)) * np.arange(1, 13), np.arange(90) % 3
+
+    def distance(values, others):
+        _, spread, directions = np.linalg.svd(others - others.mean(axis=0), full_matrices=False)
+        return np.linalg.norm((values - others.mean(axis=0)) @ directions.T / spread * np.sqrt(len(others) - 1), axis=1)
+
+    bound = np.quantile(
+        np.concatenate([distance(read[part == p], read[part != p]) for p in range(3)]), UNUSUAL_QUANTILE
+    )
+    new = np.random.default_rng(4).normal(40, 9, (20, 12))
+    np.testing.assert_allclose(unusual(new, make_feature_reference(read, part)), distance(new, read) / bound)
 
 
 def test_patients_are_left_out_or_sections_or_fifths_of_one():
