@@ -1,4 +1,4 @@
-"""Compiled networks on disk: a file and, beside it, a JSON of what it was made from, its checksum and its check."""
+"""Compiled networks on disk: each a file, and a JSON beside it with its origin, its checksum and its numeric check."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from stpredict.machine import cache_folder
 from stpredict.storage.files import atomic_path
 
 Key = dict[str, Any]
-#: Of what torch keeps, which it tells by its suffix; that of others is `.bin`.
+#: Suffixes of torch's files, by which torch recognises them; all other files end in `.bin`.
 SUFFIXES = {"tensorrt": ".pt2", "compile": ".pt2"}
 
 
 class Kept(NamedTuple):
-    """A compiled network that was kept, and what is known of it."""
+    """A compiled network from the cache, and what is known of it."""
 
     path: Path
     verdict: Verdict
@@ -29,18 +29,18 @@ class Kept(NamedTuple):
 
 
 def engine_folder() -> Path:
-    """Where compiled networks are kept, a folder that only this user can enter. Raises OSError if there can be none."""
+    """The folder of compiled networks, which only this user can enter. Raises OSError if it cannot be made."""
     folder = cache_folder() / "engines"
     folder.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid"):
         if folder.stat().st_uid != os.getuid():
             raise PermissionError(f"{folder} belongs to another user")
-        folder.chmod(0o700)  # what is loaded from here is run
+        folder.chmod(0o700)  # files loaded from here are executed
     return folder
 
 
 def kept_files() -> Iterator[Path]:
-    """All that engines keep. Raises OSError if it cannot be looked at."""
+    """All files that engines keep. Raises OSError if the folder cannot be read."""
     folder = engine_folder()
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
@@ -71,7 +71,7 @@ def store(
     engine: str, key: Key, verdict: Verdict, write: Callable[[Path], None], report: Report,
     calibration: str | None = None,
 ) -> None:  # fmt: skip
-    """Let `write` fill the file, and put the JSON beside it. Where that fails it is only time that is lost."""
+    """Let `write` fill the file, and put the JSON beside it. If that fails, the network is only built again."""
     try:
         path = cache_path(engine, key)
         with atomic_path(path) as temporary:

@@ -1,4 +1,4 @@
-"""Does an engine compute what the network does? Compare it with fp32 eager on real patches."""
+"""Does an engine compute the same as the network? Compare it with fp32 eager on real patches."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ N_PATCHES = 32
 #: Largest root-mean-square deviation from fp32 eager that any engine may have, relative to a gene's spread over the
 #: patches (median gene). Seen on the shipped weights: fp32 1e-4, fp16 0.001, bf16 0.004 to 0.011, int8 0.015.
 MAX_RELATIVE_DEVIATION = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.1, "int8": 0.1}
-#: An engine may deviate this many times as far as eager in the same precision; below a fiftieth of the spread it may
-#: in any case.
+#: An engine may deviate this many times as far as eager in the same precision. It may always deviate by a fiftieth of
+#: the spread.
 TIMES_EAGER = 2.0
 ALWAYS_CLOSE = 0.02
-#: The worst gene may deviate this many times as far as the median gene may, and never by more than half its spread.
+#: The worst gene may deviate this many times as far as the median gene, but at most by half its own spread.
 TIMES_WORST = 10.0
 MAX_WORST_DEVIATION = 0.5
-#: A gene whose spread over the patches is less does not vary.
+#: A gene with a smaller spread over the patches counts as constant.
 FLAT = 1e-5
 #: Smallest correlation of the median gene with fp32 eager over the patches.
 MIN_CORRELATION = {"fp32": 0.99999, "fp16": 0.995, "bf16": 0.99, "int8": 0.99}
@@ -36,7 +36,7 @@ class Verdict:
     relative_deviation: float  # root mean square, median gene
     worst_relative_deviation: float  # root mean square, worst gene
     tolerance: float  # largest relative_deviation that passes
-    eager_deviation: float | None  # relative_deviation of eager in this precision; None where it has none to compare
+    eager_deviation: float | None  # relative_deviation of eager in this precision; None if eager lacks it
     correlation: float  # median gene
     max_deviation: float  # in the unit of expression
 
@@ -64,7 +64,7 @@ def check_patches(sample: UInt8) -> UInt8:
 
 
 def compare(output: Float32, reference: Float32, precision: str, eager: Float32 | None = None) -> Verdict:
-    """Judge an engine's output (patches x genes) against fp32 eager's, and `eager`, eager's in that precision."""
+    """Judge an engine's output (patches x genes) by fp32 eager's, and by `eager`, eager's in the engine's precision."""
     finite = bool(np.isfinite(output).all())
     output = np.where(np.isfinite(output), output, 0)
     relative = relative_deviation(output, reference)

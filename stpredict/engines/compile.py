@@ -1,8 +1,8 @@
 """The network compiled by torch, for large jobs: to a package of machine code on a CPU, to Triton kernels on a GPU.
 
-A package (of AOTInductor) is kept, loads in seconds and may be called from any thread. Of a GPU's kernels torch makes
-one only where all of CUDA's toolkit is installed, which pip does not bring; there each process compiles anew, and
-without CUDA graphs, which torch keeps for the one thread that captured them.
+A package (of AOTInductor) is kept, loads in seconds and may be called from any thread. For a GPU, torch makes one only
+if all of CUDA's toolkit is installed, which pip does not bring. So on a GPU each process compiles anew. It does so
+without CUDA graphs, because only the thread that captured a graph could run it.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from stpredict.machine import cpuinfo, processor_name
 from stpredict.model.file import Model
 from stpredict.networks import Network
 
-#: Changed whenever what is compiled changes without a change of version.
+#: Part of the cache's key. Raise it when a change of this code compiles another network from the same versions.
 RECIPE = 1
-#: Headers that are compiled beforehand would lie where others can write, and serve one network only.
+#: Precompiled headers would lie where others can write, and would serve one network only.
 OPTIONS = {"aot_inductor.precompile_headers": False}
 
 
@@ -75,7 +75,7 @@ def open_compile(
             package = Path(folder) / "network.pt2"
             try:
                 run, verdict = _build(model, precision, batch_size, device, sample, package)
-            except Exception as error:  # compilers fail in many ways, and some only when they are first run
+            except Exception as error:  # compilers fail in many ways, some only at the first run
                 reason = f"{type(error).__name__}: {first_line(error)}"
                 raise EngineError(f"compile: torch cannot compile {model.name} ({reason}).") from error
             if device.type == "cpu" and verdict.passed and keep:
@@ -87,7 +87,7 @@ def open_compile(
 
 
 def cache_key(model: Model, precision: str, batch_size: int, threads: int) -> Key:
-    """All that a package depends on. The number of threads is compiled into its loops."""
+    """Everything that a package depends on. The number of threads is compiled into its loops."""
     return {
         "recipe": RECIPE, "stpredict": stpredict.__version__, "versions": {"torch": torch.__version__},
         "weights": model.sha256, "parameters": model.card["parameters"], "precision": precision,
@@ -103,14 +103,14 @@ def _from_cache(key: Key) -> tuple[Run | None, Verdict | None]:
         return None, None
     try:
         return load_package(found.path, key["shape"]), found.verdict
-    except Exception:  # noqa: BLE001 (of no use any more: compile it again)
+    except Exception:  # noqa: BLE001 (unusable: compile it again)
         return None, None
 
 
 def _build(
     model: Model, precision: str, batch_size: int, device: torch.device, sample: UInt8, package: Path
 ) -> tuple[Run, Verdict]:
-    """Compile, for a CPU by way of `package`, and check."""
+    """Compile and check; for a CPU, into the file `package`."""
     network = load_network(model).to(device)
     if device.type == "cpu":
         shape = (batch_size, *model.patch_shape)
@@ -130,18 +130,18 @@ def write_package(network: Network, precision: str, shape: Sequence[int], path: 
     with torch.inference_mode(False), torch.no_grad():
         patches = torch.zeros(tuple(shape), dtype=torch.uint8)
         program = torch.export.export(network.cast(DTYPES[precision]), (patches,), strict=False)
-        with fresh_cache(dir=str(path.parent)), warnings.catch_warnings():  # what it leaves is of no use to it again
-            warnings.simplefilter("ignore", FutureWarning)  # of torch's own parts about one another
+        with fresh_cache(dir=str(path.parent)), warnings.catch_warnings():  # torch does not use it again
+            warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own code
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(OPTIONS))
 
 
 def load_package(path: Path, shape: Sequence[int]) -> Run:
-    """What `write_package` wrote, ready to be called from any thread."""
-    with inductor.patch("cpp.vec_isa_ok", True):  # it would compile a file to see what the processor can do
+    """Load what `write_package` wrote, ready to be called from any thread."""
+    with inductor.patch("cpp.vec_isa_ok", True):  # else it compiles a file to test the processor
         package = torch._inductor.aoti_load_package(str(path))
 
     def run(patches: Tensor) -> Tensor:
-        if patches.shape != tuple(shape):  # it would read beyond them, unasked
+        if patches.shape != tuple(shape):  # else it would read beyond them
             raise ValueError(f"compiled for batches of {tuple(shape)}, not of {tuple(patches.shape)}")
         expression: Tensor = package(patches.contiguous())
         return expression
@@ -151,7 +151,7 @@ def load_package(path: Path, shape: Sequence[int]) -> Run:
 
 def compile_network(network: Network, precision: str, device: torch.device) -> Run:
     """One graph for batches of one size, or an error on the first of them."""
-    with contextlib.suppress(OSError):  # by default torch keeps what it compiled where others can write
+    with contextlib.suppress(OSError):  # by default torch keeps its output where others can write
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(engine_folder() / "inductor"))
     mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
     return with_precision(torch.compile(network, mode=mode, fullgraph=True, dynamic=False), precision, device)

@@ -18,18 +18,18 @@ from stpredict.arrays import UInt8
 from stpredict.engines.check import check_index
 from stpredict.errors import EngineError
 
-#: Left as they are. On the shipped weights quantised patch embeddings deviate thrice as far for 15 % more speed, and
-#: the head, which costs nothing, twice as far.
+#: Layers that stay as they are. On the shipped weights, quantised patch embeddings make the output deviate thrice as
+#: far for 15 % more speed; a quantised head makes it deviate twice as far for none.
 NOT_QUANTISED = (r".*patch_embeddings.*", r".*level_[12].*", r".*module\.head[./].*")
 ATTENTION = r".*scaled_dot_product_attention.*"
 MIN_CALIBRATION = 16
-#: Of the products that are tried: a sum of as many of the largest is exact in float32, and no 16 bits hold two of them.
+#: Length of the sums that are tried. So many of the largest products add up exactly in float32; 16 bits hold no two.
 TRIED = 64
-NARROW = "this processor has no VNNI, so that weights have 7 bits; fp32 is likely faster"
+NARROW = "this processor has no VNNI, so that weights have 7 bits; without AVX-512 fp32 is likely faster"
 
 
 def nncf_version() -> str:
-    """Raises EngineError where nncf, which quantises, is not installed."""
+    """The version of nncf, which quantises. Raises EngineError if it is not installed."""
     try:
         return metadata.version("nncf")
     except metadata.PackageNotFoundError as error:
@@ -38,9 +38,9 @@ def nncf_version() -> str:
 
 @cache
 def sums_overflow() -> bool:
-    """Whether two products of 8-bit integers are added in 16 bits here, which saturate. On x86-64 VNNI avoids that.
+    """Does this processor add two products of 8-bit integers in 16 bits, which saturate? On x86-64 VNNI avoids that.
 
-    Tried, not looked up: OpenVINO chooses its kernels by the processor, but also by $ONEDNN_MAX_CPU_ISA.
+    This is tried, not looked up: OpenVINO chooses its kernels by the processor, but also by $ONEDNN_MAX_CPU_ISA.
     """
     unsigned = opset13.parameter([TRIED, TRIED], openvino.Type.f32)
     signed = opset13.parameter([1, 1, TRIED, TRIED], openvino.Type.f32)
@@ -57,7 +57,7 @@ def sums_overflow() -> bool:
 
 
 def _rounded(x: Any, low: float, high: float) -> Any:
-    """The node's values as OpenVINO makes integers of them, which it then multiplies as such."""
+    """The node's values, quantised so that OpenVINO multiplies them as integers."""
     bounds = [np.float32(bound) for bound in (low, high)]
     return opset13.fake_quantize(x, *bounds, *bounds, int(high - low) + 1)
 
@@ -66,9 +66,9 @@ def quantise(graph: Any, sample: UInt8, batch_size: int, narrow: bool) -> Any:
     """The graph with int8 products between its encoders' norms, calibrated on patches of the `sample`.
 
     With `narrow`, for processors whose sums overflow, weights have 7 bits, so that two products fit into 16 bits.
-    Attention's products are of two activations, of which neither can have 7, and stay as they are.
+    Attention multiplies two activations, which cannot have 7 bits, so its products then stay as they are.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # it draws progress bars where results are printed
+    with contextlib.redirect_stdout(io.StringIO()):  # it draws progress bars on standard output
         import nncf
 
         nncf.set_log_level(logging.ERROR)
@@ -91,13 +91,13 @@ def quantise(graph: Any, sample: UInt8, batch_size: int, narrow: bool) -> Any:
 
 
 def calibration_digest(sample: UInt8, narrow: bool) -> str:
-    """Tells which patches a network was calibrated on, and networks with narrow weights from others."""
+    """A digest of the patches that a network was calibrated on, and of whether its weights are narrow."""
     digest = hashlib.sha256(np.ascontiguousarray(calibration_patches(sample)).tobytes())
     digest.update(b"narrow" if narrow else b"")
     return digest.hexdigest()
 
 
 def calibration_patches(sample: UInt8) -> UInt8:
-    """Patches that the check does not look at, if there are enough of them; else the whole sample."""
+    """Patches that the check does not use, if there are enough; else the whole sample."""
     others = np.delete(sample, check_index(len(sample)), axis=0)
     return others if len(others) >= MIN_CALIBRATION else sample

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from stpredict.arrays import Float32, UInt8
 
-#: Batches on the GPU at a time: one is uploaded while the other is read. Each has a graph of its own.
+#: Batches on the GPU at a time: one is uploaded while the network reads the other. Each has its own graph.
 SLOTS = 2
-#: Batches whose output is awaited at a time.
+#: Batches at most whose output is yet to come.
 IN_FLIGHT = 3
-#: Batches that are run launch by launch before a graph is captured: they make all that is made but once.
+#: Batches that run launch by launch before a graph is captured: they do all work that is done only once.
 BEFORE_CAPTURE = 2
-#: A graph that deviates further than this, relative to the largest value, from the run that it was captured of is not
-#: used.
+#: A graph is used only if its output deviates by no more than this, relative to the largest value, from a run without
+#: it.
 MAX_DEVIATION = 1e-3
 
 Run = Callable[[Tensor], Tensor]
@@ -29,7 +29,7 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass
 class Slot:
-    """Where batches are uploaded to, which a graph reads. They are free again for the next once `read` has come."""
+    """Memory on the GPU that batches are uploaded to and a graph reads. After the event `read`, it is free again."""
 
     patches: Tensor
     read: torch.cuda.Event = field(default_factory=torch.cuda.Event)
@@ -45,13 +45,13 @@ class Slot:
 
 
 def infer_on_gpu(answer: Run, device: torch.device, batches: Iterable[UInt8], capture: bool) -> Iterator[Float32]:
-    """What is answered to each batch, in order.
+    """The output of `answer` for each batch, in order.
 
-    A batch is read until its output has come. One in pinned memory is copied but once, by the GPU.
+    The GPU may read a batch until its output has come. A batch in pinned memory is copied only once, by the GPU.
     """
     upload = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     before = torch.cuda.current_stream(device)
-    # What is captured cannot be on the default stream. Engines of others are left to the one that they are used to.
+    # A graph cannot be captured on the default stream. Without a graph, engines keep the stream that they are used to.
     compute = torch.cuda.Stream(device) if capture else before  # type: ignore[no-untyped-call]
     compute.wait_stream(before)
     slots: list[Slot] = []
@@ -84,26 +84,26 @@ def infer_on_gpu(answer: Run, device: torch.device, batches: Iterable[UInt8], ca
         while busy:
             yield finished()
     finally:
-        compute.synchronize()  # else what the slots held would be given away while it is still read
+        compute.synchronize()  # else the slots' memory would be reused while it is still read
         upload.synchronize()
 
 
 def _slot_for(batch: UInt8, number: int, slots: list[Slot], device: torch.device) -> Slot:
-    """The slot for a batch. It is made for the first one that comes to it, and anew for one of another shape."""
+    """The slot for a batch. It is made for its first batch, and anew for a batch of another shape."""
     place = number % SLOTS
     if place < len(slots) and tuple(slots[place].patches.shape) == batch.shape:
         return slots[place]
     stream = torch.cuda.current_stream(device)
-    stream.synchronize()  # somebody may be reading the one that was there
+    stream.synchronize()  # the old slot may still be read
     slot = Slot(torch.empty(batch.shape, dtype=torch.uint8, device=device))
     slots[place : place + 1] = [slot]
     return slot
 
 
 def _capture(slot: Slot, answer: Run, compute: torch.cuda.Stream, slots: list[Slot]) -> bool:
-    """Capture what is answered to the slot's batch; says whether that went well. Without, all goes on as it was."""
+    """Capture `answer` for the slot's batch. Returns whether that worked; if not, the slot stays as it was."""
     expected = answer(slot.patches)
-    pool = next((other.graph.pool() for other in slots if other.graph), None)  # they never run at a time
+    pool = next((other.graph.pool() for other in slots if other.graph), None)  # they never run at the same time
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph, pool=pool, stream=compute, capture_error_mode="thread_local"):
@@ -113,7 +113,7 @@ def _capture(slot: Slot, answer: Run, compute: torch.cuda.Stream, slots: list[Sl
         agrees = bool(difference <= MAX_DEVIATION * expected.nan_to_num().abs().max())
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # a network that asks the GPU for a value in between
+    except RuntimeError:  # a network that fetches a value from the GPU in between
         agrees = False
     if agrees:
         slot.graph, slot.output = graph, output

@@ -16,35 +16,42 @@ def open_engine(
 ) -> Engine:
     """Build, or take from the cache, the engine that suits the request, and check it on the `sample` of real patches.
 
-    With `auto`, nothing is built that takes longer than it saves on `n_spots` spots, a precision or engine that fails
-    its check gives way to the next, and `report` is told. Without `keep` what is built is forgotten.
-    Raises EngineError if an engine that was named cannot run here, or none passes.
+    With `auto`, an engine is built only if that saves time over `n_spots` spots. If a precision or engine fails its
+    check, the next one follows, and `report` is told. Without `keep`, a built engine is not cached.
+    Raises EngineError if a named engine cannot run here, or none passes.
     """
     from stpredict.engines.selection import candidates
+    from stpredict.engines.self_test import failed_self_test
 
     failures = []
     for name, precision in candidates(model, request, n_spots):
         try:
             engine = _open_smaller(name, model, precision, request, sample, report, keep)
         except PrecisionError as error:
-            if request.precision != "auto":  # unasked, an older processor is no failure
+            if request.precision != "auto":  # a precision that nobody asked for may be missing
                 failures.append(str(error))
             continue
         except EngineError as error:
             failures.append(str(error))
             continue
-        if engine.verdict.passed:
+        wrong = failed_self_test(engine, model)
+        if wrong:
+            failures.append(f"{name} {precision} {wrong}.")
+        elif engine.verdict.passed:
             for failure in failures:
                 report(f"engine: {failure} Using {name} {precision}.")
             return engine
-        failures.append(f"{name} {precision} failed its numeric check ({engine.verdict.summary()}).")
-    raise EngineError(" ".join([*dict.fromkeys(failures), "Another --engine or --precision may do."]))
+        else:
+            failures.append(f"{name} {precision} failed its numeric check ({engine.verdict.summary()}).")
+    no_device = all(failure.startswith("--device") for failure in failures)
+    advice = [] if no_device else ["Another --engine or --precision may do."]
+    raise EngineError(" ".join([*dict.fromkeys(failures), *advice]))
 
 
 def _open_smaller(
     name: str, model: Model, precision: str, request: EngineRequest, sample: UInt8, report: Report, keep: bool
 ) -> Engine:
-    """Open an engine, with batches of half the size, aloud, for as long as a GPU has no memory for them."""
+    """Open an engine; while a GPU lacks the memory, halve the batches and say so."""
     while True:
         try:
             return _open(name, model, precision, request, sample, report, keep)
@@ -61,9 +68,9 @@ def _open_smaller(
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
-    """Did a GPU's memory run out, here or in what this error came from? Libraries other than torch say it in words.
+    """Did a GPU's memory run out, in this error or in one that caused it? Libraries other than torch say it in words.
 
-    Without importing torch, whose error of that name is a RuntimeError.
+    This does not import torch, whose OutOfMemoryError is a RuntimeError.
     """
     while error is not None:
         if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):

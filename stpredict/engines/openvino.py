@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,9 +25,9 @@ from stpredict.machine import cpuinfo, processor_name
 from stpredict.model.file import Model
 
 BATCH_SIZE = 8
-#: By these oneDNN, whose kernels OpenVINO runs, may be told to use less of the processor.
-CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-#: Changed whenever what is compiled changes without a change of version.
+#: Variables that restrict the instruction sets of oneDNN, whose kernels OpenVINO runs, and of OpenVINO's own kernels.
+CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OV_CPU_MAX_ISA")
+#: Part of the cache's key. Raise it when a change of this code compiles another network from the same versions.
 RECIPE = 2
 
 
@@ -65,7 +66,7 @@ def open_openvino(
 
 
 def open_core() -> tuple[Any, list[str]]:
-    """OpenVINO, and the precisions that it finds this processor to have. Raises EngineError where it does not run."""
+    """OpenVINO, and this processor's precisions as it reports them. Raises EngineError if it does not run."""
     try:
         core = openvino.Core()
         return core, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -74,13 +75,13 @@ def open_core() -> tuple[Any, list[str]]:
 
 
 def _reason(error: RuntimeError) -> str:
-    """What OpenVINO says, less the lines of its source that it went through."""
+    """OpenVINO's message, without the lines of its source code."""
     lines = map(str.strip, str(error).splitlines())
     return " ".join(line for line in lines if line and not line.startswith("Exception from")) or "no reason given"
 
 
 def _config(precision: str, threads: int, has_bf16: bool) -> dict[str, Any]:
-    """One stream per thread. Of an int8 network the rest runs in bf16 where the processor has it."""
+    """One stream per thread. In an int8 network, other operations run in bf16 if the processor has it."""
     rest = "bf16" if has_bf16 else "f32"
     return {
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": rest}[precision],
@@ -91,7 +92,7 @@ def _config(precision: str, threads: int, has_bf16: bool) -> dict[str, Any]:
 
 
 def _infer(compiled: Any, batches: Iterable[UInt8], streams: int) -> Iterator[Float32]:
-    """Keep each stream busy and one batch waiting; results in the order of the batches."""
+    """Keep each stream busy and one batch waiting; yield results in the order of the batches."""
     idle = [compiled.create_infer_request() for _ in range(streams + 1)]
     busy: deque[Any] = deque()
 
@@ -115,7 +116,7 @@ def _infer(compiled: Any, batches: Iterable[UInt8], streams: int) -> Iterator[Fl
 def _build(
     core: Any, model: Model, precision: str, config: dict[str, Any], batch_size: int, sample: UInt8, narrow: bool
 ) -> tuple[Any, Verdict, str | None]:
-    """The compiled network, its check, and what it was calibrated on. Raises EngineError if OpenVINO cannot."""
+    """The compiled network, its check, and the digest of its calibration. Raises EngineError if OpenVINO fails."""
     from stpredict.engines.eager import judge
 
     calibration = None
@@ -134,13 +135,14 @@ def _build(
 
 
 def convert(model: Model, batch_size: int) -> Any:
-    """The network as an OpenVINO graph that takes uint8, a batch of what the model looks at, and gives float32."""
+    """The network as an OpenVINO graph from uint8, a batch of patches or stacks of views, to float32."""
     import torch
 
     from stpredict.engines.eager import load_network
 
     shape = (batch_size, *model.patch_shape)
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # from torch, whose tracer OpenVINO calls
         graph = openvino.convert_model(
             load_network(model),
             example_input=torch.zeros(shape, dtype=torch.uint8),
@@ -151,7 +153,7 @@ def convert(model: Model, batch_size: int) -> Any:
 
 
 def separate_products(graph: Any) -> None:
-    """Compute q, k and v by a product each, rather than one that is cut, by copying, afterwards (6 % in fp32)."""
+    """Compute q, k and v by a product each. One joint product would have to be cut by copying (saves 6 % in fp32)."""
     for split in graph.get_ordered_ops():
         product = split.input_value(0).get_node() if split.get_type_name() == "VariadicSplit" else None
         if product is None or product.get_type_name() != "MatMul" or not product.get_attributes()["transpose_b"]:
@@ -175,7 +177,7 @@ def _compile(core: Any, graph: Any, config: dict[str, Any]) -> Any:
 def cache_key(
     model: Model, precision: str, config: dict[str, Any], versions: dict[str, str], batch_size: int, narrow: bool
 ) -> Key:
-    """All that the compiled network depends on."""
+    """Everything that the compiled network depends on."""
     return {
         "recipe": RECIPE, "stpredict": stpredict.__version__, "versions": versions, "weights": model.sha256,
         "precision": precision, "config": config, "batch_size": batch_size,
@@ -192,7 +194,7 @@ def _from_cache(core: Any, key: Key, config: dict[str, Any]) -> tuple[Any, Verdi
     try:
         compiled = core.import_model(io.BytesIO(found.path.read_bytes()), "CPU", config)
     except (OSError, RuntimeError):
-        return None, None, None  # of no use any more: build it again
+        return None, None, None  # unusable: build it again
     return compiled, found.verdict, found.calibration
 
 

@@ -1,4 +1,4 @@
-"""What the torch engines share: the device, the precision, and batches that go to it and come back in order."""
+"""What the torch engines share: the device, the precision, and batches that go to the device and back in order."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from stpredict.arrays import Float32, UInt8
 from stpredict.engines.engine import EngineRequest
 from stpredict.errors import EngineError, PrecisionError
+from stpredict.machine import limit_threads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH_SIZES = {"cpu": 16, "cuda": 256}
@@ -19,7 +20,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 def choose_device(request: EngineRequest) -> torch.device:
-    """The device that was asked for, or the GPU if there is one. Raises EngineError if it is not there."""
+    """The requested device; for auto, the GPU if there is one. Raises EngineError if the device is missing."""
     found = torch.cuda.is_available()
     device = torch.device(request.device if request.device != "auto" else "cuda" if found else "cpu")
     if device.type == "cuda" and not found:
@@ -29,9 +30,9 @@ def choose_device(request: EngineRequest) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise EngineError(f"--device {request.device}: there are {torch.cuda.device_count()} GPUs.")
     if device.type == "cpu":
-        torch.set_num_threads(request.threads)
+        limit_threads(request.threads)
     else:
-        torch.backends.cudnn.allow_tf32 = False  # by default fp32 convolutions are not
+        torch.backends.cudnn.allow_tf32 = False  # by default fp32 convolutions use TF32
     return device
 
 
@@ -44,7 +45,7 @@ def demand_precision(precision: str, device: torch.device) -> None:
 
 
 def with_precision(network: Callable[[Tensor], Any], precision: str, device: torch.device) -> Run:
-    """The network in a precision: by autocast rather than cast weights, so that what layers add to stays in fp32."""
+    """The network in a precision: by autocast, not by casting weights, so that the residual stream stays in fp32."""
 
     def run(patches: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
@@ -63,8 +64,8 @@ def infer_batches(
 ) -> Iterator[Float32]:
     """Run batches one by one; expression (B x genes) comes in their order.
 
-    `around` makes of the network what is run instead, on the device. With `capture`, on a GPU, a CUDA graph is made of
-    that, which only what never waits for the GPU allows.
+    `around` wraps the network; the wrapped function then runs on the device. With `capture`, a GPU captures that in a
+    CUDA graph, which requires that it never waits for a value from the GPU.
     """
     answer = around(run) if around else run
     if device.type == "cuda":
@@ -78,6 +79,6 @@ def infer_batches(
 
 
 def pinned_batch(shape: tuple[int, ...]) -> UInt8:
-    """Memory that a GPU reads by itself; ordinary memory where there is none."""
+    """Pinned memory, which a GPU reads by itself; ordinary memory without a GPU."""
     batch: UInt8 = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()).numpy()
     return batch

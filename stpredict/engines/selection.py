@@ -12,13 +12,13 @@ from stpredict.engines.engine import EngineRequest
 from stpredict.errors import EngineError
 from stpredict.model.file import Model
 
-#: What building costs and saves on a GPU. Stated, not measured: no GPU was there. docs/predict.md has the arithmetic.
+#: The costs and savings of building on a GPU. Stated, not measured: no GPU was there. See docs/predict.md.
 COMPILE_S, TENSORRT_S = 60.0, 240.0
-#: Spots a second of the whole flow with eager, cast and captured; the reading of slides hardly allows more.
+#: Spots a second of the whole flow with eager, cast and captured; slides can hardly be read faster.
 EAGER_RATE = 20_000.0
-#: Share of the time that a built engine saves, if the GPU and not the reading is what is waited for.
+#: Share of the time that a built engine saves if the GPU, not the reading of slides, is the bottleneck.
 COMPILE_SAVES, TENSORRT_SAVES = 0.25, 0.3
-#: Spots, of all slides of a call together, from which building pays.
+#: Spots, over all slides of a call, from which on building pays.
 COMPILE_FROM = round(COMPILE_S * EAGER_RATE / COMPILE_SAVES)
 TENSORRT_FROM = round(TENSORRT_S * EAGER_RATE / TENSORRT_SAVES)
 
@@ -28,12 +28,14 @@ Candidate = tuple[str, str]
 def candidates(model: Model, request: EngineRequest, n_spots: int) -> list[Candidate]:
     """Engines and precisions to try for `n_spots` spots, best first.
 
-    Raises EngineError for a precision that the model's network cannot do with.
+    Raises EngineError for an engine or a precision that the model's network cannot run in.
     """
     if request.precision == "int8" and model.card["parameters"].get("network", "m2ort") != "m2ort":
         raise EngineError(f"--precision int8: for M2ORT alone, which {model.name} is not.")
     if model.reads_slide and request.name not in ("auto", "eager"):
-        raise EngineError(f"--engine {request.name}: {model.name} is a TRIPLEX, which runs in eager alone.")
+        raise EngineError(
+            f"--engine {request.name}: {model.name} looks at all spots of a slide at once, and runs in eager alone."
+        )
     if model.fp32_only:
         if request.precision not in ("auto", "fp32"):
             raise EngineError(f"--precision {request.precision}: {model.name} needs fp32.")
@@ -51,7 +53,7 @@ def candidates(model: Model, request: EngineRequest, n_spots: int) -> list[Candi
 
 
 def _in_precisions(name: str, request: EngineRequest, on_gpu: bool) -> list[Candidate]:
-    """An engine in the precision that was asked for, or in those that suit the device. int8 has to be asked for."""
+    """An engine in the requested precision; for auto, in those that suit the device. int8 has to be requested."""
     if request.precision != "auto":
         return [(name, request.precision)]
     if name == "tensorrt":
@@ -62,7 +64,7 @@ def _in_precisions(name: str, request: EngineRequest, on_gpu: bool) -> list[Cand
 
 
 def _on_gpu(model: Model, request: EngineRequest, n_spots: int) -> list[Candidate]:
-    """A TensorRT engine that is there already, or if there are spots enough to build one; so too `compile`; eager."""
+    """TensorRT if an engine is cached, or the spots are enough to build one; `compile` if they are enough; eager."""
     found: list[Candidate] = []
     if importlib.util.find_spec("torch_tensorrt") is not None:
         from stpredict.engines.tensorrt import is_cached
@@ -76,7 +78,7 @@ def _on_gpu(model: Model, request: EngineRequest, n_spots: int) -> list[Candidat
 
 
 def finds_gpu(request: EngineRequest) -> bool:
-    """Is a GPU asked for, or there to be used? Looks without torch where it can: importing that takes seconds."""
+    """Is a GPU requested, or for auto available? Looks without torch if possible, because its import takes seconds."""
     if request.device != "auto":
         return request.device.startswith("cuda")
     if request.name == "auto" and importlib.util.find_spec("openvino") is not None and not _nvidia_driver():

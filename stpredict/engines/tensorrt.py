@@ -1,8 +1,8 @@
 """The network as one TensorRT engine, by way of torch.export and Torch-TensorRT, kept in a private cache folder.
 
-TensorRT takes the precision of each layer from the graph, so the network is cast before it is exported. Patches are
-turned to fp16 on the GPU: TensorRT takes uint8 into casts alone, and Torch-TensorRT's runtime takes none. Its own
-cache is not used: its key knows neither shapes nor precision nor the GPU.
+TensorRT takes the precision of each layer from the graph, so the network is cast before it is exported. Patches become
+fp16 on the GPU: TensorRT accepts uint8 only as the input of a cast, and Torch-TensorRT's runtime not at all. Its own
+cache is not used, because that cache's key contains neither shapes nor precision nor the GPU.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from stpredict.errors import EngineError, first_line
 from stpredict.model.file import Model
 from stpredict.networks import Network
 
-#: Changed whenever what is built changes without a change of version or setting.
+#: Part of the cache's key. Raise it when a change of this code builds another engine from the same versions.
 RECIPE = 2
 INSTALL = 'pip install ".[tensorrt]", which also needs NVIDIA\'s own package index'
-#: One engine or an error. Torch-TensorRT ignores names that it does not know, so each is one of its own.
+#: They give one engine or an error. Torch-TensorRT ignores unknown names without a word, so each name must be its own.
 SETTINGS = {
     "min_block_size": 1,
     "require_full_compilation": True,
-    "decompose_attention": True,  # Torch-TensorRT 2.11 knows no other for queries that are fewer than the keys
+    "decompose_attention": True,  # Torch-TensorRT 2.11 needs it where queries are fewer than keys
     "disable_tf32": True,  # fp32 stays fp32
     "optimization_level": 3,
     "workspace_size": 0,  # TensorRT's own limit
@@ -52,14 +52,14 @@ SETTINGS = {
     "hardware_compatible": False,  # built anew for each GPU and version: faster
     "version_compatible": False,
 }
-#: The log through which Torch-TensorRT passes on what TensorRT says.
+#: The log in which Torch-TensorRT repeats TensorRT's messages.
 LOG = "torch_tensorrt [TensorRT Conversion Context]"
-#: What TensorRT is installed as: its name has changed, and with it the CUDA that it is for.
+#: Names of TensorRT's packages, which change with its versions and with the version of CUDA.
 PACKAGES = re.compile(r"(torch_)?tensorrt(_rtx)?(_cu\d+)?")
 
 
 class TakesHalf(nn.Module):
-    """A network whose patches come in fp16, which holds 0 to 255 exactly."""
+    """A network that takes patches in fp16, which holds 0 to 255 exactly."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def unavailable() -> str | None:
         return f"torch_tensorrt is not installed; {INSTALL}"
     try:
         _import()
-    except Exception as error:  # noqa: BLE001 (without its libraries it raises whatever comes to hand)
+    except Exception as error:  # noqa: BLE001 (without its libraries it raises errors of many kinds)
         return f"torch_tensorrt cannot be imported ({type(error).__name__}: {error}); {INSTALL}"
     return None
 
@@ -112,7 +112,7 @@ def open_tensorrt(
 
 
 def choose_gpu(request: EngineRequest) -> torch.device:
-    """The GPU that was asked for, or the first. Raises EngineError if it is not there."""
+    """The requested GPU, or the first. Raises EngineError if it is missing."""
     device = choose_device(request)
     if device.type != "cuda":
         raise EngineError(f"--device {request.device}: the tensorrt engine runs on a GPU.")
@@ -120,13 +120,13 @@ def choose_gpu(request: EngineRequest) -> torch.device:
 
 
 def is_cached(model: Model, precision: str, request: EngineRequest) -> bool:
-    """Is there an engine of this model that needs no building? Raises EngineError if the GPU is not there."""
+    """Is there a built engine of this model? Raises EngineError if the GPU is missing."""
     key = cache_key(model, precision, request.batch_size or BATCH_SIZES["cuda"], choose_gpu(request))
     return find("tensorrt", key) is not None
 
 
 def cache_key(model: Model, precision: str, batch_size: int, device: torch.device) -> Key:
-    """All that an engine depends on."""
+    """Everything that an engine depends on."""
     return {
         "recipe": RECIPE, "stpredict": stpredict.__version__, "versions": versions(), "weights": model.sha256,
         "parameters": model.card["parameters"], "precision": precision,
@@ -174,7 +174,7 @@ def build(network: Network, precision: str, patches: Tensor) -> Any:
         module = torch_tensorrt.dynamo.compile(
             export_network(network, precision, patches),
             arg_inputs=[torch_tensorrt.Input(shape=tuple(patches.shape), dtype=torch.float16)],
-            timing_cache_path=str(engine_folder() / "tensorrt-timing.bin"),  # by default in a folder of everyone's
+            timing_cache_path=str(engine_folder() / "tensorrt-timing.bin"),  # by default in a shared folder
             **SETTINGS,
         )
     parts = [type(part).__name__ for _, part in module.named_children()]
@@ -185,7 +185,7 @@ def build(network: Network, precision: str, patches: Tensor) -> Any:
 
 @contextlib.contextmanager
 def _told_of_memory() -> Iterator[None]:
-    """Raise OutOfMemoryError where a build fails for want of memory: of that TensorRT tells its log alone."""
+    """Raise OutOfMemoryError if a build ran out of memory, which TensorRT reports only in its log."""
     told: list[str] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
@@ -203,13 +203,13 @@ def _told_of_memory() -> Iterator[None]:
 
 
 def _build(model: Model, precision: str, batch_size: int, device: torch.device, sample: UInt8) -> tuple[Any, Verdict]:
-    """Build and check. Raises EngineError if TensorRT cannot."""
+    """Build and check. Raises EngineError if TensorRT fails."""
     try:
         network = load_network(model).to(device)
         module = build(network, precision, example(model, batch_size, device))
         infer = partial(infer_batches, partial(_run, module), device)
         return module, judge(infer, model, sample, precision, batch_size, str(device))
-    except Exception as error:  # of many kinds, and none documented
+    except Exception as error:  # of many kinds, none documented
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise EngineError(f"tensorrt: cannot build {model.name} ({reason}).") from error
 
@@ -231,7 +231,7 @@ def _from_cache(key: Key) -> tuple[Any, Verdict | None]:
         return None, None
     try:
         return _import().load(str(found.path)).module(), found.verdict
-    except Exception:  # noqa: BLE001 (of no use any more: build it again)
+    except Exception:  # noqa: BLE001 (unusable: build it again)
         return None, None
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import GENES, make_model
 
-from stpredict.model.file import load_model
+from stpredict.model.file import REFERENCE_BIAS, REFERENCE_WEIGHT, load_model, save_model
 from stpredict.networks.m2ost import VIEWS, M2OSTConfig
 from stpredict.slides.views import cut_views
 
@@ -17,6 +17,22 @@ def patches(region):
     rng = np.random.default_rng(0)
     corners = zip(rng.integers(0, 2700, 40), rng.integers(0, 1900, 40), strict=True)
     return np.stack([region[y : y + 224, x : x + 224] for y, x in corners])
+
+
+@pytest.fixture(scope="package")
+def small_patches(patches):
+    """Their middles, for the quick model: what it takes to compile does not depend on what is computed."""
+    return np.ascontiguousarray(patches[:, 96:128, 96:128])
+
+
+@pytest.fixture(scope="package")
+def referenced(quick_model, tmp_path_factory):
+    """The quick model, which also says where a patch lies among its training patches, in 7 coordinates."""
+    rng, width = np.random.default_rng(0), quick_model.tensors["head.weight"].shape[1]
+    weight, bias = rng.normal(size=(7, width)).astype(np.float32), rng.normal(size=7).astype(np.float32)
+    path = tmp_path_factory.mktemp("models") / "referenced.safetensors"
+    save_model(path, {**quick_model.tensors, REFERENCE_WEIGHT: weight, REFERENCE_BIAS: bias}, quick_model.card)
+    return load_model(path)
 
 
 @pytest.fixture(scope="package")

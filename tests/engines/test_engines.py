@@ -11,14 +11,14 @@ import openvino
 import pytest
 import torch
 from conftest import NO_AVX2
+from coordinates import assert_coordinates
 
 from stpredict.engines.cache import engine_folder
 from stpredict.engines.check import check_patches, compare
-from stpredict.engines.eager import load_network, run_reference
+from stpredict.engines.eager import run_reference
 from stpredict.engines.engine import PRECISIONS, EngineRequest
 from stpredict.engines.opening import open_engine
 from stpredict.errors import EngineError
-from stpredict.model.file import REFERENCE_BIAS, REFERENCE_WEIGHT, load_model, save_model
 
 
 def infer(engine, patches):
@@ -37,6 +37,7 @@ no_bf16 = pytest.mark.skipif(
 )
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize(
     ("name", "precision", "device"),
     [
@@ -60,6 +61,7 @@ def test_engines_agree_with_the_network(tiny_model, patches, name, precision, de
     assert rmsd(output, reference) < (1e-3 if precision == "fp32" else 0.1) * reference.std(axis=0).max()
 
 
+@pytest.mark.processor
 def test_results_come_in_the_order_of_the_batches(tiny_model, patches):
     engine = open_engine(tiny_model, EngineRequest("openvino", "fp32", batch_size=1, threads=2), patches, print)
     np.testing.assert_allclose(infer(engine, patches), run_reference(tiny_model, patches), atol=1e-3)
@@ -74,6 +76,7 @@ def test_no_product_is_cut_by_copying(tiny_model):
     assert not [node for node in cut if node.input_value(0).get_node().get_type_name() == "MatMul"]
 
 
+@pytest.mark.processor
 def test_a_row_does_not_depend_on_the_rest_of_its_batch(tiny_model, patches):
     engine = open_engine(tiny_model, EngineRequest("openvino", batch_size=8), patches, print)
     (whole,) = engine.infer([patches[:8]])
@@ -115,35 +118,35 @@ def swap_weights(path):
 
 
 @pytest.mark.parametrize("harm", [damage_file, damage_one_byte, forge_verdict, swap_weights])
-def test_a_damaged_or_foreign_cache_is_built_again(tiny_model, patches, own_folder, harm):
+def test_a_damaged_or_foreign_cache_is_built_again(quick_model, small_patches, own_folder, harm):
     request = EngineRequest("openvino", "fp32", batch_size=2)
     lines: list[str] = []
-    open_engine(tiny_model, request, patches, lines.append)
-    open_engine(tiny_model, request, patches, lines.append)
+    open_engine(quick_model, request, small_patches, lines.append)
+    open_engine(quick_model, request, small_patches, lines.append)
     assert len(lines) == 1
     (path,) = own_folder.glob("openvino-*.bin")
     harm(path)
-    assert open_engine(tiny_model, request, patches, lines.append).verdict.passed
+    assert open_engine(quick_model, request, small_patches, lines.append).verdict.passed
     assert len(lines) == 2
 
 
-def test_what_is_kept_is_private_and_for_one_model_and_setting(tiny_model, patches, own_folder):
+def test_what_is_kept_is_private_and_for_one_model_and_setting(quick_model, small_patches, own_folder):
     request = EngineRequest("openvino", "fp32", batch_size=2)
     lines: list[str] = []
-    other = replace(tiny_model, sha256="1" * 64)
-    for model, wanted in ((tiny_model, request), (tiny_model, replace(request, threads=1)), (other, request)):
-        open_engine(model, wanted, patches, lines.append)
+    other = replace(quick_model, sha256="1" * 64)
+    for model, wanted in ((quick_model, request), (quick_model, replace(request, threads=1)), (other, request)):
+        open_engine(model, wanted, small_patches, lines.append)
     assert len(lines) == len(list(own_folder.glob("*.bin"))) == 3
     assert own_folder.stat().st_mode & 0o777 == 0o700
-    open_engine(tiny_model, replace(request, batch_size=3), patches, lines.append, keep=False)
+    open_engine(quick_model, replace(request, batch_size=3), small_patches, lines.append, keep=False)
     assert len(list(own_folder.glob("*.bin"))) == 3
 
 
-def test_what_cannot_be_kept_is_said(tiny_model, patches, own_folder):
+def test_what_cannot_be_kept_is_said(quick_model, small_patches, own_folder):
     own_folder.write_text("in the way")
     lines: list[str] = []
     for _ in range(2):
-        assert open_engine(tiny_model, EngineRequest("openvino", "fp32", batch_size=2), patches, lines.append)
+        assert open_engine(quick_model, EngineRequest("openvino", "fp32", batch_size=2), small_patches, lines.append)
     assert [line.startswith("compiling") for line in lines] == [True, False] * 2
     assert "cannot be kept, so that it is compiled each time" in lines[1]
 
@@ -176,6 +179,7 @@ print(engine.name, engine.precision, "torch" in sys.modules)
     assert not (tmp_path / "intel").exists()
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("cap", ["AVX2", "SSE41"])
 def test_auto_is_right_whatever_the_kernels_are_told_to_do_without(tiny_model_path, patches, tmp_path, cap):
     np.save(tmp_path / "patches.npy", patches)
@@ -191,7 +195,7 @@ engine = open_engine(model, EngineRequest(precision="fp32", batch_size=8), patch
 print(engine.name, engine.verdict.passed)
 """
     command = [sys.executable, "-c", program, str(tiny_model_path), str(tmp_path / "patches.npy")]
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": cap}
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": cap, "OV_CPU_MAX_ISA": cap}
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     assert said[-1] in ("openvino True", "eager True")
     assert (said[-1] == "eager True") == any(line.endswith("Using eager fp32.") for line in said)
@@ -262,15 +266,8 @@ def test_check_patches_are_enough_for_any_sample(n):
     assert check_patches(np.zeros((n, 8, 8, 3), np.uint8)).shape == (32, 8, 8, 3)
 
 
-@pytest.mark.parametrize("name", ["eager", "compile", "openvino"])
-def test_coordinates_among_the_training_patches_stand_behind_the_genes(name, tiny_model, patches, tmp_path):
-    rng, width, n_genes = np.random.default_rng(0), tiny_model.tensors["head.weight"].shape[1], len(tiny_model.panel)
-    weight, bias = rng.normal(size=(7, width)).astype(np.float32), rng.normal(size=7).astype(np.float32)
-    tensors = {**tiny_model.tensors, REFERENCE_WEIGHT: weight, REFERENCE_BIAS: bias}
-    save_model(tmp_path / "model.safetensors", tensors, tiny_model.card)
-    request = EngineRequest(name, "fp32", batch_size=8)
-    with_coordinates = open_engine(load_model(tmp_path / "model.safetensors"), request, patches, print)
-    found = infer(with_coordinates, patches[:8])
-    read = load_network(tiny_model).features(torch.from_numpy(patches[:8])).detach().numpy()
-    np.testing.assert_allclose(found[:, n_genes:], read @ weight.T + bias, atol=1e-3)
-    np.testing.assert_allclose(found[:, :n_genes], run_reference(tiny_model, patches[:8]), atol=1e-3)
+@pytest.mark.processor
+@pytest.mark.parametrize("name", ["eager", "openvino"])  # compile: in test_compile.py
+def test_coordinates_among_the_training_patches_stand_behind_the_genes(name, quick_model, referenced, small_patches):
+    engine = open_engine(referenced, EngineRequest(name, "fp32", batch_size=8), small_patches, print)
+    assert_coordinates(infer(engine, small_patches[:8]), referenced, quick_model, small_patches[:8])

@@ -15,14 +15,16 @@ from stpredict.engines.check import check_index, compare
 from stpredict.engines.eager import run_reference
 from stpredict.engines.engine import EngineRequest
 from stpredict.engines.opening import open_engine
-from stpredict.engines.openvino import CAPS, cache_key, convert
+from stpredict.engines.openvino import cache_key, convert
 from stpredict.errors import EngineError
 from stpredict.machine import instruction_sets
 
 x86_64 = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="not an x86-64")
 needs_nncf = pytest.mark.skipif(importlib.util.find_spec("nncf") is None, reason="nncf is not installed")
+pytestmark = pytest.mark.processor
 #: Whether the kernels of these tests are told to do without VNNI.
-capped = "VNNI" not in "".join(os.environ.get(name, "VNNI") for name in CAPS)
+WITHOUT_VNNI = ("AVX512_CORE", "AVX2", "SSE41")
+capped = os.environ.get("ONEDNN_MAX_CPU_ISA") in WITHOUT_VNNI
 
 
 def test_without_nncf_the_error_says_how_to_get_it(tiny_model, patches, monkeypatch):
@@ -57,17 +59,19 @@ def test_sums_overflow_where_the_processor_has_no_vnni():
 
 
 @x86_64
-@pytest.mark.parametrize("cap", ["AVX2", "SSE41"])
+@pytest.mark.parametrize("cap", WITHOUT_VNNI)
 def test_sums_overflow_where_the_kernels_are_told_to_do_without_vnni(cap):
     program = "from stpredict.engines.int8 import sums_overflow; print(sums_overflow())"
-    command, environment = [sys.executable, "-c", program], {**os.environ, "ONEDNN_MAX_CPU_ISA": cap}
+    caps = {"ONEDNN_MAX_CPU_ISA": cap, "OV_CPU_MAX_ISA": cap}
+    command, environment = [sys.executable, "-c", program], {**os.environ, **caps}
     assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "True\n"
 
 
-@pytest.mark.parametrize("other", [{"narrow": True}, {"cap": "AVX2"}])
+@pytest.mark.parametrize("other", [{"narrow": True}, {"cap": "AVX2"}, {"own_cap": "AVX2"}])
 def test_what_is_kept_is_for_kernels_of_one_kind(tiny_model, monkeypatch, other):
-    def path(narrow=False, cap="ALL"):
+    def path(narrow=False, cap="AVX512_CORE_AMX", own_cap="AVX512_CORE_AMX"):
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
+        monkeypatch.setenv("OV_CPU_MAX_ISA", own_cap)
         return cache_path("openvino", cache_key(tiny_model, "int8", {}, {}, 8, narrow))
 
     assert path() == path() != path(**other)

@@ -51,6 +51,7 @@ def small_patches(patches):
     return np.ascontiguousarray(patches[:, 80 : 80 + PATCH_PX, 80 : 80 + PATCH_PX])
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize(
     ("name", "precision", "device"),
     [

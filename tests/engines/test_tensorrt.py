@@ -44,14 +44,14 @@ def gpu(monkeypatch):
 CUDA = torch.device("cuda")
 
 
-def test_the_cache_key_knows_all_that_an_engine_depends_on(tiny_model, gpu, monkeypatch):
-    def path(model=tiny_model, precision="bf16", batch_size=256):
+def test_the_cache_key_knows_all_that_an_engine_depends_on(quick_model, gpu, monkeypatch):
+    def path(model=quick_model, precision="bf16", batch_size=256):
         return cache_path("tensorrt", tensorrt.cache_key(model, precision, batch_size, CUDA))
 
-    paths = [path(), path(precision="fp16"), path(batch_size=128), path(replace(tiny_model, sha256="0" * 64))]
-    parameters = {**tiny_model.card["parameters"], "heads": 2}
-    paths.append(path(replace(tiny_model, card={**tiny_model.card, "parameters": parameters})))
-    paths.append(path(replace(tiny_model, card={**tiny_model.card, "patch_px": 112})))
+    paths = [path(), path(precision="fp16"), path(batch_size=128), path(replace(quick_model, sha256="0" * 64))]
+    parameters = {**quick_model.card["parameters"], "heads": 2}
+    paths.append(path(replace(quick_model, card={**quick_model.card, "parameters": parameters})))
+    paths.append(path(replace(quick_model, card={**quick_model.card, "patch_px": 112})))
     for i in range(3):
         gpu[i] += "x"
         paths.append(path())
@@ -64,7 +64,7 @@ def test_the_cache_key_knows_all_that_an_engine_depends_on(tiny_model, gpu, monk
             patch.setattr(tensorrt, "versions", lambda name=name: {"torch": "2.13.0", name: "another"})
             paths.append(path())
     assert len(set(paths)) == len(paths)
-    backwards = dict(reversed(list(tensorrt.cache_key(tiny_model, "bf16", 256, CUDA).items())))
+    backwards = dict(reversed(list(tensorrt.cache_key(quick_model, "bf16", 256, CUDA).items())))
     assert cache_path("tensorrt", backwards) == path()
 
 
@@ -127,18 +127,18 @@ def wired(gpu, own_folder, monkeypatch):
 REQUEST = EngineRequest("tensorrt", "bf16", batch_size=8)
 
 
-def test_wiring_settings_are_passed_on_and_outputs_come_back(tiny_model, patches, wired):
+def test_wiring_settings_are_passed_on_and_outputs_come_back(quick_model, small_patches, wired):
     recorder = wired(StandIn())
-    engine = open_engine(tiny_model, REQUEST, patches, print)
+    engine = open_engine(quick_model, REQUEST, small_patches, print)
     assert (engine.name, engine.precision, engine.versions["tensorrt"]) == ("tensorrt", "bf16", "11.0")
     (settings,) = recorder.compiled
     assert {name: settings[name] for name in tensorrt.SETTINGS} == tensorrt.SETTINGS
     assert settings["require_full_compilation"] is True
     assert settings["cache_built_engines"] is settings["reuse_cached_engines"] is False
     assert Path(settings["timing_cache_path"]).parent == wired.folder
-    assert (settings["arg_inputs"][0].shape, settings["arg_inputs"][0].dtype) == ((8, 224, 224, 3), torch.float16)
-    output = np.concatenate(list(engine.infer(np.split(patches, 5))))
-    assert compare(output, run_reference(tiny_model, patches), "bf16").passed
+    assert (settings["arg_inputs"][0].shape, settings["arg_inputs"][0].dtype) == ((8, 32, 32, 3), torch.float16)
+    output = np.concatenate(list(engine.infer(np.split(small_patches, 5))))
+    assert compare(output, run_reference(quick_model, small_patches), "bf16").passed
 
 
 @pytest.mark.skipif(
@@ -155,50 +155,52 @@ def test_torch_tensorrt_knows_every_setting_and_its_log():
     assert f'getLogger("{tensorrt.LOG}")' in (folder / "logging.py").read_text()
 
 
-def test_wiring_an_engine_is_kept_with_its_verdict_and_rebuilt_when_it_no_longer_fits(tiny_model, patches, wired):
+def test_wiring_an_engine_is_kept_with_its_verdict_and_rebuilt_when_it_no_longer_fits(
+    quick_model, small_patches, wired
+):
     recorder = wired(StandIn())
     lines: list[str] = []
-    first = open_engine(tiny_model, REQUEST, patches, lines.append)
-    again = open_engine(tiny_model, REQUEST, patches, lines.append)
+    first = open_engine(quick_model, REQUEST, small_patches, lines.append)
+    again = open_engine(quick_model, REQUEST, small_patches, lines.append)
     assert (len(recorder.compiled), recorder.loaded, len(lines)) == (1, 1, 1)
     assert again.verdict == first.verdict
-    assert tensorrt.is_cached(tiny_model, "bf16", REQUEST)
-    assert not tensorrt.is_cached(tiny_model, "fp16", REQUEST)
+    assert tensorrt.is_cached(quick_model, "bf16", REQUEST)
+    assert not tensorrt.is_cached(quick_model, "fp16", REQUEST)
     (path,) = wired.folder.glob("tensorrt-*.pt2")
     path.write_bytes(b"another's")
-    assert not tensorrt.is_cached(tiny_model, "bf16", REQUEST)
-    open_engine(tiny_model, REQUEST, patches, lines.append)
+    assert not tensorrt.is_cached(quick_model, "bf16", REQUEST)
+    open_engine(quick_model, REQUEST, small_patches, lines.append)
     wired.gpu[2] = "driver 581"
-    open_engine(tiny_model, REQUEST, patches, lines.append)
+    open_engine(quick_model, REQUEST, small_patches, lines.append)
     assert (len(recorder.compiled), recorder.loaded, len(lines)) == (3, 1, 3)
 
 
-def test_wiring_an_engine_that_cannot_be_loaded_is_built_again(tiny_model, patches, wired, monkeypatch):
+def test_wiring_an_engine_that_cannot_be_loaded_is_built_again(quick_model, small_patches, wired, monkeypatch):
     recorder = wired(StandIn())
-    open_engine(tiny_model, REQUEST, patches, print)
+    open_engine(quick_model, REQUEST, small_patches, print)
 
     def refuse(_path):
         raise ValueError("not an ExportedProgram")
 
     monkeypatch.setattr(recorder, "load", refuse)
-    assert open_engine(tiny_model, REQUEST, patches, print).verdict.passed
+    assert open_engine(quick_model, REQUEST, small_patches, print).verdict.passed
     assert len(recorder.compiled) == 2
 
 
 @pytest.mark.parametrize(
     ("recorder", "reason"),
     [
-        (StandIn(n_engines=0), "cannot build tiny .*became no engine rather than one"),
+        (StandIn(n_engines=0), "cannot build quick .*became no engine rather than one"),
         (StandIn(n_engines=2), "became TensorRTModule, TensorRTModule rather than one"),
         (StandIn(fault=0.01), "bf16 failed its numeric check"),
     ],
 )
 def test_wiring_several_engines_or_wrong_numbers_are_errors_and_never_kept(
-    tiny_model, patches, wired, recorder, reason
+    quick_model, small_patches, wired, recorder, reason
 ):
     wired(recorder)
     with pytest.raises(EngineError, match=reason):
-        open_engine(tiny_model, REQUEST, patches, print)
+        open_engine(quick_model, REQUEST, small_patches, print)
     assert not list(wired.folder.glob("*.pt2"))
 
 
@@ -226,24 +228,26 @@ class WithoutMemory(StandIn):
         ("", torch.OutOfMemoryError("CUDA out of memory.")),
     ],
 )
-def test_wiring_a_build_that_wants_for_memory_is_tried_with_half_the_patches(tiny_model, patches, wired, said, error):
+def test_wiring_a_build_that_wants_for_memory_is_tried_with_half_the_patches(
+    quick_model, small_patches, wired, said, error
+):
     stand_in, lines = wired(WithoutMemory(said, error)), []
-    engine = open_engine(tiny_model, REQUEST, patches, lines.append)
+    engine = open_engine(quick_model, REQUEST, small_patches, lines.append)
     assert (engine.batch_size, len(stand_in.compiled)) == (2, 1)
     assert [line.split("; ")[1] for line in lines if "no memory" in line] == ["trying 4.", "trying 2."]
     assert not logging.getLogger(tensorrt.LOG).handlers
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("no kernel image")])
-def test_wiring_a_build_that_fails_otherwise_is_not_tried_again(tiny_model, patches, wired, error):
+def test_wiring_a_build_that_fails_otherwise_is_not_tried_again(quick_model, small_patches, wired, error):
     wired(WithoutMemory("Error Code 10: Internal Error", error))
-    with pytest.raises(EngineError, match="cannot build tiny"):
-        open_engine(tiny_model, REQUEST, patches, print)
+    with pytest.raises(EngineError, match="cannot build quick"):
+        open_engine(quick_model, REQUEST, small_patches, print)
 
 
-def test_wiring_a_model_that_needs_fp32_gets_it(tiny_model, patches, wired):
+def test_wiring_a_model_that_needs_fp32_gets_it(quick_model, small_patches, wired):
     wired(StandIn())
-    engine = open_engine(tiny_model, EngineRequest("tensorrt", "fp32", batch_size=8), patches, print)
+    engine = open_engine(quick_model, EngineRequest("tensorrt", "fp32", batch_size=8), small_patches, print)
     assert (engine.precision, tensorrt.SETTINGS["disable_tf32"]) == ("fp32", True)
 
 
@@ -282,9 +286,9 @@ def test_whatever_the_import_raises_is_a_reason(monkeypatch, trouble):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_tensorrt_is_an_error_that_says_so(tiny_model, patches):
+def test_without_a_gpu_tensorrt_is_an_error_that_says_so(quick_model, small_patches):
     with pytest.raises(EngineError, match=r"tensorrt: torch .* sees no GPU; TensorRT needs one from NVIDIA"):
-        open_engine(tiny_model, REQUEST, patches, print)
+        open_engine(quick_model, REQUEST, small_patches, print)
 
 
 @pytest.mark.skipif(tensorrt.unavailable() is not None, reason=f"TensorRT: {tensorrt.unavailable()}")

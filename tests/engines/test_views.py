@@ -21,6 +21,7 @@ no_bf16 = pytest.mark.skipif(
 )
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize(
     ("name", "precision", "device"),
     [
