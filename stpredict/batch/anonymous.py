@@ -1,7 +1,7 @@
-"""Names for slides that say nothing of them, and the table, for its owner alone, of which slide is which.
+"""Names that reveal nothing about the slides, and the table of these names, which only its owner can read.
 
-A name is a hash of the slide's path, seen from the table's folder, so that it stays the same where both are mounted
-elsewhere. The salt is kept in the table: whoever does not have that cannot try names of patients until the hash fits.
+A name is a hash of the slide's path relative to the table's folder, so that it stays the same if both are mounted
+elsewhere. The table keeps the salt. Without the table, nobody can try names of patients until a hash fits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WAIT_S = 0.1
 
 
 def anonymous_names(slides: Sequence[Path], table: Path, keep: bool) -> list[str]:
-    """A name for each slide. `keep` makes the table or adds what it lacks, which many calls may do at once.
+    """A name for each slide. `keep` makes the table or adds missing names; many calls may do so at once.
 
     Raises UsageError if the table cannot be read or written, or is another file.
     """
@@ -39,7 +39,7 @@ def anonymous_names(slides: Sequence[Path], table: Path, keep: bool) -> list[str
         named = [_name(slide, path.parent, rows[SALT]) for slide in slides]
         if keep and not dict(named).keys() <= rows.keys():
             with _held(path):
-                rows = _read(path)  # which others may have made or added to
+                rows = _read(path)  # other calls may have made it or added to it
                 named = [_name(slide, path.parent, rows[SALT]) for slide in slides]
                 _write(path, rows | dict(named))
     except OSError as error:
@@ -50,7 +50,7 @@ def anonymous_names(slides: Sequence[Path], table: Path, keep: bool) -> list[str
 
 
 def demand_apart(table: Path, folders: Iterable[Path]) -> None:
-    """Raise UsageError for a table within a folder of results: whoever is given these must not get the names."""
+    """Raise UsageError if the table lies in a folder of results: who receives the results must not get the names."""
     for folder in folders:
         if table.resolve().is_relative_to(folder.resolve()):
             raise UsageError(
@@ -64,18 +64,18 @@ def readable_by_others(table: Path) -> bool:
 
 
 def _name(slide: Path, folder: Path, salt: str) -> tuple[str, str]:
-    """A slide's name, and its path as the table has it."""
+    """A slide's name, and its path as the table holds it."""
     place = slide.parent.resolve() / slide.name
     try:
         text = Path(os.path.relpath(place, folder)).as_posix()
-        text = text if text.startswith("../") else f"./{text}"  # which no spreadsheet takes for a formula
+        text = text if text.startswith("../") else f"./{text}"  # so no spreadsheet takes it for a formula
     except ValueError:  # on another drive
         text = place.as_posix()
     return f"slide-{hmac.new(bytes.fromhex(salt), os.fsencode(text), 'sha256').hexdigest()[:DIGITS]}", text
 
 
 def _read(path: Path) -> dict[str, str]:
-    """The rows of a table, first of all the salt; those of a new one if it is not there.
+    """The rows of a table, the salt first; if there is no table, the rows of a new one.
 
     Raises OSError, ValueError, KeyError or csv.Error.
     """
@@ -101,7 +101,7 @@ def _write(path: Path, rows: dict[str, str]) -> None:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Be alone in changing a file; waits while another call is at it."""
+    """Have the sole right to change a file. Waits while another call has it."""
     while (lease := take_lease(path.with_name(f"{path.name}.lease"))) is None:
         time.sleep(WAIT_S)
     try:

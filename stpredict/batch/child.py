@@ -1,4 +1,4 @@
-"""Many slides on this machine: a child process predicts them, and another one goes on should it die of one."""
+"""Many slides on this machine: a child process predicts them. If a slide kills it, another child goes on."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from stpredict.prediction.leases import take_lease
 from stpredict.prediction.request import SlideProgress, warn_of_unpredicted_genes
 from stpredict.search_path import working_folder_left_out
 
-#: How long a child that is told to stop may take to close what it holds.
+#: How long a child that is told to stop may take to release what it holds.
 GRACE_S = 10.0
-#: No more often than this a child says how far it is.
+#: Shortest time between two reports of a child's progress.
 PROGRESS_EVERY_S = 0.2
 TERMINATED = 143
 
 
 def predict_in_children(jobs: Sequence[Job], work: Work, progress: SlideProgress) -> Iterator[Outcome]:
-    """Predict slide after slide. Raises what predict_each does, and StpredictError if a child dies before any slide."""
+    """Predict slide after slide. Raises as predict_each does, and StpredictError if a child dies before any slide."""
     return find_the_guilty(jobs, partial(_in_children, work=work, progress=progress))
 
 
@@ -61,27 +61,27 @@ def _in_children(jobs: Sequence[Job], work: Work, progress: SlideProgress) -> Ge
                 free_lease(job)
         how = exit_in_words(process.exitcode)
         if left and not under_way:
-            raise StpredictError(f"the process that predicts {how} before it came to a slide.")
+            raise StpredictError(f"the process that predicts {how} before it began a slide.")
         for job in under_way:
             del left[job]
             yield Death(job, how)
 
 
 def free_lease(job: Job) -> None:
-    """Take away the lease of a child that is dead, at once; else it would lie there for good."""
+    """Remove the lease of a dead child at once; else it would stay for good."""
     if lease := take_lease(job.lease):
         lease.release()
 
 
 @contextmanager
 def child_process(what: Callable[..., None], *arguments: object) -> Iterator[tuple[Connection, BaseProcess]]:
-    """A child that does something, and what it says; it ends with the context or with this process.
+    """A child process that runs `what`, and the pipe to hear it; it ends with the context or with this process.
 
-    It is called with two ends of pipes, as `Parent` has them, and the arguments.
+    `what` is called with two ends of pipes, those of `Parent`, and the arguments.
     """
     spawn = multiprocessing.get_context("spawn")
     hear, tell = spawn.Pipe(duplex=False)
-    alive, ours = spawn.Pipe(duplex=False)  # nothing is sent; it closes when this process ends, whatever ends it
+    alive, ours = spawn.Pipe(duplex=False)  # carries no messages; it closes when this process ends for any reason
     process = spawn.Process(target=what, args=(tell, alive, *arguments), daemon=True)
     with _ignoring_ctrl_c(), working_folder_left_out():
         process.start()
@@ -101,13 +101,13 @@ def child_process(what: Callable[..., None], *arguments: object) -> Iterator[tup
 
 
 def _messages(hear: Connection, process: BaseProcess) -> Iterator[tuple[Any, ...]]:
-    """What a child says until it ends, however that comes about."""
+    """The messages of a child until it ends for any reason."""
     while True:
-        ready = wait([hear, process.sentinel], timeout=1.0)  # Windows heeds Ctrl-C only in between
+        ready = wait([hear, process.sentinel], timeout=1.0)  # Windows heeds Ctrl-C only between waits
         if hear in ready:
             try:
                 yield hear.recv()
-            except (EOFError, OSError):  # the child closed it or died, maybe in the middle of a message
+            except (EOFError, OSError):  # the child closed the pipe or died, perhaps within a message
                 return
         elif ready:
             return
@@ -115,7 +115,7 @@ def _messages(hear: Connection, process: BaseProcess) -> Iterator[tuple[Any, ...
 
 @contextmanager
 def _ignoring_ctrl_c() -> Iterator[None]:
-    """Children that are started meanwhile ignore it from the first, so that only this process answers it."""
+    """Children that start in this context ignore Ctrl-C from the beginning, so that only this process answers it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -128,7 +128,7 @@ def _ignoring_ctrl_c() -> Iterator[None]:
 
 @dataclass
 class Parent:
-    """The process that a child works for: where to `tell` it something. `alive` closes when it ends."""
+    """A child's view of the process that it works for: `tell` sends to that process; `alive` closes when it ends."""
 
     tell: Connection
     alive: Connection
@@ -141,7 +141,7 @@ class Parent:
             self.tell.send(message)
 
     def heed(self, _done: int = 0, _total: int = 0) -> None:
-        """End here, if the parent wants it: slides and leases are let go of in order."""
+        """End here if the parent asks for it, and release slides and leases in order."""
         if self.told_to_stop.is_set():
             sys.exit(TERMINATED)
 
@@ -154,9 +154,9 @@ class Parent:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """What a child does; what it logs, and an error that ends it, is told."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # which Windows does not hand down
-        signal.signal(signal.SIGTERM, lambda *_: self.told_to_stop.set())  # no exception anywhere
+        """The context of a child's work. Sends the child's log, and an error that ends it, to the parent."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows does not pass this on to children
+        signal.signal(signal.SIGTERM, lambda *_: self.told_to_stop.set())  # an exception could strike anywhere
         threading.Thread(target=_end_with, args=(self.alive,), daemon=True).start()
         with suppress(BrokenPipeError), telling(partial(self.send, "log")):
             try:
@@ -168,20 +168,20 @@ class Parent:
 
 
 def _predict(tell: Connection, alive: Connection, jobs: Sequence[Job], work: Work) -> None:
-    """What the child does."""
+    """Predict slides in the child."""
     parent = Parent(tell, alive)
     with parent.working():
         from stpredict.batch.slides import Warm, predict_each
 
         model = model_of(work)
-        if len(jobs) == work.n_slides:  # the first child
-            warn_of_unpredicted_genes(model, work.request.genes, report)
-        for outcome in predict_each(jobs, Warm(model), work.request, work.n_slides, report, parent.progress):
+        is_first_child = len(jobs) == work.n_slides
+        judge = partial(warn_of_unpredicted_genes, model, work.request.genes, report) if is_first_child else None
+        for outcome in predict_each(jobs, Warm(model), work.request, work.n_slides, report, parent.progress, judge):
             parent.send("outcome", outcome)
 
 
 def _end_with(alive: Connection) -> None:
-    """End this process at once when the one that started it is gone."""
+    """End this process as soon as its parent is gone."""
     with suppress(EOFError, OSError):
         alive.recv()
     os._exit(TERMINATED)

@@ -1,6 +1,6 @@
-"""Slides on the workers of a dask scheduler: one to each process, which keeps its engine for the next.
+"""Predict slides on the workers of a dask scheduler: one slide for each process, which keeps its engine for the next.
 
-Workers for which there is no slide help with those of others, shard by shard.
+Workers without a slide help with the slides of others, shard by shard.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from stpredict.prediction.request import SlideProgress
 CONNECT_S = 10
 #: How long to wait for events before looking for new workers.
 LOOK_EVERY_S = 1.0
-#: A slide that somebody is at is tried again, as that may be a worker that was lost, until its lease must have lapsed.
+#: A slide that another process holds is tried again until a lost worker's lease must have lapsed.
 RETRY_EVERY_S = 5.0
 GIVE_UP_AFTER_S = LAPSED_S + RENEW_S
-#: A slide may lose so many workers, as dask's scheduler has it, too. It begins to count anew for a slide tried again.
+#: Workers that a slide may lose. dask's scheduler has the same limit, but counts anew for a slide that is tried again.
 MAX_LOSSES = 3
-#: Shared file systems may take so long to show on one machine what was written on another.
+#: Shared file systems may take so long to show one machine a file that another wrote.
 VISIBLE_AFTER_S = 60.0
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call at work: its slides, its scheduler, the name workers know it by, what they tell, who helps with what."""
+    """A running call: its slides, its scheduler, its name for workers, their messages, and the workers that help."""
 
     jobs: list[Job]
     work: Work
@@ -60,12 +60,12 @@ class Call:
 def predict_on_cluster(
     jobs: Sequence[Job], work: Work, address: str, progress: SlideProgress
 ) -> Generator[Outcome, None, None]:
-    """Have the workers of a scheduler predict slides, as many at a time as there are. Others go on for those lost.
+    """Let the workers of a scheduler predict slides, each one at a time. Other workers take over for lost ones.
 
-    Raises UsageError where there is no scheduler, a worker has another version, model or folder, or the call could not
-    work for any slide.
+    Raises UsageError if there is no scheduler, if a worker has another version, model or folder, or for a call that no
+    slide could satisfy.
     """
-    with _connected(address) as client:
+    with connected(address) as client:
         call = Call(list(jobs), _with_whole_paths(work), client, f"stpredict-{secrets.token_hex(8)}", SimpleQueue())
         client.subscribe_topic(call.name, lambda event: call.events.put(pickle.loads(event[1])))
         if not client.nthreads():
@@ -73,15 +73,16 @@ def predict_on_cluster(
         try:
             yield from find_the_guilty(jobs, partial(_on_workers, call=call, progress=progress))
         except BaseException:
-            with suppress(Exception):  # whatever is in the way of telling the workers, the call ends
+            with suppress(Exception):  # the call ends, even if the workers cannot be told
                 client.run(forget_call, call.name, on_error="ignore")
             raise
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Client]:
+def connected(address: str) -> Iterator[Client]:
+    """A client of the scheduler. Raises UsageError if no scheduler answers, StpredictError if it goes away."""
     try:
-        asyncio.run(_knock(address))  # a client that finds nobody would leave a traceback when it is collected
+        asyncio.run(_knock(address))  # a client without a scheduler prints a traceback when it is collected
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise UsageError(f"--cluster {address}: no dask scheduler answers there.") from error
@@ -97,18 +98,18 @@ def _connected(address: str) -> Iterator[Client]:
 
 
 async def _knock(address: str) -> None:
-    """Raises OSError, or another error for an address that cannot be one, unless somebody answers there."""
+    """Raises OSError if nobody answers at the address, or another error if it is no address."""
     comm = await connect(address, timeout=CONNECT_S, **Security().get_connection_args("client"))
     await comm.close()
 
 
 def _on_workers(jobs: Sequence[Job], call: Call, progress: SlideProgress) -> Generator[Outcome | Death, None, None]:
-    """Give slides, or parts of others' slides, to workers that have none until it is known what became of each."""
+    """Give slides, or parts of other workers' slides, to idle workers, until the outcome of each slide is known."""
     helpers = call.helpers
-    due = dict.fromkeys(jobs, 0.0)  # when each may be tried
+    due = dict.fromkeys(jobs, 0.0)  # when each slide may be tried
     running: dict[Future[Outcome], tuple[Job, str]] = {}
     losses: Counter[Job] = Counter()
-    found: dict[Job, float] = {}  # when slides were first found to be somebody's
+    found: dict[Job, float] = {}  # when another process was first found to hold a slide
     while due or running:
         ready = [job for job, when in due.items() if when <= time.monotonic()]
         workers = call.client.nthreads().keys()
@@ -135,49 +136,55 @@ def _on_workers(jobs: Sequence[Job], call: Call, progress: SlideProgress) -> Gen
                 job, worker = running.pop(content[0])
                 outcome, now = _outcome(content[0], job, worker), time.monotonic()
                 if worker not in call.client.nthreads():
-                    log("warning", f"{job.shown.name}: its worker was lost, and another one was given it")
+                    log("warning", f"{job.shown.name}: its worker was lost; another one goes on with it")
                     losses[job] += 1
-                    found.pop(job, None)  # the lease may be that worker's, and has yet to lapse
+                    found.pop(job, None)  # the lost worker's lease may have yet to lapse
                 somebodys = outcome is not None and outcome.status == "elsewhere"
                 if somebodys and losses[job] <= MAX_LOSSES and now < found.setdefault(job, now) + GIVE_UP_AFTER_S:
                     due[job] = now + RETRY_EVERY_S
                     continue
                 let_go(helpers, job, call.client)
                 if outcome is None or (somebodys and losses[job] > MAX_LOSSES):
-                    helpers.lost[job] = MAX_LOST  # it is tried alone
+                    helpers.lost[job] = MAX_LOST  # no help: it is tried alone
                     yield Death(job, "was lost with its worker, again and again")
                 else:
                     yield outcome
 
 
 def _submit(call: Call, job: Job, worker: str, helping: bool = False) -> Future[Any]:
-    """Give a slide to a worker; the scheduler gives it to another one should that be lost, but not if it is to help."""
+    """Give a slide to a worker. If that is lost, the scheduler gives the slide to another, unless `helping`."""
     mask = job.mask and job.mask.absolute()
     there = replace(job, slide=job.slide.absolute(), result=job.result.absolute(), mask=mask)
     key = f"{call.name}-{secrets.token_hex(8)}"
     message = pickle.dumps((call.name, key if helping else call.jobs.index(job), there, call.work))
     future = call.client.submit(
-        _task(), stpredict.__version__, "help_with_one" if helping else "predict_one", message, key=key, pure=False,
-        workers=[worker], allow_other_workers=not helping,
+        task_of("stpredict.batch.worker"), stpredict.__version__, "help_with_one" if helping else "predict_one",
+        message, key=key, pure=False, workers=[worker], allow_other_workers=not helping,
     )  # fmt: skip
     future.add_done_callback(lambda done: call.events.put(("ended", done)))
     return future
 
 
 def _with_whole_paths(work: Work) -> Work:
-    """Workers stand in folders of their own."""
+    """The work with absolute paths, because each worker has its own working folder."""
     request = work.request
     mask, spots = request.mask and request.mask.absolute(), request.spots_file and request.spots_file.absolute()
     return replace(work, model=work.model.absolute(), request=replace(request, mask=mask, spots_file=spots))
 
 
-def _task() -> Callable[[str, str, bytes], Any]:
-    """What a worker is to do. It travels by value, so that one without this program, or with another, can say so."""
+def task_of(module: str) -> Callable[[str, str, bytes], Any]:
+    """A task for workers: call a function of `module` by its name, with a message, if their version is the given one.
+
+    The task travels by value. So a worker that lacks this program, or has another version, can raise ImportError.
+    """
 
     def carry_out(version: str, task: str, message: bytes) -> Any:
         try:
+            from importlib import import_module
+
             import stpredict as there
-            from stpredict.batch import worker
+
+            worker = import_module(module)
         except ImportError as error:
             raise ImportError(f"stpredict {version} is needed on each worker ({error})") from error
         if there.__version__ != version:
@@ -188,7 +195,7 @@ def _task() -> Callable[[str, str, bytes], Any]:
 
 
 def _outcome(future: Future[Outcome], job: Job, worker: str) -> Outcome | None:
-    """What became of a slide; None if it lost its workers. Raises UsageError where workers are not fit for the call."""
+    """The outcome of a slide; None if it lost its workers. Raises UsageError if workers are not fit for the call."""
     try:
         outcome = replace(future.result(), job=job)
     except KilledWorker:
@@ -200,11 +207,11 @@ def _outcome(future: Future[Outcome], job: Job, worker: str) -> Outcome | None:
 
 
 def _demand_visible(outcome: Outcome, worker: str) -> None:
-    """Raises UsageError if a worker wrote a result where this machine does not see it."""
+    """Raises UsageError if this machine does not see the result that a worker wrote."""
     deadline = time.monotonic() + VISIBLE_AFTER_S
     while outcome.status in ("done", "up to date") and not outcome.job.result.exists():
         if time.monotonic() > deadline:
-            raise UsageError(f"{outcome.job.result}: written by {worker}, but not to be seen here; {SHARE_FOLDERS}")
+            raise UsageError(f"{outcome.job.result}: written by {worker}, but it cannot be seen here; {SHARE_FOLDERS}")
         time.sleep(LOOK_EVERY_S)
 
 
@@ -214,7 +221,7 @@ def _as_called(facts: dict[str, Any], job: Job) -> dict[str, Any]:
 
 
 def _some(events: SimpleQueue[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """What has happened, after waiting a moment for something to happen."""
+    """The events so far, after waiting a moment for the first."""
     with suppress(Empty):
         yield events.get(timeout=LOOK_EVERY_S)
         while True:

@@ -1,6 +1,6 @@
-"""One call on several GPUs of a machine: a child process for each, which predicts one slide at a time.
+"""One call on several GPUs of a machine: each has a child process, which predicts one slide at a time.
 
-Those for which there is no slide help with that of another one, shard by shard, as workers of a cluster do.
+A child without a slide helps with that of another child, shard by shard, as workers of a cluster do.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from stpredict.prediction.job import Job
 from stpredict.prediction.request import SlideProgress, warn_of_unpredicted_genes
 from stpredict.prediction.shards import SHARD_SPOTS
 
-#: So many spots have to be left for each that is at a slide: to open it and to build the engine takes time, too.
+#: Help is worth it if so many spots are left per process at a slide: opening it and building an engine take time.
 WORTH_IT = 2 * SHARD_SPOTS
-#: A device on which so many processes died gets no other.
+#: After so many deaths of its processes, a device gets no new one.
 MAX_DEATHS = 3
 LOOK_EVERY_S = 1.0
 
 
 @dataclass
 class Child:
-    """The process of one device, its two ends, and what it is at."""
+    """The process of one device, this side's ends of its two pipes, and its present task."""
 
     device: str
     hear: Connection
@@ -46,13 +46,13 @@ class Child:
 
     def order(self, job: Job, helping: bool = False) -> None:
         self.job, self.helping, self.begun = job, helping, False
-        with suppress(BrokenPipeError):  # it died just now, which is found out in a moment
+        with suppress(BrokenPipeError):  # it died just now, which soon shows
             self.orders.send((job, helping))
 
 
 @dataclass
 class Call:
-    """What is left to do: slides, those that others were at and are tried again, spots left in those under way."""
+    """The work left: slides, slides to try again because others held them, and spots left in those under way."""
 
     due: list[Job]
     again: list[Job] = field(default_factory=list)
@@ -65,16 +65,16 @@ class Call:
 def predict_on_devices(
     jobs: Sequence[Job], work: Work, devices: Sequence[str], progress: SlideProgress
 ) -> Generator[Outcome, None, None]:
-    """Predict slides on devices, with a share of the threads each. Raises what predict_in_children does."""
+    """Predict slides on devices; each gets a share of the threads. Raises as predict_in_children does."""
     warn_of_unpredicted_genes(model_of(work), work.request.genes, report)
     yield from find_the_guilty(jobs, partial(_on_devices, work=work, devices=devices, progress=progress))
 
 
 def work_on(device: str, work: Work, n_devices: int) -> Work:
-    """One device's part of the work. What building an engine saves is counted over its part of the slides."""
+    """One device's part of the work. Its part of the slides decides whether building an engine pays."""
     engine = work.request.engine
     threads = max(1, engine.threads // n_devices)
-    n_slides = max(-(-work.n_slides // n_devices), min(work.n_slides, 2))  # of one alone, errors are the call's
+    n_slides = max(-(-work.n_slides // n_devices), min(work.n_slides, 2))  # a lone slide's errors end the call
     request = replace(work.request, engine=replace(engine, device=device, threads=threads))
     return replace(work, request=request, n_slides=n_slides)
 
@@ -107,12 +107,12 @@ def _start(device: str, work: Work, n_devices: int, stack: ExitStack) -> Child:
     theirs, orders = get_context("spawn").Pipe(duplex=False)
     hear, process = held.enter_context(child_process(_serve, theirs, work_on(device, work, n_devices)))
     theirs.close()
-    held.callback(orders.close)  # which is how a child that waits for orders learns that there are no more
+    held.callback(orders.close)  # tells a waiting child that there are no more orders
     return Child(device, hear, orders, process, held)
 
 
 def _give_orders(children: Sequence[Child], call: Call) -> None:
-    """A slide to each child that is at nothing or, where there is none, another's that help is worth it with."""
+    """Give each idle child a slide. If none is left, let it help with another child's, if that is worth it."""
     for child in children:
         if child.job is not None:
             continue
@@ -126,7 +126,7 @@ def _give_orders(children: Sequence[Child], call: Call) -> None:
 
 
 def _in_need(device: str, children: Collection[Child], call: Call) -> Job | None:
-    """The slide of which most is left for each that is at it, if that is much; it is asked but once for each device."""
+    """The slide with most spots left per process, if that is enough; each device is asked only once per slide."""
     at_it = Counter(child.job for child in children if child.job)
     shares = {
         job: call.left.get(job, 0) / (1 + count) for job, count in at_it.items() if (job, device) not in call.asked
@@ -136,7 +136,7 @@ def _in_need(device: str, children: Collection[Child], call: Call) -> Job | None
 
 
 def _hear(child: Child) -> tuple[Any, ...] | None:
-    """What a child says; None if it is dead and has said all."""
+    """The next message of a child; None if it is dead and no message is left."""
     try:
         return tuple(child.hear.recv()) if child.hear.poll() or child.process.is_alive() else None
     except (EOFError, OSError):
@@ -144,7 +144,7 @@ def _hear(child: Child) -> tuple[Any, ...] | None:
 
 
 def _listen(child: Child, told: tuple[Any, ...], call: Call, progress: SlideProgress) -> Outcome | None:
-    """Heed what a child says. Returns the outcome of a slide, if it is that; raises what ends the call."""
+    """Handle a child's message. Returns the outcome of a slide, if it is one; raises errors that end the call."""
     kind, *content = told
     if kind == "progress":
         job, done, total = content
@@ -170,7 +170,7 @@ def _listen(child: Child, told: tuple[Any, ...], call: Call, progress: SlideProg
 
 
 def _mourn(child: Child, call: Call) -> Iterator[Death]:
-    """What comes of it that a child died: of a helper nothing but a warning, as who has the slide does its shards."""
+    """Handle a child's death. That of a helper is only a warning: the slide's own process predicts its shards."""
     child.held.close()
     call.deaths[child.device] += 1
     how, job = exit_in_words(child.process.exitcode), child.job
@@ -180,11 +180,11 @@ def _mourn(child: Child, call: Call) -> Iterator[Death]:
         free_lease(job)
         yield Death(job, how)
     else:
-        raise StpredictError(f"the process that predicts on {child.device} {how} before it came to a slide.")
+        raise StpredictError(f"the process that predicts on {child.device} {how} before it began a slide.")
 
 
 def _serve(tell: Connection, alive: Connection, orders: Connection, work: Work) -> None:
-    """What a child does: slides, and help with others', until there are no more orders."""
+    """Run a child: predict slides, and help with those of others, until there are no more orders."""
     parent = Parent(tell, alive)
     with parent.working():
         from stpredict.batch.shared_slide import help_slide
@@ -201,9 +201,9 @@ def _serve(tell: Connection, alive: Connection, orders: Connection, work: Work) 
                     parent.send("outcome", outcome)
                 continue
             try:
-                with telling(lambda *_: None):  # who has the slide tells of it
+                with telling(lambda *_: None):  # the process that predicts the slide reports this
                     help_slide(job, warm, work.request, parent.heed)
-            except Exception as error:  # noqa: BLE001 (the slide goes on without)
+            except Exception as error:  # noqa: BLE001 (the slide goes on without help)
                 problem = as_ours(error, job, alone=False)
                 log("warning", f"{job.shown.name}: {work.request.engine.device} cannot help with it: {problem}")
             parent.send("helped")

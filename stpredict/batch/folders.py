@@ -1,4 +1,4 @@
-"""What a folder of slides holds: which of its files are slides, and why others are passed over."""
+"""Search a folder of slides: which files are slides, and why others are skipped."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 from stpredict.result.file import RESULT_SUFFIX
 from stpredict.storage.files import is_excluded
 
-#: What folders are searched for. Plain images and DICOM have to be named: in folders they are mostly something else.
+#: Suffixes to find in folders. Plain images and DICOM have to be named: in folders they are mostly something else.
 SLIDE_SUFFIXES = {
     ".bif", ".btf", ".mrxs", ".ndpi", ".qptiff", ".scn", ".svs", ".svslide", ".tf2", ".tf8", ".tif", ".tiff", ".vms",
     ".vmu",
 }  # fmt: skip
 OWN_PICTURES = re.compile(r"\.(heatmap|overlay|pca|channels(-\d+)?\.ome)\.(tif|png|json)$")
-#: The pictures of a slide's label, of the glass and of the whole, as scanners and exports call them.
+#: Names that scanners and exports give to pictures of a slide's label, of its glass and of the whole slide.
 ASSOCIATED = re.compile(
     r"(^|[\W_])(label|macro|thumb|thumbnail|overview)([\W_]?(image|img))?([\W_]?\d+)?(\.ome)?$", re.IGNORECASE
 )
-#: What browsers and copying programs call files that are not there as a whole yet.
+#: Suffixes that browsers and copying programs give to incomplete files.
 HALF_COPIED = {".crdownload", ".download", ".filepart", ".part", ".partial", ".tmp"}
-#: What systems and storage devices keep in folders of their own: lost files, deleted ones, thumbnails, old states.
+#: Folders that systems and storage devices make for lost files, deleted files, thumbnails and old states.
 OF_THE_SYSTEM = {
     "#recycle", "#snapshot", "$RECYCLE.BIN", "@Recycle", "@eaDir", "System Volume Information", "__MACOSX",
     "lost+found",
@@ -35,7 +35,7 @@ OF_THE_SYSTEM = {
 
 @dataclass(frozen=True)
 class Found:
-    """The slides in a folder and all below; why how many files and folders are passed over; what cannot be searched."""
+    """The slides in a folder and all below; counts of skipped files and folders by reason; folders not searched."""
 
     slides: list[Path] = field(default_factory=list)
     files: Counter[str] = field(default_factory=Counter)  # by reason, as `folders`
@@ -44,7 +44,7 @@ class Found:
     unreadable: dict[Path, str] = field(default_factory=dict)  # folders, each with the reason
 
     def passed_over(self) -> Iterable[str]:
-        """What is passed over, a line for each reason."""
+        """The skipped files and folders, a line for each reason."""
         for what, counts in (("folder", self.folders), ("file", self.files)):
             for reason, count in sorted(counts.items()):
                 yield f"passed over {count} {what}{'' if count == 1 else 's'}: {reason}"
@@ -84,7 +84,7 @@ def _not_searched(path: Path, relative: Path, exclude: Sequence[str]) -> str | N
 
 def _belongs_to_mrxs(path: Path) -> bool:
     """The pixels of SLIDE.mrxs lie in a folder SLIDE, which holds no other slides."""
-    with suppress(OSError):  # told when its turn comes
+    with suppress(OSError):  # reported when its turn comes
         return path.with_name(f"{path.name}.mrxs").is_file() and (path / "Slidedat.ini").is_file()
     return False
 
@@ -111,5 +111,5 @@ def _not_a_slide(path: Path, relative: Path, exclude: Sequence[str]) -> str | No
 def _is_special(path: Path) -> bool:
     try:
         return not stat.S_ISREG(path.stat().st_mode)
-    except OSError:  # told when the slide's turn comes
+    except OSError:  # reported when the slide's turn comes
         return False

@@ -1,10 +1,11 @@
-"""Which slides a call means, by name, pattern, folder or list, where each result goes, and what became of each."""
+"""Find the slides of a call, by name, pattern, folder or list; where each result goes; what became of each slide."""
 
 from __future__ import annotations
 
 import csv
 import glob
 import math
+import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,13 +21,14 @@ from stpredict.result.file import RESULT_SUFFIX, read_provenance
 from stpredict.storage.files import is_excluded, is_folder, is_there
 
 LIST_COLUMNS = {"slide", "mpp", "mask", "out"}
-#: What pictures of many kinds are called, also those of a slide that lies beside them.
+#: Suffixes of pictures of any kind, perhaps made from a slide beside them.
 GENERIC_SUFFIXES = (".tif", ".tiff")
+WEB_ADDRESS = re.compile(r"(https?|ftp|s3|gs)://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one slide. "elsewhere": another call is predicting it."""
+    """The outcome of one slide. "elsewhere": another call is predicting it."""
 
     job: Job
     status: Literal["done", "up to date", "elsewhere", "failed"]
@@ -37,7 +39,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Anonymity:
-    """The table of anonymous names, and whether those that it lacks are added."""
+    """The table of anonymous names, and whether to add names that it lacks."""
 
     table: Path
     keep: bool = True
@@ -45,11 +47,11 @@ class Anonymity:
 
 @dataclass(frozen=True)
 class Search:
-    """How folders are searched: what is passed over is reported, what cannot be searched is noted, with the reason."""
+    """How to search folders: skipped files are reported; folders that cannot be searched are noted with the reason."""
 
     report: Report
     exclude: Sequence[str] = ()
-    flat: bool = False  # all results side by side, and no folder is named, as that may be after a patient
+    flat: bool = False  # all results side by side; no folder is named, as it may bear a patient's name
     unreadable: dict[Path, str] = field(default_factory=dict)
 
 
@@ -59,10 +61,10 @@ def find_jobs(
 ) -> list[Job]:  # fmt: skip
     """The slides that a call names: files, patterns, folders (searched throughout), or lists (`@FILE.csv`).
 
-    The results of a folder's slides go to folders of the same names within `out`; other results, and those of anonymous
-    slides, straight into it. What is passed over in folders is reported. So is what the patterns `exclude` match, but
-    for a file that is named alone. Folders within these that cannot be read are added to `unreadable`, with the reason.
-    Raises UsageError for no slides, two of one result, one slide in two ways, or a table of names that cannot be used.
+    For slides in a folder, `out` gets the same subfolders; other results, and those of anonymous slides, go straight
+    into `out`. Files skipped in folders are reported, and so are files that the patterns `exclude` match, except a file
+    that is named alone. Subfolders that cannot be read are added to `unreadable`, with the reason.
+    Raises UsageError for no slides, two with one result, one slide in two ways, or an unusable table of names.
     """
     how = Search(report, exclude, anonymity is not None, {} if unreadable is None else unreadable)
     jobs = [job for argument in arguments for job in _jobs_of(argument, out, how, alone=len(arguments) == 1)]
@@ -84,10 +86,10 @@ def find_jobs(
 
 
 def _told_apart(jobs: Sequence[Job]) -> list[Job]:
-    """Give slides that differ in nothing but the suffix results of their own: case1.h5ad, and case1.tif.h5ad.
+    """Give slides that differ only in their suffix results of their own: case1.h5ad, and case1.tif.h5ad.
 
-    Which slide has the short name is kept to by later calls, whatever other slides are there then: a result that is
-    there stays its slide's. Where there is none yet, scanners' formats come before TIFF, and others by name.
+    An existing result stays its slide's, so the short name keeps its slide in later calls, whatever slides there are
+    then. If there is no result yet, scanners' formats come before TIFF, and equals in the order of their names.
     """
     names: dict[Path, set[str]] = {}
     for job in jobs:
@@ -97,14 +99,14 @@ def _told_apart(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _holder(result: Path, slides: Iterable[str]) -> str:
-    """The file name of the slide that has the short name of some of one stem."""
+    """Among slides with one stem, the file name of the one that has the short name."""
     first = min(slides, key=lambda name: (Path(name).suffix.lower() in GENERIC_SUFFIXES, name))
     return (_owner(result) or first) if is_there(result) else first
 
 
 def _needs_suffix(job: Job, holder: str | None, short: Container[Path]) -> bool:
     longer = _with_suffix(job)
-    if is_there(longer.result):  # which may be that of case1.svs.tif
+    if is_there(longer.result):  # it may be the result of case1.svs.tif
         return _owner(longer.result) == job.slide.name
     if longer.result not in short and (is_there(longer.parts) or is_there(longer.lease)):
         return True
@@ -118,12 +120,12 @@ def _with_suffix(job: Job) -> Job:
 
 
 def _has_twin(slide: Path) -> bool:
-    """Is there another slide beside it that differs in nothing but the suffix?"""
+    """Is there another slide beside it that differs only in the suffix?"""
     return any(is_there(slide.with_suffix(suffix)) for suffix in SLIDE_SUFFIXES - {slide.suffix})
 
 
 def _owner(result: Path) -> str | None:
-    """The file name of the slide that a result is of, if it says."""
+    """The file name of a result's slide, if the result records it."""
     with suppress(ResultError, KeyError, TypeError):
         return Path(read_provenance(result)["slide"]["path"]).name or None
     return None
@@ -144,6 +146,8 @@ def _anonymised(jobs: Sequence[Job], out: Path, report: Report, anonymity: Anony
 def _jobs_of(argument: str, out: Path, how: Search, alone: bool) -> Iterator[Job]:
     if not argument:
         raise UsageError("a slide's name is empty.")
+    if WEB_ADDRESS.match(argument):
+        raise UsageError(f"{argument}: a web address, and nothing is downloaded; save the slide and name its file.")
     path = Path(argument)
     if is_folder(path):
         yield from _in_folder(path, out, how, alone)
@@ -174,7 +178,7 @@ def _not_excluded(argument: str, jobs: Iterable[Job], how: Search) -> Iterator[J
         else:
             yield job
     if count:
-        where = "" if how.flat else f"{argument}: "  # which may be a patient's name
+        where = "" if how.flat else f"{argument}: "  # it may bear a patient's name
         how.report(f"{where}passed over {count} file{'' if count == 1 else 's'}: --exclude")
 
 
@@ -205,7 +209,7 @@ def _in_folder(folder: Path, out: Path, how: Search, alone: bool) -> Iterator[Jo
 
 
 def _in_list(path: Path, out: Path) -> Iterator[Job]:
-    """Slides of a CSV with the column `slide` and, if wanted, `mpp`, `mask`, `out`; paths count from its folder."""
+    """Slides of a CSV with the column `slide` and optional `mpp`, `mask`, `out`; paths are relative to its folder."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""The table that is drawn on a terminal while slides are predicted."""
+"""The table that a terminal shows while slides are predicted."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from rich.text import Text
 from stpredict.console import printable
 
 NAME_WIDTH = 40
-#: Left free at the end of a line: what a terminal echoes of Ctrl-C would wrap, and the line above it stay.
+#: Columns left free at a line's end: the terminal's echo of Ctrl-C would wrap the line, and leave the one above.
 ECHO_WIDTH = 4
-#: A slide's rate is that of its last seconds.
+#: A slide's rate is that of its last so many seconds.
 RATE_OVER_S = 30.0
-#: Slides' worth of work from which on the time that is left can be told.
+#: The remaining time can be estimated once so much work is done, in slides.
 ESTIMATE_FROM = 0.05
 
 
 @contextmanager
 def live_table(n_slides: int) -> Iterator[_Slides]:
-    """How many slides are done, failed and left, and those that are being predicted; wiped away at the end."""
+    """Show how many slides are done, failed and left, and which are being predicted. The table is erased at the end."""
     console = Console(stderr=True, highlight=False)
     slides = _Slides(n_slides, console)
     # Lines that are printed meanwhile appear above it.
@@ -53,7 +53,7 @@ class _Slides:
     def progress(self, slide: str, done: int, total: int) -> None:
         if slide in self._rows:
             self._bars.update(self._rows[slide], completed=done, total=total)
-        elif total:  # spots that were done by an earlier call do not count as this one's rate
+        elif total:  # spots from an earlier call do not count for this call's rate
             self._rows[slide] = self._bars.add_task(printable(Path(slide).name), total=total, completed=done)
 
     def ended(self, slide: str, status: str, /) -> None:
@@ -62,7 +62,7 @@ class _Slides:
             self._bars.remove_task(self._rows.pop(slide))
 
     def drawn(self) -> RenderableType:
-        bars = [self._bars] if self._rows else []  # without rows it would be an empty line
+        bars = [self._bars] if self._rows else []  # without rows it would draw an empty line
         lines = Group(*bars) if self._n_slides == 1 else Group(Text(self._summary()), *bars)
         return Constrain(lines, max(1, self._bars.console.width - ECHO_WIDTH))
 

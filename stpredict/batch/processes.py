@@ -1,4 +1,4 @@
-"""Slides that are predicted in processes of their own, which may die of one: what they are told, who is to blame."""
+"""Slides predicted in other processes, which a slide may kill: what those need, and which slide is to blame."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Death:
-    """A process died while it was at a slide, and maybe at others too; it "was ended by signal 11", as `how` says."""
+    """A process died at a slide, and perhaps at others, too. `how` says how, as "was ended by signal 11"."""
 
     job: Job
     how: str
@@ -40,9 +40,9 @@ Run = Callable[[Sequence[Job]], Generator[Outcome | Death, None, None]]
 
 
 def find_the_guilty(jobs: Sequence[Job], run: Run) -> Iterator[Outcome]:
-    """What becomes of the slides that processes are given by `run`, which goes on after one of them dies.
+    """The outcomes of slides that `run` gives to processes; it goes on after one of these dies.
 
-    Slides that were under way when a process died are tried again one by one: of which one dies then, that one failed.
+    Slides that were under way when a process died are tried again one by one. If a process dies of one then, it failed.
     """
     under_way: list[Job] = []
     with closing(run(jobs)) as outcomes:
@@ -50,7 +50,7 @@ def find_the_guilty(jobs: Sequence[Job], run: Run) -> Iterator[Outcome]:
             if isinstance(outcome, Death):
                 under_way.append(outcome.job)
                 slide = outcome.job.shown
-                log("warning", f"{slide.name}: a process that was at it {outcome.how}; it is tried again alone")
+                log("warning", f"{slide.name}: a process that was predicting it {outcome.how}; it is tried again alone")
             else:
                 yield outcome
     for job in under_way:
@@ -60,26 +60,26 @@ def find_the_guilty(jobs: Sequence[Job], run: Run) -> Iterator[Outcome]:
 
 
 def model_of(work: Work) -> Model:
-    """The model, by its path or, where that is not there, as installed. Raises ModelFileError for none or another."""
+    """The model, by its path or, if that is missing, by its name. Raises ModelFileError if there is none or another."""
     path = work.model if work.model.is_file() else list_models().get(work.model.stem, work.model)
     model = load_model(path)
     if model.sha256 != work.sha256:
-        raise ModelFileError(f"{path}: another model of this name than the one that the call began with.")
+        raise ModelFileError(f"{path}: not the model of this name that the call began with.")
     return model
 
 
 def sendable(error: Exception) -> Exception:
-    """An error that another process can read, with where it came from for --debug."""
+    """The error in a form that another process can read, with its traceback for --debug."""
     error.add_note("".join(traceback.format_exception(error)))
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 (whatever a library's error does when it is pickled)
+    except Exception:  # noqa: BLE001 (a library's error may fail in any way when it is pickled)
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 
 def exit_in_words(code: int | None) -> str:
-    """How a process ended, by its exit code: that of `multiprocessing`, in which a signal is negative."""
+    """How a process ended, from its exit code in `multiprocessing`, where a signal is negative."""
     if code is None or code >= 0:
         return f"ended with exit code {code}"
     try:
@@ -91,4 +91,4 @@ def exit_in_words(code: int | None) -> str:
 
 def _failed(death: Death) -> Outcome:
     name, reason = death.job.shown.name, "the slide may be damaged, or need more memory than there is"
-    return Outcome(death.job, "failed", error=SlideError(f"{name}: each process that was at it {death.how}; {reason}."))
+    return Outcome(death.job, "failed", error=SlideError(f"{name}: each process that began it {death.how}; {reason}."))

@@ -1,4 +1,4 @@
-"""How far the slides are that are being predicted: a table on a terminal, a line now and then elsewhere."""
+"""Show the progress of slides: as a table on a terminal, elsewhere by a line now and then."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LINE_EVERY_S = 10.0
 
 
 class Watch(Protocol):
-    """Sees how far the slides are that are being predicted."""
+    """Follows the progress of each slide."""
 
     def progress(self, slide: str, done: int, total: int) -> None:
-        """So many of a slide's spots are done."""
+        """`done` of a slide's spots, of `total`, are done."""
 
     def ended(self, slide: str, status: str, /) -> None:
-        """Nothing more is done to a slide."""
+        """The slide is done, failed or left to another call."""
 
 
 def watching(n_slides: int) -> AbstractContextManager[Watch]:

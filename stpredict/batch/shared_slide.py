@@ -1,14 +1,12 @@
-"""Help with a slide that another process is at: it goes on from the first shard, who helps from the last."""
+"""Help with another process's slide: that process predicts from the first shard on, the helper from the last back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from stpredict.batch.slides import Warm
 from stpredict.console import report
-from stpredict.data.panel import match_genes
+from stpredict.model.narrowing import narrow
 from stpredict.prediction.job import Job
 from stpredict.prediction.one_slide import open_pinned_engine
 from stpredict.prediction.pipeline import predict_shards
@@ -18,9 +16,9 @@ from stpredict.prediction.shards import pinned_engine
 
 
 def help_slide(job: Job, warm: Warm, request: Request, progress: Callable[[int, int], None]) -> None:
-    """Predict shards of a slide that nobody is at, until none is left or the slide is done.
+    """Predict shards of a slide that no other process has claimed, until none is left or the slide is done.
 
-    Nothing is done for networks that first look at all of a slide. Raises what predicting the slide may raise.
+    Does nothing for networks that first look at the whole slide. Raises the same errors as predicting the slide.
     """
     model, threads = warm.model, request.engine.threads
     if model.reads_slide:
@@ -32,12 +30,12 @@ def help_slide(job: Job, warm: Warm, request: Request, progress: Callable[[int, 
         shards = prepared.shards
         if (pinned := pinned_engine(shards)) is None:
             return
+        running, columns = narrow(model, prepared.settings["genes"])
         kept = (engine for engine in (warm.engine, warm.pinned) if engine and engine.pin == pinned)
-        warm.pinned = next(kept, None) or open_pinned_engine(model, request.engine, pinned, prepared.sample, report)
-        columns = np.array(match_genes(prepared.settings["genes"], model.panel))
+        warm.pinned = next(kept, None) or open_pinned_engine(running, request.engine, pinned, prepared.sample, report)
         try:
             predict_shards(
-                shards.claimed(backwards=True), shards, prepared.raster, prepared.spots, model, columns, warm.pinned,
+                shards.claimed(backwards=True), shards, prepared.raster, prepared.spots, running, columns, warm.pinned,
                 threads, progress,
             )  # fmt: skip
         except OSError:

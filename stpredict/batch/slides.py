@@ -1,11 +1,11 @@
-"""Predict many slides with one engine: carry on after one fails, leave alone what other processes are at."""
+"""Predict many slides with one engine: go on after one fails, skip slides that other processes are predicting."""
 
 from __future__ import annotations
 
 import errno
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ from stpredict.console import Report, log
 from stpredict.engines.engine import Engine
 from stpredict.engines.opening import open_engine
 from stpredict.engines.rate import spots_per_second
-from stpredict.errors import ResultError, SlideError, StpredictError, UsageError
+from stpredict.errors import ResultError, SlideError, StpredictError, UsageError, lacks_memory
 from stpredict.model.file import Model
+from stpredict.model.narrowing import narrow
 from stpredict.prediction.job import Job
 from stpredict.prediction.one_slide import predict_slide
 from stpredict.prediction.pipeline import one_ahead
@@ -44,13 +45,13 @@ from stpredict.slides.overview import thumbnail_size
 from stpredict.slides.raster import make_raster
 from stpredict.slides.slide import open_slide, resolve_mpp
 
-#: A full disk, a quota, and the limit of a file's size.
+#: Errors of a full disk, an exceeded quota, and the limit of a file's size.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
 class Warm:
-    """What a process keeps between slides: the model, the engine once there is one, that of a slide it helped with."""
+    """What a process keeps between slides: the model, its engine if there is one, that of a slide it helped with."""
 
     model: Model
     engine: Engine | None = None
@@ -62,20 +63,27 @@ def predict_slides(
 ) -> Iterator[Outcome]:
     """Predict slide after slide in this process.
 
-    Raises UsageError, before anything is read, for what could not work for any slide.
+    Raises UsageError, before anything is read, for a call that no slide could satisfy.
     """
     check_request(model, request)
     with folders_of_results(jobs, request):
-        warn_of_unpredicted_genes(model, request.genes, report)
-        yield from predict_each(jobs, Warm(model), request, len(jobs), report, progress)
+        judge = partial(warn_of_unpredicted_genes, model, request.genes, report)
+        yield from predict_each(jobs, Warm(model), request, len(jobs), report, progress, judge)
 
 
 def predict_each(
-    jobs: Sequence[Job], warm: Warm, request: Request, n_slides: int, report: Report, progress: SlideProgress
+    jobs: Sequence[Job],
+    warm: Warm,
+    request: Request,
+    n_slides: int,
+    report: Report,
+    progress: SlideProgress,
+    before_first: Callable[[], None] | None = None,
 ) -> Iterator[Outcome]:
-    """Predict some of `n_slides` slides; one that fails costs only itself, one that others are at is tried again later.
+    """Predict some of `n_slides` slides. One that fails costs only itself; one that others hold is tried again later.
 
-    Raises UsageError for what could not work for any slide, and for what the user has to mend if there is but one.
+    `before_first` is called once the first slide is ready to be predicted. Raises UsageError for a call that no slide
+    could satisfy; and if there is only one slide, for an error of it that the user can mend.
     """
     elsewhere: list[Job] = []
     with ExitStack() as at_the_end:
@@ -84,7 +92,7 @@ def predict_each(
             progress(job, 0, 0)
             prepared = prepare_slide(job, warm.model, request)
             if isinstance(prepared, Prepared):
-                at_the_end.callback(prepared.held.close)  # closed again where all went well, which does nothing
+                at_the_end.callback(prepared.held.close)  # after a success this closes it again, which does nothing
             return prepared
 
         for turn in (list(jobs), elsewhere):
@@ -92,6 +100,9 @@ def predict_each(
             for n_done, (job, preparing) in enumerate(upcoming):
                 try:
                     prepared = preparing.result()
+                    if before_first:
+                        before_first()
+                        before_first = None
                     if prepared == "elsewhere" and turn is not elsewhere and len(jobs) > 1:
                         elsewhere.append(job)
                     elif isinstance(prepared, str):
@@ -104,7 +115,7 @@ def predict_each(
                                 partial(progress, job),
                             )  # fmt: skip
                         yield Outcome(job, "done", len(prepared.spots), prepared.clock.seconds)
-                except Exception as error:  # noqa: BLE001 (told as this slide's, or raised again)
+                except Exception as error:  # noqa: BLE001 (reported as this slide's, or raised again)
                     if isinstance(error, OSError) and _done_by_another(preparing, job, request):
                         yield Outcome(job, "up to date")
                     else:
@@ -114,7 +125,7 @@ def predict_each(
 def _done_by_another(
     preparing: Future[Prepared | Literal["up to date", "elsewhere"]], job: Job, request: Request
 ) -> bool:
-    """Has another call finished the slide meanwhile, as while this one was suspended for long?"""
+    """Has another call finished the slide meanwhile, for instance while this one was suspended?"""
     with suppress(OSError, StpredictError):
         prepared = preparing.result()
         return (
@@ -127,7 +138,7 @@ def _done_by_another(
 
 @dataclass(frozen=True)
 class Plan:
-    """What predicting one slide would take: spots, seconds, bytes at most while it goes on; or why it would fail."""
+    """The cost of predicting one slide: spots, seconds, bytes on disk at most; or why it would fail."""
 
     job: Job
     n_spots: int = 0
@@ -139,7 +150,7 @@ class Plan:
 def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Report) -> Iterator[Plan]:
     """Look at each slide and write nothing. The engine's speed is measured on patches of the first.
 
-    Raises UsageError for what could not work for any slide.
+    Raises UsageError for a call that no slide could satisfy.
     """
     check_request(model, request)
     rate = 0.0
@@ -159,28 +170,29 @@ def plan_slides(jobs: Sequence[Job], model: Model, request: Request, report: Rep
                 if not rate:
                     raster, sample = choose_level(slide, mpp, spots, model, request)
                     n_patches = len(spots) * len(jobs) * request.patches_per_spot
-                    engine = open_engine(model, request.engine, sample, report, n_patches, keep=False)
+                    running, _ = narrow(model, request.genes or model.panel)
+                    engine = open_engine(running, request.engine, sample, report, n_patches, keep=False)
                     rate = spots_per_second(engine, sample) / request.patches_per_spot
-                # Shards and the result, which is compressed but little, stand side by side at the end.
-                values = len(spots) * n_genes * (2 if request.tta else 1)
+                # At the end, the shards and the result, which compresses little, are both on disk.
+                values = len(spots) * n_genes * (1 + request.tta + request.relative)
                 seconds, n_bytes = len(spots) / rate, 2 * values * 4 + 3 * math.prod(thumbnail_size(slide))
                 if passes := engine.two_passes:
                     n_around = len(around_spots(model, passes, raster, spots.centres, mpp).centres)
-                    seconds *= (n_around + len(spots)) / (2 * len(spots))  # the rate is of two patches for each spot
-                    n_bytes += n_around * passes.width * 2
+                    seconds *= (n_around + len(spots)) / (2 * len(spots))  # the rate counts two patches per spot
+                    n_bytes += n_around * passes.width * passes.stored().itemsize
                 tell_notes(slide, job)
             yield Plan(job, len(spots), seconds, n_bytes)
-        except Exception as error:  # noqa: BLE001 (told as this slide's, or raised again)
+        except Exception as error:  # noqa: BLE001 (reported as this slide's, or raised again)
             yield Plan(job, error=as_ours(error, job, alone=len(jobs) == 1))
 
 
 def as_ours(error: Exception, job: Job, alone: bool) -> StpredictError:
-    """An error of one slide as one sentence. Raises what a call cannot go on after, and UsageError for a lone slide."""
+    """An error of one slide as one sentence. Raises errors that end the call, and UsageError if the slide is alone."""
     name = job.slide.name
     ours: StpredictError
     if isinstance(error, StpredictError):
         ours = error
-    elif isinstance(error, MemoryError):
+    elif lacks_memory(error):
         ours = SlideError(f"{name}: not enough memory.")
     elif isinstance(error, OSError) and error.errno in NO_ROOM:
         ours = ResultError(f"{error.filename or job.result}: cannot be written ({error.strerror}).")

@@ -1,4 +1,4 @@
-"""Which workers of a cluster help with slides that others are at, when no slide waits for a worker."""
+"""Choose workers of a cluster to help with other workers' slides when no slide waits for a worker."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from stpredict.errors import StpredictError
 from stpredict.prediction.job import Job
 from stpredict.prediction.shards import SHARD_SPOTS
 
-#: So many spots have to be left for each worker that is at a slide: to open it and to build the engine takes time, too.
+#: Help is worth it if so many spots are left per worker at a slide: opening it and building an engine take time.
 WORTH_IT = 2 * SHARD_SPOTS
-#: A slide that so many helpers were lost at gets no more.
+#: After the loss of so many helpers, a slide gets no more.
 MAX_LOST = 3
 
 
 @dataclass(frozen=True)
 class Helpers:
-    """Spots that slides have left; who helps with which; who did so before, which is not asked again; helpers lost."""
+    """Spots left of slides; helpers at work; workers asked before, who are not asked again; lost helpers."""
 
     left: dict[Job, int] = field(default_factory=dict)
     at_work: dict[Future[StpredictError | None], tuple[Job, str]] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Helpers:
 
 
 def slide_for(helpers: Helpers, worker: str, slides: Collection[Job]) -> Job | None:
-    """Of the slides that others are at, the one with the most left for each of them, if a worker shall help at all."""
+    """Of other workers' slides, the one with most spots left per worker; None if help is not worth it."""
     helping = Counter(job for job, _ in helpers.at_work.values())
     shares = {
         job: helpers.left.get(job, 0) / (2 + helping[job])
@@ -44,21 +44,21 @@ def slide_for(helpers: Helpers, worker: str, slides: Collection[Job]) -> Job | N
 
 
 def ended(helpers: Helpers, future: Future[StpredictError | None]) -> None:
-    """Note that one helps no more. What was in its way is told, as its worker may have to be mended."""
+    """Note that a helper ended. An error is reported, because the worker may need mending."""
     job, worker = helpers.at_work.pop(future)
     try:
         problem: Exception | None = future.result()
     except KilledWorker:
         helpers.lost[job] += 1
         return
-    except Exception as error:  # noqa: BLE001 (whatever it is, the slide goes on)
+    except Exception as error:  # noqa: BLE001 (the slide goes on in any case)
         problem = error
     if problem:
         log("warning", f"{job.shown.name}: worker {worker} cannot help with it: {problem}", slide=str(job.shown))
 
 
 def count_lost(helpers: Helpers, workers: Collection[str]) -> None:
-    """Note which helpers are not among the workers any more."""
+    """Note helpers that are no longer among the workers."""
     for future, (job, worker) in list(helpers.at_work.items()):
         if worker not in workers:
             del helpers.at_work[future]
@@ -72,5 +72,5 @@ def let_go(helpers: Helpers, job: Job, client: Client) -> None:
         if helped == job:
             del helpers.at_work[future]
             future.cancel()
-            with suppress(Exception):  # lost just now
+            with suppress(Exception):  # the worker was lost just now
                 client.run(forget, future.key, workers=[worker], on_error="ignore")

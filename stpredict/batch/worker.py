@@ -1,4 +1,4 @@
-"""What a worker of a dask cluster does: one slide at a time, or help with one, with the engine of the slide before."""
+"""Run on a worker of a dask cluster: predict a slide, or help with one, with the engine of the slide before."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from stpredict.prediction.job import Job
 from stpredict.search_path import working_folder_left_out
 
 SHARE_FOLDERS = "slides, model and output need paths that are the same on all machines."
-#: No more often than this a worker says how far it is.
+#: Shortest time between two reports of a worker's progress.
 PROGRESS_EVERY_S = 1.0
-#: A worker that is asked to let go of a slide may take so long; it does so after a batch of patches.
+#: How long a worker may take to let go of a slide when asked to; it does so after a batch of patches.
 LET_GO_S = 10.0
 
-#: Whatever number of threads a worker has, an engine uses them all, and what it logs goes to one call.
+#: An engine uses all threads of a worker, and its log goes to one call, so a worker predicts one slide at a time.
 _one_at_a_time = threading.Lock()
 _forgotten: set[str] = set()
 #: The call for which a slide is being predicted here.
@@ -40,7 +40,7 @@ class Forgotten(BaseException):
 
 
 def forget(name: str) -> None:
-    """Let go of the slides of a call, or of the one that is helped with under a name, at the next batch of patches."""
+    """Let go, at the next batch of patches, of a call's slides, or of the slide that is helped with under this name."""
     _forgotten.add(name)
 
 
@@ -53,9 +53,9 @@ async def forget_call(name: str) -> None:
 
 
 def predict_one(message: bytes) -> Outcome:
-    """Predict a slide and tell the call that wants it how that goes.
+    """Predict a slide and report its progress to the call that wants it.
 
-    Raises StpredictError, with this machine's name, for what could not work for any slide.
+    Raises StpredictError, with this machine's name, for a call that no slide could satisfy.
     """
     call, number, job, work = pickle.loads(message)
     worker = get_worker()
@@ -64,7 +64,7 @@ def predict_one(message: bytes) -> Outcome:
     def send(kind: str, *content: object) -> None:
         if call in _forgotten:
             raise Forgotten
-        worker.log_event(call, pickle.dumps((kind, number, *content)))  # names may be no text
+        worker.log_event(call, pickle.dumps((kind, number, *content)))  # names may not be valid text
 
     def tell(event: str, line: str | None, facts: dict[str, object]) -> None:
         send("log", event, line, facts)
@@ -97,7 +97,7 @@ def predict_one(message: bytes) -> Outcome:
 
 
 def help_with_one(message: bytes) -> StpredictError | None:
-    """Help with a slide that another worker predicts, which tells of it. Returns what was in the way, if anything."""
+    """Help with a slide that another worker predicts and reports. Returns the error that prevented it, if any."""
     call, name, job, work = pickle.loads(message)
     nthreads = get_worker().state.nthreads
 
@@ -112,22 +112,22 @@ def help_with_one(message: bytes) -> StpredictError | None:
             help_slide(job, kept_warm(work), work.request, progress)
         except Forgotten:
             return None
-        except Exception as error:  # noqa: BLE001 (told by the call, in which the slide goes on)
+        except Exception as error:  # noqa: BLE001 (the call reports it, and the slide goes on)
             return as_ours(error, job, alone=False)
     return None
 
 
 def with_threads(work: Work, nthreads: int) -> Work:
-    """The work with this worker's number of threads, where none was asked for."""
+    """The work with this worker's number of threads, unless a number was requested."""
     engine = replace(work.request.engine, threads=work.request.engine.threads or nthreads)
     return replace(work, request=replace(work.request, engine=engine))
 
 
 def kept_warm(work: Work) -> Warm:
-    """The model, and the engine if the slide before had the same. Raises ModelFileError."""
+    """The model, and the engine if the slide before had the same model and engine request. Raises ModelFileError."""
     key = work.sha256, work.request.engine
     if key not in _kept:
         model = model_of(work)
-        _kept.clear()  # another one's engine would only take memory
+        _kept.clear()  # the engine of another model would only take memory
         _kept[key] = Warm(model)
     return _kept[key]

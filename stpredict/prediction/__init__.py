@@ -1,4 +1,4 @@
-"""Predict one slide: what is asked for, its spots, its patches through an engine, its shards, its result.
+"""Predict one slide: check the request, choose spots, run patches through an engine into shards, write the result.
 
-It may import `engines`, `result` and what lies below them; many slides are the business of `batch`.
+It may import `engines`, `result` and what lies below them. Many slides are the business of `batch`.
 """

@@ -1,6 +1,6 @@
-"""What is asked of an engine for each batch: expression, in one or all turns, and, beside it, measures of the patches.
+"""For each batch, ask the engine for expression, in one or all turns, and measure the quality of the patches.
 
-On a GPU all of it is made from the batch that is there already. On a CPU threads measure while the engine infers.
+A GPU computes all of it from the batch that it already holds. On a CPU, threads measure while the engine infers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stpredict.slides.views import first_views
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one batch: expression, with coordinates behind the genes; its spread over all turns; measures (B x 5)."""
+    """For one batch: expression, with coordinates after the genes; its spread over all turns; measures (B x 5)."""
 
     expression: Float32
     spread: Float32 | None
@@ -35,9 +35,9 @@ class Answer:
 
 
 def arrange(answer: Answer, columns: Int, out: Float32) -> None:
-    """Write the genes in `columns`, their spread if there is one, and the measures to rows of a shard; padding is not.
+    """Write the genes in `columns`, their spread if there is one, and the measures to rows of a shard, without padding.
 
-    Where patches have coordinates among the training patches, how far away they lie joins in their first measure.
+    If patches have coordinates among the training patches, their distance from these raises their first measure.
     """
     n, width = len(out), len(columns)
     parts = (answer.expression,) if answer.spread is None else (answer.expression, answer.spread)
@@ -52,10 +52,10 @@ def arrange(answer: Answer, columns: Int, out: Float32) -> None:
 def ask_on_cpu(
     engine: Engine, batches: Iterator[UInt8], ring: Ring, model: Model, tta: bool, threads: int
 ) -> Generator[Answer, None, None]:
-    """Batches in, answers out, in their order; the batches go back to the ring once nothing reads them."""
+    """Take batches and yield answers in their order. Batches go back to the ring once nothing reads them."""
     reference = reference_of(model)
     turns = SYMMETRIES if tta else 1
-    lent: deque[UInt8] = deque()  # what the engine was given, in order
+    lent: deque[UInt8] = deque()  # the batches that the engine got, in order
     measuring: deque[Future[Float32]] = deque()
     with ThreadPoolExecutor(threads) as measurer:
 
@@ -78,7 +78,7 @@ def ask_on_cpu(
 def ask_on_gpu(
     engine: Engine, batches: Iterator[UInt8], ring: Ring, model: Model, tta: bool, _threads: int
 ) -> Generator[Answer, None, None]:
-    """The same; measures and turns are made where the batch is, in the same go."""
+    """The same on a GPU, which computes measures and turns together with the expression."""
     from stpredict.prediction.on_device import answer_beside  # imports torch
 
     lent: deque[UInt8] = deque()

@@ -1,6 +1,6 @@
-"""Why a result is not to be trusted as a whole: warnings that `--strict` makes an error of.
+"""Reasons to distrust a result as a whole: warnings that `--strict` turns into an error.
 
-They are read from the result alone, so that a later call that finds it comes to the same end as the one that wrote it.
+They depend on the result alone, so that a later call that finds it ends like the call that wrote it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from stpredict.model.reference import UNUSUAL_FROM
 
-#: What a result's provenance says, as a sentence that may follow the slide's name; None where there is no doubt.
+#: From a result's provenance to a sentence that may follow the slide's name; None if there is no doubt.
 Doubt = Callable[[Mapping[str, Any]], str | None]
 
 
@@ -23,15 +23,15 @@ def unlike_training(provenance: Mapping[str, Any]) -> str | None:
 
 
 def unlike_bright_field(provenance: Mapping[str, Any]) -> str | None:
-    """A slide that does not look like H&E in bright field. Older results do not say."""
+    """A slide that does not look like H&E in bright field. Older results do not record it."""
     said = provenance["slide"].get("appearance")
     return f"{said}." if said else None
 
 
-#: A further kind of warning that means "do not trust" is a function here, and `--strict` heeds it.
+#: To add a warning that means "do not trust", add its function here. `--strict` heeds all of them.
 DOUBTS: tuple[Doubt, ...] = (unlike_training, unlike_bright_field)
 
 
 def doubts(provenance: Mapping[str, Any]) -> list[str]:
-    """Why the result of this provenance is not to be trusted, a sentence for each reason."""
+    """Why a result with this provenance is not to be trusted, a sentence for each reason."""
     return [said for doubt in DOUBTS if (said := doubt(provenance))]

@@ -1,4 +1,4 @@
-"""One slide to predict: where its result goes, and what messages call it."""
+"""One slide to predict: where its result goes, and how messages call it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from stpredict.result.file import RESULT_SUFFIX
 
 
 def without_names(text: str, names: Mapping[Path, str]) -> str:
-    """The text with another name for each of some files, and without the folders that they lie in."""
+    """The text with the files replaced by their `names`, and without the folders that the files lie in."""
     parents = {path.parent for path in names}
     folders = {
         written for parent in parents for written in (str(parent), os.path.normpath(parent), str(parent.resolve()))
     }
     for folder in sorted(folders - {"."}, key=len, reverse=True):
         text = text.replace(f"{folder}{os.sep}", "")
-        if os.sep in folder.rstrip(os.sep) and Path(folder).name != "..":  # else it may be any word
+        if os.sep in folder.rstrip(os.sep) and Path(folder).name != "..":  # else it could be any word
             text = re.sub(rf"(?<![\w/]){re.escape(folder)}(?![^\W_])", "the slides' folder", text)
     known: dict[str, str] = {}
     for path, name in names.items():
@@ -31,13 +31,13 @@ def without_names(text: str, names: Mapping[Path, str]) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One slide, where its result goes, and its um per pixel and its mask if they are given for it alone."""
+    """One slide, the path of its result, and its um per pixel and its mask if they were given for it alone."""
 
     slide: Path
     result: Path
     mpp: float | None = None
     mask: Path | None = None
-    anonymous: str | None = None  # what all output calls the slide
+    anonymous: str | None = None  # the name of the slide in all output
 
     @property
     def name(self) -> str:
@@ -46,26 +46,26 @@ class Job:
 
     @property
     def shown(self) -> Path:
-        """What messages call the slide."""
+        """The slide's path in messages."""
         return Path(self.anonymous) if self.anonymous else self.slide
 
     @property
     def lease(self) -> Path:
-        """The file that says that somebody is at the slide."""
+        """The file that says that a process is predicting the slide."""
         return self.result.with_name(f"{self.result.name}.lease")
 
     @property
     def parts(self) -> Path:
-        """The folder of what is predicted of the slide so far."""
+        """The folder of the shards that are predicted so far."""
         return self.result.with_name(f"{self.result.name}.parts")
 
     @property
     def facts(self) -> dict[str, str]:
-        """What each event of the log says of the slide."""
+        """The facts of the slide in each event of the log."""
         return {"slide": str(self.shown), "output": str(self.result)}
 
     def hide_names(self, error: Exception) -> None:
-        """Let an error of an anonymous slide call it by that name only."""
+        """Replace the names of an anonymous slide in an error by its anonymous name."""
         if self.anonymous:
             names = ({self.mask: "mask"} if self.mask else {}) | {self.slide: self.anonymous}
             error.args = tuple(without_names(part, names) if isinstance(part, str) else part for part in error.args)

@@ -1,8 +1,8 @@
-"""A lease on a slide's result, so that many calls can share a folder and do each slide once.
+"""A lease on a slide's result or another job, so that many calls can share a folder and do each job once.
 
-A lease is a small file that its owner touches now and then; one that was not touched for long may be taken over. Both
-times are the file system's, so that clocks may differ. Should two work on one slide all the same, the first to finish
-takes the shards away, and the other finds the result: both are whole or not there.
+A lease is a small file that its owner touches regularly. If nobody touched it for long, another process may take it
+over. Both times are the file system's, so clocks may differ. If two processes still work on one slide, the first to
+finish removes the shards, and the other finds the result: both files are always whole or missing.
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ import platform
 import secrets
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stpredict.console import Report
+
 RENEW_S = 20.0
 LAPSED_S = 120.0
-#: After taking over a lease, how long to wait for others that do so at the same moment.
+#: How long to wait, after taking over a lease, for others that take it over at the same moment.
 SETTLE_S = 0.5
+#: How often to look whether a lease that is waited for is free.
+WAIT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,14 +45,14 @@ class Lease:
     def renew(self) -> None:
         while not self._stop.wait(RENEW_S):
             try:
-                if _token(self.path) == self.token:  # or it was taken over
+                if _token(self.path) == self.token:  # else another process took it over
                     os.utime(self.path)
             except OSError:
-                continue  # a share that is away for a while; others may take over
+                continue  # a network share that is away for a while; others may take over
 
 
 def is_held(path: Path) -> bool:
-    """Is some process, here or elsewhere, at what the lease is for? Yes, if it cannot be told."""
+    """Does a process, here or elsewhere, hold the lease? True if that cannot be determined."""
     try:
         return _has_lapsed(path) is False
     except OSError:
@@ -54,7 +60,7 @@ def is_held(path: Path) -> bool:
 
 
 def is_lease(path: Path) -> bool:
-    """Is the file a lease, or a result's that is empty, as its owner was killed before it wrote it?"""
+    """Is the file a lease? A result's lease may be empty, if its owner was killed before it wrote."""
     try:
         content = path.read_text()
         return {"token", "where", "pid"} <= set(json.loads(content)) if content else path.stem.endswith(".h5ad")
@@ -85,8 +91,23 @@ def take_lease(path: Path) -> Lease | None:
     return lease
 
 
+@contextmanager
+def alone(lease_path: Path, meanwhile: str, report: Report) -> Iterator[None]:
+    """While this lasts, no other call is within it; one that waits for that reports what is done `meanwhile`."""
+    waited = False
+    while not (lease := take_lease(lease_path)):
+        if not waited:
+            report(meanwhile)
+        waited = True
+        time.sleep(WAIT_S)
+    try:
+        yield
+    finally:
+        lease.release()
+
+
 def _create(path: Path, content: str) -> None:
-    """Make a file. Raises FileExistsError; and OSError where the disk is full, and then leaves none."""
+    """Make a file. Raises FileExistsError, and OSError if the disk is full; then no file is left."""
     file = path.open("x")
     try:
         with file:
@@ -97,7 +118,7 @@ def _create(path: Path, content: str) -> None:
 
 
 def _has_lapsed(path: Path) -> bool | None:
-    """Was it not renewed for long, or did its owner die on this machine? None if it is gone."""
+    """Has the lease lapsed, or did its owner die on this machine? None if the file is gone."""
     now = path.with_name(f".{secrets.token_hex(8)}.tmp.lease")
     try:
         now.touch()
@@ -108,7 +129,7 @@ def _has_lapsed(path: Path) -> bool | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError):
-        return False  # being written, or damaged: it lapses in time
+        return False  # being written, or damaged: it lapses by its age
     finally:
         now.unlink(missing_ok=True)
 
@@ -121,7 +142,7 @@ def _token(path: Path) -> str | None:
 
 
 def _where() -> str:
-    """A hash of this machine since it was started, and of this space of process numbers."""
+    """A hash of this machine since its last start, and of its namespace of process numbers."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         processes = Path("/proc/self/ns/pid").readlink()
@@ -132,7 +153,7 @@ def _where() -> str:
 
 def _is_alive(pid: int) -> bool:
     if os.name == "nt":
-        return True  # there os.kill would interrupt it
+        return True  # on Windows os.kill would interrupt it
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,6 +1,6 @@
 """The measures of `quality` and the turns of `symmetry` in torch, for patches that lie on a GPU.
 
-The same arithmetic in the same precision, so that both say the same within their rounding; tests compare them.
+The arithmetic and precision are the same, so that results agree within rounding. Tests compare them.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stpredict.model.reference import BLACK, HED_FROM_RGB, Reference, optical_density
+from stpredict.model.reference import BLACK, Reference, optical_density
 from stpredict.prediction.quality import MOST_DENSITY, STEP, THRESHOLDS
 from stpredict.slides.symmetry import SYMMETRIES
-from stpredict.statistics.colour_texture import PERCENTILES
+from stpredict.statistics.colour_texture import HED_FROM_RGB, PERCENTILES
 
 Run = Callable[[Tensor], Tensor]
 
 
 def answer_beside(run: Run, reference: Reference | None, tta: bool) -> Run:
-    """A network's expression, with `tta` its mean over all turns and then its spread, and the patches' measures.
+    """A network's expression, or with `tta` its mean over all turns and its spread, then the patches' measures.
 
     Takes uint8 patches, B x P x P x 3 or B x V x P x P x 3, and gives one float32 array, the measures last.
     """
@@ -44,9 +44,9 @@ def turned(patches: Tensor, code: int) -> Tensor:
 
 
 def measures_on_device(reference: Reference | None) -> Run:
-    """What measures patches (n x P x P x 3) as `quality.measure_patches` does. It keeps its tables on the device."""
+    """A function that measures patches (n x P x P x 3) as `quality.measure_patches` does, with tables on the device."""
 
-    @cache  # what is uploaded cannot be while a CUDA graph is being captured
+    @cache  # nothing can be uploaded while a CUDA graph is captured
     def upload(device: torch.device) -> tuple[Tensor, ...]:
         table = optical_density(np.arange(256, dtype=np.uint8))
         known = (reference.mean, reference.whitening) if reference else ()
@@ -78,7 +78,7 @@ def _colour_planes(rgb: Tensor, density: Tensor) -> Tensor:
 
 
 def _colour_features(planes: Tensor) -> Tensor:
-    """As `model.reference.colour_features`, whose percentiles are of sorted planes, too."""
+    """As `model.reference.colour_features`, which also takes percentiles from sorted planes."""
     last = planes.shape[2] - 1
     mean = planes.mean(dim=2)
     spread = (planes - mean[:, :, None]).square().mean(dim=2).sqrt()

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import numpy as np
 
-from stpredict.arrays import UInt8
+from stpredict.arrays import Bool, Float32, UInt8
 from stpredict.console import Report, log
 from stpredict.data.panel import match_genes
 from stpredict.engines.engine import Engine, EngineRequest
 from stpredict.engines.opening import open_engine
-from stpredict.errors import ResultError, StpredictError
+from stpredict.errors import ResultError, StpredictError, counted
 from stpredict.model.card import card_without_genes
 from stpredict.model.file import Model
+from stpredict.model.narrowing import narrow
 from stpredict.prediction.doubts import unlike_training
 from stpredict.prediction.job import Job
 from stpredict.prediction.pipeline import finish_shards, predict_shards
 from stpredict.prediction.preparation import Prepared, from_finer_level, tell_notes
 from stpredict.prediction.provenance import describe_genes, describe_prediction, display_range
 from stpredict.prediction.quality import flags_in_words, judge_spots
+from stpredict.prediction.relative import blank_unmeasured, measured_in_training, standard_of
 from stpredict.prediction.request import Request
 from stpredict.prediction.shards import (
+    Shards,
     pin_engine,
     pinned_engine,
 )
 from stpredict.prediction.surroundings import first_pass
-from stpredict.result.file import CHUNK_SPOTS, UNUSUAL
+from stpredict.result.file import UNUSUAL, chunk_spots
 from stpredict.result.writing import Content, write_result
 from stpredict.slides.levels import on_readable_levels
 from stpredict.slides.overview import make_thumbnail
 
-#: Turns of a patch that differ by less, in the unit of expression, differ by rounding.
+#: If turns of a patch differ by less, in the unit of expression, the cause is rounding.
 INVARIANT_BELOW = 1e-4
 
 Progress = Callable[[int, int], None]
@@ -44,8 +47,8 @@ def predict_slide(
 ) -> Engine | None:  # fmt: skip
     """Predict the first of `n_slides` slides. Returns the engine, for the others.
 
-    Where a level turns out to be damaged, the slide is predicted anew from a finer one: which level a result is of
-    does not depend on where a call was interrupted. Raises SlideError, ResultError or EngineError.
+    If a level turns out to be damaged, the slide is predicted anew from a finer one. So the level of a result does not
+    depend on where a call was interrupted. Raises SlideError, ResultError or EngineError.
     """
 
     def predict() -> Engine | None:
@@ -63,25 +66,25 @@ def _predict(
 ) -> Engine | None:  # fmt: skip
     slide, spots, shards, clock = prepared.slide, prepared.spots, prepared.shards, prepared.clock
     threads = request.engine.threads
+    running, computed = narrow(model, prepared.settings["genes"])
     with clock.stage("engine"):
         pinned = pinned_engine(shards)
         if pinned is None:
             n_patches = len(spots) * n_slides * request.patches_per_spot
-            used = engine = engine or open_engine(model, request.engine, prepared.sample, report, n_patches)
+            used = engine = engine or open_engine(running, request.engine, prepared.sample, report, n_patches)
         else:
-            used = open_pinned_engine(model, request.engine, pinned, prepared.sample, report)
+            used = open_pinned_engine(running, request.engine, pinned, prepared.sample, report)
         pin_engine(shards, *used.pin)
-    columns = np.array(match_genes(prepared.settings["genes"], model.panel))
     wanted: Iterable[int] = shards.claimed()
     if used.two_passes:
         with clock.stage("surroundings"):
             used, progress = first_pass(
-                used, used.two_passes, model, shards, wanted := shards.missing(), prepared.raster, spots.centres,
-                prepared.mpp, threads, progress,
+                used, used.two_passes, running, shards, wanted := shards.missing(), prepared.raster, spots.centres,
+                prepared.mpp, threads, progress, spots.pitch_um,
             )  # fmt: skip
     with clock.stage("reading_and_inference"):
         predict = partial(
-            predict_shards, shards=shards, raster=prepared.raster, spots=spots, model=model, columns=columns,
+            predict_shards, shards=shards, raster=prepared.raster, spots=spots, model=running, columns=computed,
             engine=used, threads=threads,
         )  # fmt: skip
         mine, waits = predict(wanted, progress=progress)
@@ -89,7 +92,7 @@ def _predict(
     clock.seconds.update(waits.by_cause())
     quality = judge_spots(shards.measures())
     if flags := flags_in_words(quality.counts, len(spots), but=UNUSUAL if unlike_training(quality.account) else None):
-        log("warning", f"{job.shown.name}: of {len(spots):,} spots {flags}", slide=str(job.shown))
+        log("warning", f"{job.shown.name}: of {counted(len(spots), 'spot')} {flags}", slide=str(job.shown))
     unstable = request.tta and shards.largest_spread() > INVARIANT_BELOW
     if request.tta and not unstable:
         said = f"{model.name} predicts the same for each flip and rotation of a patch, so --tta says nothing of it."
@@ -97,6 +100,7 @@ def _predict(
     with clock.stage("thumbnail"):
         thumbnail, thumbnail_downsample = make_thumbnail(slide, prepared.tissue.overview, threads)
     tell_notes(slide, job)
+    columns = np.array(match_genes(prepared.settings["genes"], model.panel))
     provenance = {
         **used.description(),
         **describe_prediction(prepared, job, model, request),
@@ -104,18 +108,29 @@ def _predict(
         "display_range": display_range(model, columns),
         "card": card_without_genes(model.card),
     }
-    if doubt := unlike_training(provenance):  # what else there is to doubt was told among the notes
+    if doubt := unlike_training(provenance):  # other doubts were reported among the notes
         log("warning", f"{job.shown.name}: {doubt}", slide=str(job.shown))
+    measured = measured_in_training(model)
+    rows = partial(expression_rows, shards, None if measured is None else measured[columns])
+    standard = standard_of(model, columns, rows()) if request.relative else None
+    if standard:
+        provenance["relative"] = {"of": standard.of, "meaning": standard.meaning}
     with clock.stage("result"):
         content = Content(
             job.name, spots, {"tissue_fraction": prepared.fraction.astype(np.float32), **quality.columns},
-            describe_genes(model, columns), shards.rows(CHUNK_SPOTS), provenance, clock.seconds, thumbnail,
-            thumbnail_downsample, model.card["spot_diameter_um"] / prepared.mpp.x,
-            shards.rows(CHUNK_SPOTS, spread=True) if unstable else None,
+            describe_genes(model, columns), rows(), provenance, clock.seconds, thumbnail,
+            thumbnail_downsample, model.read_diameter_um(spots.pitch_um) / prepared.mpp.x,
+            rows(spread=True) if unstable else None,
+            (standard.relative(rows()), standard.meaning) if standard else None,
         )  # fmt: skip
         write_result(job.result, content)
         shards.remove()
     return engine
+
+
+def expression_rows(shards: Shards, measured: Bool | None, spread: bool = False) -> Iterator[Float32]:
+    """The expression in shards, or its `spread`, in blocks in the order of the spots; NaN for genes not `measured`."""
+    return blank_unmeasured(shards.rows(chunk_spots(shards.n_genes), spread=spread), measured)
 
 
 def open_pinned_engine(

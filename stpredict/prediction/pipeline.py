@@ -33,15 +33,15 @@ MAX_WAITING_SHARDS = 2
 
 @dataclass
 class Waits:
-    """Seconds in which the flow stood still for want of patches, of the engine's output, or of the disk."""
+    """Seconds in which the flow waited for patches, for the engine's output, or for the disk."""
 
     patches: float = 0.0
-    batches: float = 0.0  # of patches, and of the copying of them into batches
-    outputs: float = 0.0  # of batches and of the engine
+    batches: float = 0.0  # includes `patches`, and copying them into batches
+    outputs: float = 0.0  # includes `batches`, and the engine
     disk: float = 0.0
 
     def by_cause(self) -> dict[str, float]:
-        """What a result records."""
+        """Seconds by cause, as a result records them."""
         seconds = {
             "waiting_for_patches": self.patches,
             "filling_batches": self.batches - self.patches,
@@ -52,7 +52,7 @@ class Waits:
 
 
 def one_ahead(work: Callable[[Item], Done], items: Sequence[Item]) -> Generator[tuple[Item, Future[Done]], None, None]:
-    """Each item and what `work` makes of it, which goes on while the caller is busy with the item before."""
+    """Yield each item and the future of its `work`, which runs while the caller is busy with the item before."""
     with ThreadPoolExecutor(1) as pool:
         begun = deque((item, pool.submit(work, item)) for item in items[:1])
         for item in items[1:]:
@@ -72,13 +72,13 @@ def predict_shards(
     threads: int,
     progress: Callable[[int, int], None],
 ) -> tuple[set[int], Waits]:
-    """Predict and measure shards; which is next is asked when its reading begins. Returns which they were.
+    """Predict and measure the `wanted` shards; each is taken when its reading begins. Returns those predicted.
 
-    Each has batches of its own, so that it does not matter to a spot which process predicts its shard, after which.
-    Where shards are to hold a spread, each batch is predicted in its eight flips and rotations.
-    Raises SlideError where the slide cannot be decoded.
+    Each shard has its own batches. So a spot's values do not depend on the process that predicts its shard, or on the
+    shards before it. If shards hold a spread, each batch is predicted in its eight flips and rotations.
+    Raises SlideError if the slide cannot be decoded.
     """
-    upcoming, n_patches, n_batches = deque[int](), deque[int](), deque[int]()  # of what is read, but not yet predicted
+    upcoming, n_patches, n_batches = deque[int](), deque[int](), deque[int]()  # read, but not yet predicted
     waits, begun = Waits(), set[int]()
 
     def parts() -> Iterator[Int]:
@@ -96,7 +96,7 @@ def predict_shards(
         writer = stack.enter_context(ThreadPoolExecutor(1))
         patch_px = model.card["patch_px"]
         reading = read_blocks(raster, spots.centres, patch_px, readers, threads, model.views, parts())
-        stack.callback(reading.close)  # no thread reads on when the slide is closed
+        stack.callback(reading.close)  # stop reading before the slide is closed
         filled = filled_batches(timed(reading, waits, "patches"), n_patches, ring, readers)
         batches = timed(filled, waits, "batches")
         ask = ask_on_gpu if engine.on_gpu and not engine.two_passes else ask_on_cpu
@@ -120,7 +120,7 @@ def predict_shards(
 def finish_shards(
     shards: Shards, mine: Container[int], predict: Callable[..., object], progress: Callable[[int, int], None]
 ) -> None:
-    """Predict what other processes began and have not finished; where they do so meanwhile, theirs is as good."""
+    """Predict shards that other processes began and have not finished. If they finish one meanwhile, it is used."""
     for shard in (shard for shard in range(shards.count) if shard not in mine):
 
         def unless_finished(done: int, total: int, shard: int = shard) -> None:
@@ -138,7 +138,7 @@ class _FinishedElsewhereError(Exception):
 
 
 def in_parts(items: Iterator[Item], sizes: deque[int]) -> Iterator[Iterator[Item]]:
-    """Cut a flow into parts; the size of a part is known when its first item has come. Each is used up in its turn."""
+    """Cut a flow into parts. A part's size is known when its first item has come. Use up each before the next."""
     for first in items:
         yield chain((first,), islice(items, sizes.popleft() - 1))
 
@@ -157,7 +157,7 @@ def fixed_batches(patches: Iterator[UInt8], batch_size: int, shape: tuple[int, .
 
 
 def timed(items: Iterator[Item], waits: Waits, cause: str) -> Iterator[Item]:
-    """The items, the seconds until each one comes added to `cause`."""
+    """Yield the items, and add the seconds spent waiting for them to `cause`."""
     while True:
         start = time.monotonic()
         try:
@@ -170,7 +170,7 @@ def timed(items: Iterator[Item], waits: Waits, cause: str) -> Iterator[Item]:
 
 
 def _wait_for(writing: deque[Future[None]], most: int, waits: Waits) -> None:
-    """Wait until no more than `most` shards are yet to be written. Raises what the writing raised."""
+    """Wait until at most `most` shards are left to write. Raises the errors of writing."""
     start = time.monotonic()
     while len(writing) > most:
         writing.popleft().result()

@@ -1,4 +1,4 @@
-"""Make a slide ready: open it, choose its spots, find what is predicted of it already."""
+"""Prepare a slide: open it, choose its spots, find the shards that are already predicted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from stpredict.slides.slide import Mpp, Slide, open_slide, resolve_mpp
 from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.slides.tissue import Tissue
 
-#: Patches that are compared with the training patches and used to check the engine.
+#: Number of patches that are compared with the training patches and used to check the engine.
 N_SAMPLE = 64
 
 
@@ -55,7 +55,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A slide that is ours to predict: open, its spots chosen, its shards found. `held` closes it, ends the lease."""
+    """A slide ready to predict: opened, its spots chosen, its shards found. `held` closes it and ends its lease."""
 
     held: ExitStack
     slide: Slide
@@ -73,7 +73,7 @@ class Prepared:
 def is_done(job: Job, settings: dict[str, Any], overwrite_before: float) -> bool:
     """Is the slide's result there already? Results older than `overwrite_before` (seconds since 1970) do not count.
 
-    Raises ResultError if one of other settings stands there and is not to be overwritten.
+    Raises ResultError if there is a result with other settings that may not be overwritten.
     """
     if not job.result.exists() or job.result.stat().st_mtime < overwrite_before:
         return False
@@ -87,9 +87,9 @@ def is_done(job: Job, settings: dict[str, Any], overwrite_before: float) -> bool
 def prepare_slide(
     job: Job, model: Model, request: Request, helping: bool = False
 ) -> Prepared | Literal["up to date", "elsewhere"]:
-    """Open a slide and choose its spots, unless its result is there or another process is at it.
+    """Open a slide and choose its spots, unless its result is there or another process is predicting it.
 
-    With `helping`, only if another one is at it with these settings, and without a lease.
+    With `helping`, do so only if another process is predicting it with these settings, and take no lease.
     Raises SlideError or ResultError.
     """
     clock, request = Clock(), request.of(job)
@@ -101,15 +101,15 @@ def prepare_slide(
         if is_done(job, settings, request.overwrite_before):
             return "up to date"
         if not helping:
-            job.result.parent.mkdir(parents=True, exist_ok=True)  # which a call that was refused may have removed
+            job.result.parent.mkdir(parents=True, exist_ok=True)  # a refused call may have removed it
             lease = take_lease(job.lease)
             if lease is None:
                 return "elsewhere"
             stack.callback(lease.release)
-            if is_done(job, settings, request.overwrite_before):  # by whoever held the lease until now
+            if is_done(job, settings, request.overwrite_before):  # by the holder of the lease until now
                 return "up to date"
-            tell_notes(slide, job)  # before it fails for another reason
-        make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)  # soon, where the slide is too coarse
+            tell_notes(slide, job)  # before the slide fails for another reason
+        make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)  # fails early if the slide is too coarse
         with clock.stage("tissue_and_spots"):
             tissue, spots, fraction = choose_spots(slide, mpp, request.grid(model), request.engine.threads)
         folder = job.parts
@@ -128,7 +128,7 @@ def prepare_slide(
 
 
 def choose_level(slide: Slide, mpp: Mpp, spots: Spots, model: Model, request: Request) -> tuple[Raster, UInt8]:
-    """The raster, and a sample of its patches. Raises LevelError where the finest level cannot be decoded."""
+    """The raster, and a sample of its patches. Raises LevelError if the finest level cannot be decoded."""
 
     def sampled() -> tuple[Raster, UInt8]:
         raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
@@ -143,14 +143,14 @@ def block_order_of(raster: Raster, spots: Spots, model: Model) -> Int:
 
 
 def tell_notes(slide: Slide, job: Job) -> None:
-    """Warn, once, of what there is to know of how the slide is read."""
+    """Report, once, what the user should know about how the slide is read."""
     for note in slide.notes:
         log("warning", f"{job.shown.name}: {note}.", slide=str(job.shown))
     slide.notes.clear()
 
 
 def from_finer_level(prepared: Prepared, job: Job, model: Model, request: Request) -> Prepared:
-    """The slide read from the levels that are not left out; what was predicted from others is discarded."""
+    """The slide with some levels left out. Shards that were predicted from them are discarded."""
     slide, spots, request = prepared.slide, prepared.spots, request.of(job)
     raster, sample = choose_level(slide, prepared.mpp, spots, model, request)
     tell_notes(slide, job)
@@ -163,7 +163,7 @@ def from_finer_level(prepared: Prepared, job: Job, model: Model, request: Reques
 
 
 def requested_settings(slide: Slide, mpp: Mpp, model: Model, request: Request) -> dict[str, Any]:
-    """All that decides what the result holds; two predictions with equal settings agree."""
+    """Everything that decides the values of a result: predictions with equal settings agree."""
     masked = {"mask": [digest_of(request.mask, MaskError), request.mask_origin]} if request.mask else {}
     return {
         "slide": slide.fingerprint(),
@@ -176,6 +176,7 @@ def requested_settings(slide: Slide, mpp: Mpp, model: Model, request: Request) -
         "min_tissue": None if request.spots_file else request.min_tissue,
         **masked,
         **({"tta": SYMMETRIES} if request.tta else {}),
+        **({"relative": True} if request.relative else {}),
         "engine": request.engine.name,
         "precision": request.engine.precision,
     }

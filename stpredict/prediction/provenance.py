@@ -1,4 +1,4 @@
-"""What a result says of how it was made."""
+"""What a result records about how it was made."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from stpredict.arrays import Int
 from stpredict.model.file import Model
 from stpredict.model.reliability import held_out_correlation, read_reliability
 from stpredict.prediction.job import Job
+from stpredict.prediction.relative import measured_in_training
 from stpredict.prediction.request import Request
 from stpredict.result.file import SPREAD_MEANS, Gene
 from stpredict.slides.tissue import MASK_UM
@@ -27,10 +28,10 @@ TTA = {
 
 
 def describe_prediction(prepared: Prepared, job: Job, model: Model, request: Request) -> dict[str, Any]:
-    """What a result records of slide, model and grid; of the slide's own metadata nothing but its resolution."""
+    """A result's record of slide, model and grid. Of the slide's own metadata it contains only the resolution."""
     slide, raster, spots = prepared.slide, prepared.raster, prepared.spots
     used = slide.resolution.used
-    diameter_um = model.card["spot_diameter_um"]
+    diameter_um = model.read_diameter_um(spots.pitch_um)
     return {
         "stpredict": stpredict.__version__,
         "model": {"name": model.name, "sha256": model.sha256},
@@ -69,7 +70,7 @@ def describe_prediction(prepared: Prepared, job: Job, model: Model, request: Req
 
 
 def path_from(slide: Path, folder: Path) -> str:
-    """The slide's path relative to the result's folder; its name alone where there is none, as on another drive."""
+    """The slide's path relative to the result's folder; its name alone if there is no such path (another drive)."""
     try:
         return os.path.relpath(slide.resolve(), folder.resolve())
     except ValueError:
@@ -77,23 +78,25 @@ def path_from(slide: Path, folder: Path) -> str:
 
 
 def describe_genes(model: Model, columns: Int) -> list[Gene]:
-    """What the result says of each gene."""
+    """The result's entry for each gene."""
     unknown = np.full(len(model.panel), np.nan)
     mean = model.card["genes"]["training_mean"] or unknown
     found = read_reliability(model.card)
     low, ridge, high = (found.low, found.ridge, found.high) if found else (unknown, unknown, unknown)
     correlation = held_out_correlation(model.card)
+    measured = measured_in_training(model)
     widths = {f"half_width_{one['level'] * 100:g}": one["half_width"] for one in model.card.get("intervals", [])}
     return [
         Gene(
             model.panel[i], correlation[i], mean[i], low[i], ridge[i], high[i],
             **{name: np.nan if width[i] is None else width[i] for name, width in widths.items()},
+            measured_in_training=np.nan if measured is None else float(measured[i]),
         )
         for i in columns
     ]  # fmt: skip
 
 
 def display_range(model: Model, columns: Int) -> list[list[float]] | None:
-    """The card's lowest and highest colour of each gene; None for an imported model, which has none."""
+    """The range of each gene's colours, lowest and highest, on the card; None for an imported model without it."""
     bounds = model.card["genes"]["display_range"]
     return [[side[i] for i in columns] for side in bounds] if bounds else None

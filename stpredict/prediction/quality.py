@@ -1,6 +1,6 @@
-"""What keeps a spot from being believed: colours unlike the training data, blur, pen, folds, little stain.
+"""Reasons not to believe a spot: colours unlike the training data, blur, pen, folds, little stain.
 
-A patch is measured while the engine infers; which spots are flagged is decided when all of a slide are measured.
+Patches are measured while the engine infers. Flags are set once all patches of a slide are measured.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from stpredict.arrays import Bool, Float, Float32, UInt8
 from stpredict.model.reference import Reference, colour_features, colour_planes, optical_density, unusual
 from stpredict.result.file import UNUSUAL, flagged
 
-#: What is measured of each patch, in this order.
+#: The measures of each patch, in this order.
 MEASURES = (UNUSUAL, "sharpness", "ink", "density", "stain")
-#: From this share of a slide's spots on a flag is told of: some spots are flagged wrongly.
+#: A flag is reported only if at least this share of spots has it, because some spots are flagged wrongly.
 FEW = 0.05
 WORDS = {
     UNUSUAL: ("looks unlike the training data", "look unlike the training data"),
@@ -26,37 +26,37 @@ WORDS = {
     "fold": ("lies in a fold", "lie in folds"),
     "pale": ("is pale", "are pale"),
 }
-#: Colours are taken of every so many-th pixel in both directions, sharpness along every so many-th line.
+#: Step between the pixels that give colours, in both directions, and between the lines that give sharpness.
 STEP = 4
-#: Patches measured at a time: their pixels fit into a processor's cache.
+#: Patches to measure at a time, so that their pixels fit into a processor's cache.
 CHUNK = 16
-#: Beyond this optical density a scanner's channels tell nothing apart.
+#: Above this optical density, a scanner's channels do not distinguish colours.
 MOST_DENSITY = 2.0
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where flags begin. tests/benchmarks/quality.md says what they find and how often they are wrong."""
+    """Thresholds of the flags. tests/benchmarks/quality.md says what they find and how often they are wrong."""
 
-    #: Blurred: neighbouring pixels differ by less than this, in squares and relative to pixels four apart. Relative,
-    #: so that it holds for pale tissue; 1/16 is what a smooth picture has, 1 noise, and sharp H&E 0.10 to 0.26.
+    #: Blurred: the mean squared difference of neighbouring pixels, relative to that of pixels four apart, is below
+    #: this. A relative measure also suits pale tissue. Smooth pictures have 1/16, noise 1, sharp H&E 0.10 to 0.26.
     sharpness_below: float = 0.1
-    #: Pen: from this share of pixels in colours that haematoxylin and eosin do not have. Strokes are wider than
-    #: patches; bluish nuclei reach 0.17 where they lie densely.
+    #: Pen: at least this share of pixels has colours that haematoxylin and eosin do not have. Strokes are wider than
+    #: patches; dense bluish nuclei reach 0.17.
     ink_from: float = 0.2
-    #: Such a colour absorbs red more than green by this optical density, as blue and green ink; or
+    #: Blue or green ink: red is absorbed more than green by this optical density.
     ink_red_over_green: float = 0.15
-    #: all channels by this much, the least by this share of the most, as black ink. In nuclei blue has 0.4 of it, and
-    #: eosin, also in erythrocytes, hardly absorbs red; nor does red ink, which is therefore not looked for.
+    #: Black ink: all channels absorb this much, the weakest at least this share of the strongest. In nuclei, blue has a
+    #: share of 0.4. Eosin, also in erythrocytes, hardly absorbs red. Nor does red ink, so red ink is not looked for.
     ink_black: float = 0.6
     ink_black_share: float = 0.7
-    #: Fold: half the pixels absorb this much blue, of which dense nuclei absorb little but two layers twice as much,
+    #: Fold: half the pixels absorb at least this much blue (dense nuclei absorb little, two layers twice as much),
     fold_density_from: float = 0.25
-    #: and so many times as much as in the slide's median spot, of those that are
+    #: and so many times as much as in the slide's median spot, over spots that are
     fold_times_slide: float = 1.6
-    #: not mostly glass, where half the pixels absorb less blue than this.
+    #: not mostly glass. On glass, half the pixels absorb less blue than this.
     glass_below: float = 0.05
-    #: Pale: nine tenths of the pixels absorb less green, the channel that both stains absorb most.
+    #: Pale: nine tenths of the pixels absorb less green than this. Both stains absorb green most.
     stain_below: float = 0.2
 
 
@@ -78,14 +78,14 @@ def unusual_share(measures: Float32) -> float:
 
 
 def typical_density(measures: Float32) -> float:
-    """The `density` of the median spot that is not mostly glass, with which folds are compared; infinite without."""
+    """The median `density` of spots that are not mostly glass, to compare folds with; infinite if there are none."""
     density = measures[:, MEASURES.index("density")]
     tissue = density[density >= THRESHOLDS.glass_below]
     return float(np.median(tissue)) if len(tissue) else np.inf
 
 
 def flag_spots(measures: Float32, typical: float) -> dict[str, Bool]:
-    """The flags of spots of a slide with this typical density."""
+    """The flags of spots on a slide with this typical density."""
     _, sharpness, ink, density, stain = measures.T
     pen = ink >= THRESHOLDS.ink_from
     dense = density >= max(THRESHOLDS.fold_density_from, THRESHOLDS.fold_times_slide * typical)
@@ -99,7 +99,7 @@ def flag_spots(measures: Float32, typical: float) -> dict[str, Bool]:
 
 @dataclass(frozen=True)
 class Quality:
-    """What a result says of its spots: columns of a value per spot, the number with each flag, and the account."""
+    """A result's quality: columns with a value per spot, the number of spots with each flag, and its account."""
 
     columns: dict[str, Float32 | Bool]
     counts: dict[str, int]
@@ -121,7 +121,7 @@ def judge_spots(measures: Float32) -> Quality:
 
 
 def flags_in_words(counts: Mapping[str, int], n_spots: int, but: str | None = None) -> str:
-    """The flags, `but` one, that more than a few spots have: "120 are blurred, 30 have pen on them"."""
+    """The flags, except `but`, that more than a few spots have: "120 are blurred, 30 have pen on them"."""
     told = (name for name, count in counts.items() if count > FEW * n_spots and name != but)
     return ", ".join(f"{counts[name]:,} {WORDS[name][counts[name] > 1]}" for name in told)
 
@@ -156,7 +156,7 @@ def _mean_square(values: Float32) -> Float32:
 
 
 def _ink(density: Float32) -> Float:
-    """Share of pixels in colours that haematoxylin and eosin do not have: of blue, green and black ink."""
+    """Share of pixels with the colours of blue, green and black ink, which haematoxylin and eosin do not have."""
     red, green, blue = np.moveaxis(np.minimum(density, MOST_DENSITY), 1, 0)
     coloured = red - green > THRESHOLDS.ink_red_over_green
     least, most = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)

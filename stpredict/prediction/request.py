@@ -1,4 +1,4 @@
-"""What is asked for: whether it can work, and how far the model is to be trusted with it."""
+"""A request: whether it can work, and how far the model is to be trusted with it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from stpredict.data.panel import match_genes
 from stpredict.engines.engine import EngineRequest
 from stpredict.errors import UsageError
 from stpredict.model.file import Model
+from stpredict.model.origin import told_origin
 from stpredict.model.reliability import PREDICTED_FROM, held_out_correlation, read_reliability
 from stpredict.prediction.job import Job
 from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.storage.files import is_there, output_folders
 
-if TYPE_CHECKING:  # slow to import, and a process that has others predict does not need them
+if TYPE_CHECKING:  # slow to import, and not needed by a process that only starts others
     from stpredict.slides.grid import GridRequest
     from stpredict.slides.mask import Origin
 
-#: Of so many genes that were asked for each one's held-out correlation is told.
+#: Up to so many requested genes, each one's held-out correlation is reported.
 MAX_LISTED = 40
-#: Called with a slide and how many of how many of its spots are done; with (0, 0) before anything of it is read.
+#: Called with a slide, the number of its spots that are done, and of all; with (0, 0) before the slide is read.
 SlideProgress = Callable[[Job, int, int], None]
 
 
@@ -43,13 +44,14 @@ class Request:
     mpp: float | None = None
     allow_upsampling: bool = False
     engine: EngineRequest = field(default_factory=EngineRequest)
+    relative: bool = False  # also each gene relative to its own distribution
     tta: bool = False  # the mean of each patch's eight flips and rotations, and their spread
     overwrite_before: float = 0.0  # results older than this, in seconds since 1970, are replaced
     mask: Path | None = None
     mask_origin: Origin = "slide"
 
     def of(self, job: Job) -> Request:
-        """The request with what is given for one slide alone."""
+        """The request with the options that were given for this slide alone."""
         return replace(self, mpp=self.mpp if job.mpp is None else job.mpp, mask=job.mask or self.mask)
 
     @property
@@ -72,12 +74,12 @@ class Request:
 
 
 def check_request(model: Model, request: Request) -> None:
-    """Raise UsageError for what could not work for any slide."""
+    """Raise UsageError for a call that no slide could satisfy."""
     match_genes(request.genes, model.panel)
     if len(set(request.genes)) < len(request.genes):
         raise UsageError("--genes names a gene more than once.")
     if request.tta and model.reads_slide:
-        raise UsageError(f"--tta: turns patches, and {model.name} looks at the slide around them, too.")
+        raise UsageError(f"--tta: turns patches alone, but {model.name} also looks at the slide around them.")
     if request.mask and request.spots_file:
         raise UsageError("--mask chooses among the spots of a lattice; those of --spots are all predicted.")
     if not 0 <= request.min_tissue <= 1:
@@ -89,15 +91,21 @@ def check_request(model: Model, request: Request) -> None:
 
 
 def folders_of_results(jobs: Sequence[Job], request: Request) -> AbstractContextManager[None]:
-    """Make the folders of results that are to be written; those that nothing came into are removed in the end.
+    """Make the folders for results; those that stay empty are removed in the end.
 
-    Raises UsageError where one cannot be made.
+    Raises UsageError if one cannot be made.
     """
     return output_folders(*{job.result.parent for job in jobs if request.overwrite_before or not is_there(job.result)})
 
 
 def warn_of_unpredicted_genes(model: Model, genes: Sequence[str], report: Report) -> None:
-    """Tell which of the genes asked for the model could not predict when it was tested, or not better than ridge."""
+    """Report the requested genes that the model could not predict in its tests, or no better than ridge.
+
+    For a model that others published, report who they are, what they say about it, and that it was not tested here.
+    """
+    if origin := told_origin(model.card):
+        report(origin)
+        return
     correlation = held_out_correlation(model.card)
     if not np.isfinite(correlation).any():
         report(f"{model.name} was never tested on held-out tissue.")
@@ -107,16 +115,17 @@ def warn_of_unpredicted_genes(model: Model, genes: Sequence[str], report: Report
     if found:
         doubtful = [i for i in asked if not found.reliable[i]]
         if doubtful:
+            which = f"{len(doubtful)} of these {len(asked)} genes" if len(asked) > 1 else model.panel[asked[0]]
             report(
-                f"{model.name}: {len(doubtful)} of these {len(asked)} genes are not reliable: their held-out "
-                f"correlation is not clearly above 0, or ridge regression did as well ({found.how})"
+                f"{model.name} does not predict {which} reliably: held-out correlation is not clearly above 0, or "
+                f"ridge regression did as well ({found.how})"
                 + (f"; --genes reliable takes the other {len(asked) - len(doubtful)}" if not genes else "")
             )
         if len(genes) > MAX_LISTED:
             low, middle, high = np.nanpercentile(correlation[asked], (0, 50, 100))
             report(
                 f"held-out correlation of these {len(genes)} genes: {low:.2f} to {high:.2f}, median {middle:.2f}; "
-                "each one's stands in the result"
+                "the result holds each one"
             )
         elif genes:
             report(f"held-out correlation of each gene ({found.how}), and that of ridge regression:")
@@ -131,7 +140,8 @@ def warn_of_unpredicted_genes(model: Model, genes: Sequence[str], report: Report
     if poor:
         listed = poor if 0 < len(genes) <= MAX_LISTED else []
         named = ": " + ", ".join(f"{model.panel[i]} ({correlation[i]:.2f})" for i in listed) if listed else ""
+        which = f"{len(poor)} of these {len(asked)} genes" if len(asked) > 1 else "this gene"
         report(
-            f"{model.name} could not predict {len(poor)} of these {len(asked)} genes when it was tested "
+            f"{model.name} could not predict {which} when it was tested "
             f"(held-out correlation below {PREDICTED_FROM:g}){named}"
         )

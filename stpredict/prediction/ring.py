@@ -1,6 +1,6 @@
-"""Batches of patches in memory that is allocated once, filled by the threads that read the slide.
+"""Batches of patches in memory that is allocated once. The threads that read the slide fill them.
 
-A patch is copied once on its way from the decoded region to the engine: into its place in a batch.
+A patch is copied once between the decoded region and the engine: into its place in a batch.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from stpredict.arrays import UInt8
 from stpredict.slides.raster import Block
 
-#: Patches that one thread copies at a time.
+#: Patches for one thread to copy at a time.
 PATCHES_AT_A_TIME = 32
-#: Batches that are filled while the engine is at others.
+#: Batches to fill while the engine works on others.
 FILLED_AHEAD = 2
 
 WHITE = 255
@@ -23,18 +23,18 @@ WHITE = 255
 
 @dataclass(frozen=True)
 class Ring:
-    """Batches of one shape that go round: lent, and given back when nothing reads them any more.
+    """Batches of one shape to reuse: lent, and given back when nothing reads them any more.
 
-    There are as many as were ever out at once. Engines work at several batches at a time, each in its own way, so only
-    who has a batch's output can say that it is free.
+    There are as many as were ever lent at once. Engines work on several batches at a time, each in its own way, so a
+    batch is free only once its output has come.
     """
 
     allocate: Callable[[], UInt8]
     free: deque[UInt8] = field(default_factory=deque)
 
     def lend(self) -> UInt8:
-        """A batch with whatever was in it before."""
-        return self.free.pop() if self.free else self.allocate()  # the last one is likelier to be in a cache
+        """A batch, which still holds its former content."""
+        return self.free.pop() if self.free else self.allocate()  # the last one is more likely in a cache
 
     def give_back(self, batch: UInt8) -> None:
         self.free.append(batch)
@@ -42,7 +42,7 @@ class Ring:
 
 @dataclass
 class Filling:
-    """A batch that is being filled: the first `rows` are for patches, of which some are `given` to threads."""
+    """A batch that is being filled: its first `rows` are for patches, the first `given` of which threads copy."""
 
     batch: UInt8
     rows: int
@@ -50,17 +50,17 @@ class Filling:
     copying: list[Future[None]] = field(default_factory=list)
 
     def filled(self) -> UInt8:
-        """The batch, once each patch is in its place. Raises what the copying raised."""
+        """The batch, once each patch is in its place. Raises the errors of copying."""
         for copy in self.copying:
             copy.result()
         return self.batch
 
 
 def filled_batches(blocks: Iterator[Block], sizes: deque[int], ring: Ring, pool: Executor) -> Iterator[UInt8]:
-    """The patches of blocks in batches of the ring, copied in the pool; part after part, each with batches of its own.
+    """The patches of blocks, copied in the pool into batches of the ring. Each part has its own batches.
 
-    The size of a part is known when its first block has come. The last batch of each is padded with white. Who takes
-    the batches gives them back to the ring.
+    The size of a part is known when its first block has come. A part's last batch is padded with white. The caller
+    gives the batches back to the ring.
     """
     underway: deque[Filling] = deque()
     in_part, current = 0, None

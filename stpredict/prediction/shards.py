@@ -1,4 +1,4 @@
-"""Finished blocks of spots on disk, from which an interrupted prediction resumes and the result is assembled."""
+"""Finished blocks of spots on disk. An interrupted prediction resumes from them; the result is assembled from them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from stpredict.storage.files import atomic_path
 
 SHARD_SPOTS = 1024
 MANIFEST = "manifest.json"
-#: Suffix of the empty file that says that a process is, or was, at a shard.
+#: Suffix of the empty file that says that a process predicts, or predicted, a shard.
 CLAIM = ".claim"
-#: Names of shards, claims, features of patches that a network reads in a second pass, and what is being written.
+#: Names of the manifest, shards, claims, features of patches for a network's second pass, and temporary files.
 OWN = re.compile(rf"{re.escape(MANIFEST)}|[0-9].*\.(npy|claim)|features-.*\.npy|\..*\.tmp.*", re.DOTALL)
-#: What a run may be called: it is part of paths, and a manifest may be anybody's.
+#: Allowed names of a run: it becomes part of paths, and anybody may have written the manifest.
 RUN = re.compile(r"[0-9a-f]{8}")
-#: What the columns of a shard hold.
+#: The content of a shard's columns.
 COLUMNS = ["genes", *MEASURES]
-#: Characters of a setting that are shown where it differs, and how many of them before the difference.
+#: Characters to show of a setting that differs, and how many of them before the difference.
 SHOWN, SHOWN_BEFORE = 40, 12
 
 
@@ -39,10 +39,10 @@ SHOWN, SHOWN_BEFORE = 40, 12
 class Shards:
     """The folder of one slide's shards: shard k holds the spots order[k * 1024 : (k + 1) * 1024].
 
-    Each has the expression of the genes, with `tta` then its spread, then the measures of the patches, in columns.
-    `digest` tells these spots in this order from others that the same settings may give, as another version would.
-    `left_out` are levels of the slide that could not be decoded, so that whoever goes on reads the same ones.
-    Files are named by the `run`, so that a process that is still at a prediction which was discarded does no harm.
+    Its columns are the expression of the genes, with `tta` also its spread, then the measures of the patches.
+    `digest` identifies these spots in this order: with the same settings, another version may choose other spots.
+    `left_out` are levels of the slide that could not be decoded, so that later processes leave out the same ones.
+    The `run` is part of file names, so that a process that still works on a discarded prediction does no harm.
     """
 
     folder: Path
@@ -87,9 +87,9 @@ class Shards:
         return [shard for shard in range(self.count) if self.read(shard) is None]
 
     def claimed(self, backwards: bool = False) -> Iterator[int]:
-        """Missing shards that no process is at, claimed one by one as they are asked for.
+        """Missing shards that no process has claimed, each claimed just before it is yielded.
 
-        Raises FileNotFoundError once there is no such prediction any more.
+        Raises FileNotFoundError once this prediction is finished or discarded.
         """
         for shard in reversed(range(self.count)) if backwards else range(self.count):
             if self.read(shard) is None and self._claim(shard):
@@ -105,11 +105,11 @@ class Shards:
         return True
 
     def under_way(self) -> bool:
-        """Is this prediction begun, and neither finished nor discarded?"""
+        """Is this prediction under way, that is neither finished nor discarded?"""
         return (_manifest(self.folder) or {}).get("run") == self.run
 
     def done(self, also: Container[int]) -> int:
-        """How many spots are in shards that are there, or among those named."""
+        """How many spots are in shards that exist, or that are in `also`."""
         there = {path.name for path in self.folder.glob(f"*-{self.run}.npy")}
         return sum(len(self.spots(i)) for i in range(self.count) if i in also or self.path(i).name in there)
 
@@ -121,12 +121,12 @@ class Shards:
         return measures
 
     def largest_spread(self) -> float:
-        """Over all spots and genes, of those that are known."""
+        """The largest spread over all spots and genes, without NaN."""
         spreads = (self._stored(shard)[:, self.n_genes : self.n_columns] for shard in range(self.count))
         return max(float(np.nanmax(spread, initial=0)) for spread in spreads)
 
     def rows(self, block_spots: int, spread: bool = False) -> Iterator[Float32]:
-        """Spots x genes in the order of the lattice, `block_spots` at a time; shards stay on disk in between."""
+        """Spots x genes in the order of the lattice, `block_spots` at a time; shards stay on disk until needed."""
         first = self.n_genes if spread else 0
         place = np.empty(len(self.order), np.int64)
         place[self.order] = np.arange(len(self.order))
@@ -155,7 +155,7 @@ class Shards:
                 if not all(OWN.fullmatch(path.name) for path in self.folder.glob("*")):
                     return
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise  # else another process wrote in between, which it cannot for long without the manifest
+                    raise  # else another process wrote in between; without the manifest it soon stops
 
 
 def own_files(folder: Path) -> tuple[Path, ...]:
@@ -165,7 +165,7 @@ def own_files(folder: Path) -> tuple[Path, ...]:
 
 
 def is_shards(folder: Path) -> bool:
-    """Does a folder hold shards, or nothing, as where a call was killed before its first one?"""
+    """Does a folder hold shards, or nothing? It is empty if a call was killed before its first shard."""
     try:
         return {"settings", "spots", "engine"} <= set(json.loads((folder / MANIFEST).read_text()))
     except FileNotFoundError:
@@ -178,10 +178,10 @@ def open_shards(
     folder: Path, order: Int, centres: Float, n_genes: int, settings: dict[str, Any],
     left_out: tuple[int, ...] = (), overwrite_before: float = 0.0,
 ) -> Shards:  # fmt: skip
-    """Find the shards of a prediction of these spots with these settings, if it was begun; nothing is written yet.
+    """Find the shards of a prediction of these spots with these settings, if it was begun. Writes nothing yet.
 
-    Those that were begun before `overwrite_before` (seconds since 1970) are discarded. Raises ResultError if the folder
-    holds shards of others.
+    Shards from before `overwrite_before` (seconds since 1970) are discarded. Raises ResultError if the folder holds
+    shards of another prediction.
     """
     manifest, digest = _manifest(folder, overwrite_before), _digest(order, centres)
     if manifest is None:
@@ -204,7 +204,7 @@ def open_shards(
 
 
 def levels_left_out(folder: Path, overwrite_before: float = 0.0) -> list[int]:
-    """The levels that a prediction that was begun found it could not decode."""
+    """The levels that an unfinished prediction could not decode."""
     levels = (_manifest(folder, overwrite_before) or {}).get("left_out")
     return [level for level in levels if type(level) is int] if isinstance(levels, list) else []
 
@@ -212,7 +212,7 @@ def levels_left_out(folder: Path, overwrite_before: float = 0.0) -> list[int]:
 def join_shards(
     folder: Path, order: Int, centres: Float, n_genes: int, settings: dict[str, Any], left_out: tuple[int, ...] = ()
 ) -> Shards | None:
-    """The shards of a prediction of these spots with these settings that another process is at; None if none is."""
+    """The shards of another process's prediction of these spots with these settings; None if there is none."""
     manifest = _manifest(folder)
     run = manifest and _run_of(manifest)
     if not manifest or not run:
@@ -222,7 +222,7 @@ def join_shards(
 
 
 def pinned_engine(shards: Shards) -> tuple[str, str, str | None] | None:
-    """Engine, precision and calibration that the first shard was made with."""
+    """Engine, precision and calibration of the first shard, or None."""
     manifest = _manifest(shards.folder)
     if manifest is None:
         return None
@@ -231,7 +231,7 @@ def pinned_engine(shards: Shards) -> tuple[str, str, str | None] | None:
 
 
 def pin_engine(shards: Shards, name: str, precision: str, calibration: str | None) -> None:
-    """Make the folder of the shards and note what they are made with; who claimed shards before is gone."""
+    """Make the folder of the shards and record their engine. Removes claims, whose processes are gone."""
     shards.folder.mkdir(parents=True, exist_ok=True)
     for claim in shards.folder.glob(f"*{CLAIM}"):
         claim.unlink(missing_ok=True)
@@ -245,7 +245,7 @@ def _described(shards: Shards) -> dict[str, Any]:
 
 
 def _manifest(folder: Path, overwrite_before: float = 0.0) -> dict[str, Any] | None:
-    """What the manifest says; None if there is none, an older one, or one that is damaged."""
+    """The content of the manifest; None if there is none, or if it is older than allowed or damaged."""
     try:
         if (folder / MANIFEST).stat().st_mtime < overwrite_before:
             return None
@@ -265,9 +265,9 @@ def _digest(order: Int, centres: Float) -> str:
 
 
 def describe_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What differs between two settings, in words: "pitch_um 100 instead of 50, without mask instead of with".
+    """The difference of two settings, in words: "pitch_um 100 instead of 50, without mask instead of with".
 
-    Of settings of settings, those that differ; of long values, what surrounds the first difference.
+    Nested settings are named if they differ. Of long values, the text around the first difference is shown.
     """
     different = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
     return ", ".join(_difference(key, found.get(key), wanted.get(key)) for key in different)
@@ -287,7 +287,7 @@ def _difference(key: str, found: Any, wanted: Any) -> str:
 
 
 def _short(text: str, start: int) -> str:
-    """The text, if it is short, or what is at `start`."""
+    """The text if it is short, else the part at `start`."""
     if len(text) <= SHOWN:
         return text
     end = start + SHOWN - len("...") * 2
@@ -302,13 +302,13 @@ def write_array(path: Path, values: Any) -> None:
 
 
 def read_array(path: Path, shape: tuple[int, int], dtype: type[np.generic]) -> Any:
-    """An array of this shape and type as `write_array` wrote it, or None if it is missing or damaged."""
+    """An array of this shape and type from `write_array`, or None if it is missing or damaged."""
     try:
         with path.open("rb") as file:
             values = np.load(file, allow_pickle=False)
             checksum = file.read()
         whole = values.dtype == dtype and values.shape == shape and checksum == _checksum(values)
-    except Exception:  # noqa: BLE001 (numpy stumbles over a damaged file in many ways)
+    except Exception:  # noqa: BLE001 (numpy fails in many ways on a damaged file)
         return None
     return values if whole else None
 

@@ -1,4 +1,4 @@
-"""The grid that a prediction would use, to look at and to use again: a table of spots, a picture, and the patches."""
+"""Write the grid that a prediction would use, to look at or to reuse: a table of spots, a picture, and the patches."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tile_slide(path: Path, model: Model, request: Request, out: Path, patches: b
         demand_new(*(table, picture, tiles)[: 3 if patches else 2])
     with open_slide(path) as slide:
         mpp = resolve_mpp(slide, request.mpp)
-        make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)  # soon, where the slide is too coarse
+        make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)  # fails early if the slide is too coarse
         diameter_um = model.card["spot_diameter_um"]
         tissue, spots, fraction = choose_spots(slide, mpp, request.grid(model), request.engine.threads)
         with atomic_path(table) as temporary, temporary.open("w", newline="") as file:
@@ -62,7 +62,7 @@ def tile_slide(path: Path, model: Model, request: Request, out: Path, patches: b
 
 
 def write_patches(slide: Slide, mpp: Mpp, spots: Spots, model: Model, request: Request, path: Path) -> None:
-    """Write the patches of all spots. Raises LevelError where the level they are cut from cannot be decoded."""
+    """Write the patches of all spots. Raises LevelError if the level that they are cut from cannot be decoded."""
     raster = make_raster(slide, mpp, model.card["mpp"], request.allow_upsampling)
     patch_px, threads = model.card["patch_px"], request.engine.threads
     with h5py.File(path, "w") as file:

@@ -1,4 +1,4 @@
-"""What a report says in words: how far a slide, a gene and a model are to be trusted, and how the result was made."""
+"""The words of a report: how far a slide, a gene and a model are to be trusted, and how the result was made."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from stpredict.errors import counted, some, some_of
 from stpredict.model.card import ROWS, SCORES, better_baselines, objective_of
 from stpredict.model.reference import UNUSUAL_FROM
 from stpredict.model.reliability import PREDICTED_FROM
@@ -16,26 +17,26 @@ from stpredict.result.file import UNUSUAL, Gene, Result
 
 #: Words for a correlation (Evans 1996, Straightforward Statistics for the Behavioral Sciences), each up to its limit.
 WORDS = ((0.4, "weak"), (0.6, "moderate"), (inf, "strong"))
-#: Where the slide lies is nobody's business but its owner's; the others are per gene or shown elsewhere.
+#: The slide's path concerns only its owner; the others are per gene, or shown elsewhere.
 NOT_SHOWN = {"card", "display_range", "settings.genes", "slide.path"}
 
-#: What each spot is of a result that was predicted with --tta.
+#: The meaning of a spot's value in a result of --tta.
 TURNED = "mean over the eight flips and rotations of its patch (--tta)"
 
 
 def facts(result: Result, genes: Sequence[int]) -> Iterator[tuple[str, bool]]:
-    """What to know of this slide before a map is believed, and whether it is a warning."""
+    """Yield sentences to read before believing a map of this slide, each with whether it is a warning."""
     provenance, spots, canvas = result.provenance, result.spots, result.canvas
     unusual = float(provenance["unusual_patches"])
     much = unusual > UNUSUAL_FROM
     yield f"{unusual:.0%} of patches look unlike the training data{'; expect little' if much else ''}", much
     held_out = np.array([result.genes[index].held_out_correlation for index in genes])
-    for some, what in ((held_out < PREDICTED_FROM, "not predicted when the model was"), (np.isnan(held_out), "never")):
-        if some.any():
-            yield f"{some.sum()} of {len(genes)} genes shown: {what} tested", True
+    for which, what in ((held_out < PREDICTED_FROM, "not predicted when the model was"), (np.isnan(held_out), "never")):
+        if which.any():
+            yield f"{which.sum()} of {counted(len(genes), 'gene')} shown: {what} tested", True
     failed = int(np.sum(~np.isfinite(result.expression(result.genes[genes[0]].name)))) if genes else 0
     lost = f"; {failed} more could not be read from the slide" if failed else ""
-    yield f"{len(spots) - failed:,} spots predicted{lost}", failed > 0
+    yield f"{counted(len(spots) - failed, 'spot')} predicted{lost}", failed > 0
     counts = {name: int(flag.sum()) for name, flag in result.flagged().items()}
     if flags := flags_in_words(counts, len(spots), but=UNUSUAL):
         yield f"Of the spots {flags}", True
@@ -68,7 +69,7 @@ def facts(result: Result, genes: Sequence[int]) -> Iterator[tuple[str, bool]]:
 
 
 def describe_card(card: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The model's card as text and tables; None where the result has none."""
+    """The model's card as text and tables; None if the result has no card."""
     if card is None:
         return None
     training = card.get("training") or {}
@@ -98,14 +99,14 @@ def _trained_on(training: dict[str, Any]) -> str | None:
     if "sections" not in training:
         return None
     sections, patients = training["sections"], training["patients"]
-    counted = training.get("counts_only_sections", [])
-    more = f", and the counts of {len(counted)} sections without images" if counted else ""
-    of = f"{len(sections)} sections ({', '.join(sections)}) of {len(patients)} patients"
-    return f"{training['spots']} spots of {of}{more}"
+    without_images = training.get("counts_only_sections", [])
+    more = f", and the counts of {counted(len(without_images), 'section')} without images" if without_images else ""
+    of = f"{counted(len(sections), 'section')} ({', '.join(sections)}) of {counted(len(patients), 'patient')}"
+    return f"{counted(training['spots'], 'spot')} of {of}{more}"
 
 
 def _fold(fold: dict[str, Any]) -> dict[str, Any]:
-    """One held-out test: its title, its table in the order of SCORES, and what the table says, in words."""
+    """One held-out test: its title, its table in the order of SCORES, and the table's message in words."""
     leak = "" if fold["kind"] == "patient" else ", of a patient that was also trained on"
     notes = [
         f"Noise ceiling of the depth-controlled correlation: {_shown(fold.get('noise_ceiling'))}. "
@@ -117,8 +118,9 @@ def _fold(fold: dict[str, Any]) -> dict[str, Any]:
     if beaten_by:
         notes.append(f"Not beaten here: {', '.join(beaten_by)}. The model has learnt nothing that these had not.")
     return {
-        "title": f"Held out: {fold['kind']} {fold['name']}{leak}",
-        "subtitle": f"{fold['spots']} spots, {fold['genes']} genes; trained on {', '.join(fold['train'])}",
+        "title": f"Held out: {fold['kind']} {some_of(fold['name'])}{leak}",
+        "subtitle": f"{counted(fold['spots'], 'spot')}, {counted(fold['genes'], 'gene')}; "
+        f"trained on {some(fold['train'])}",
         "rows": [[row, *(_shown(fold["rows"][row].get(key)) for key in SCORES)] for row in ROWS if row in fold["rows"]],
         "notes": notes,
     }
@@ -148,7 +150,7 @@ def reliability(held_out: float) -> str:
 
 
 def tested(gene: Gene) -> dict[str, Any]:
-    """How well the model predicted a gene when it was tested, for a record; None where it was not."""
+    """How well the model predicted a gene in its test, for a record; None if the gene was not tested."""
     known = isfinite(gene.held_out_correlation)
     return {
         "held_out_correlation": round(gene.held_out_correlation, 4) if known else None,
@@ -160,17 +162,17 @@ def tested(gene: Gene) -> dict[str, Any]:
 
 
 def in_words(gene: Gene) -> str:
-    """The same for a caption."""
+    """The same in words for a caption."""
     word = reliability(gene.held_out_correlation)
     if not isfinite(gene.held_out_correlation):
         return f"{word} on held-out tissue"
     poor = gene.held_out_correlation < PREDICTED_FROM
-    correlation = round(gene.held_out_correlation, 4)  # results hold it in fp32, where 0.435 rounds up
+    correlation = round(gene.held_out_correlation, 4)  # results store fp32, in which 0.435 would round up
     return f"{word.upper() if poor else word}: held-out correlation {correlation:.2f}"
 
 
 def caveats(result: Result) -> str:
-    """What else whoever looks at a picture should know."""
+    """Further words of caution for a picture."""
     share = float(result.provenance["unusual_patches"])
     unusual = f"; {share:.0%} of patches look unlike the training data" if share > UNUSUAL_FROM else ""
     turned = f"; {TURNED}" if "tta" in result.provenance else ""

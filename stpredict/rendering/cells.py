@@ -1,4 +1,4 @@
-"""Which spot each pixel of a picture belongs to, the one whose centre is nearest, and what lies between the centres."""
+"""Assign each pixel of a picture to the spot with the nearest centre, or interpolate between centres."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from stpredict.arrays import Bool, Float, Float32, Int, UInt8
 from stpredict.result.file import Canvas
 from stpredict.slides.lattice import Spots, lattice_shape, steps
 
-#: Level-0 x and y of a tile's columns and rows -> RGB, rows x columns x 3, and where there is a spot; white elsewhere.
+#: From level-0 x and y of a tile's columns and rows to RGB, rows x columns x 3, and where there is a spot; else white.
 Layer = Callable[[Float, Float], tuple[UInt8, Bool]]
-#: Values, ... x bands -> RGB, ... x 3.
+#: From values, ... x bands, to RGB, ... x 3.
 Colours = Callable[[Float32], UInt8]
 Axes = tuple[float, float, float, float]
 WHITE = 255
@@ -31,7 +31,7 @@ class Cells:
     from_left: Int  # given spots in the order of their x
 
     def paint(self, table: np.ndarray, x: Float, y: Float) -> np.ndarray:
-        """`table` holds a line of bands for each spot and a last one for no spot: rows x columns x bands."""
+        """Rows x columns x bands, from a `table` with a line of bands for each spot and a last one for no spot."""
         if self.spots.layout != "square":
             nearest = self._disks(x, y) if self.spots.layout == "given" else self._hexagons(x, y)
             painted: np.ndarray = table.take(nearest, axis=0)
@@ -43,7 +43,7 @@ class Cells:
         return tile
 
     def _blocks(self, x: Float, y: Float) -> tuple[Int, Int]:
-        """Lattice column of each x and row of each y; the empty last one outside the bounds."""
+        """Lattice column of each x and row of each y; outside the bounds, the last one, which is empty."""
         bounds, (n_rows, n_columns) = self.canvas.bounds, self.grid.shape
         (step_x, step_y), _ = steps(self.canvas.mpp, self.spots.pitch_um, "square")
         return (
@@ -52,9 +52,9 @@ class Cells:
         )
 
     def _hexagons(self, x: Float, y: Float) -> Int:
-        """The nearest centre lies in one of the two lattice rows around the place.
+        """The spot with the nearest centre to each place. It lies in one of the two lattice rows around the place.
 
-        How far it is along x depends on the place's x and on whether the row is odd, along y on its y alone.
+        Its distance along x depends only on the place's x and on whether the row is odd; along y only on the place's y.
         """
         bounds, mpp = self.canvas.bounds, self.canvas.mpp
         (step_x, step_y), first_y = steps(mpp, self.spots.pitch_um, "hex")
@@ -83,7 +83,7 @@ class Cells:
         return found
 
     def _disks(self, x: Float, y: Float) -> Int:
-        """Disks of the spot diameter; where they overlap, the nearer centre has the place."""
+        """Disks of the spot diameter. Where they overlap, a place belongs to the nearer centre."""
         radius, mpp = self.canvas.spot_diameter_um / 2, self.canvas.mpp
         best, shortest = np.full((len(y), len(x)), -1), np.full((len(y), len(x)), radius * radius)
         sorted_x = self.spots.centres[self.from_left, 0]
@@ -116,9 +116,9 @@ def make_cells(spots: Spots, canvas: Canvas) -> Cells:
 
 
 def make_layer(cells: Cells, values: Float32, colours: Colours, smooth: bool = False) -> Layer:
-    """Colour the `values` (spots x bands) of each place's spot, or with `smooth` values interpolated between spots.
+    """Colour each place by its spot's `values` (spots x bands), or with `smooth` by values interpolated between spots.
 
-    NaN is drawn as no spot. Only spots of a lattice can be interpolated.
+    NaN is drawn as no spot. Only the spots of a lattice can be interpolated.
     """
     known: Bool = np.asarray(np.isfinite(values).all(axis=1))
     if smooth:
@@ -133,7 +133,7 @@ def make_layer(cells: Cells, values: Float32, colours: Colours, smooth: bool = F
 
 
 def _colour_table(values: Float32, known: Bool, colours: Colours) -> UInt8:
-    """The colour of each spot, white where it is not known, and last that of no spot."""
+    """The colour of each spot, white if its value is not known, and a last one for no spot."""
     table = np.full((len(values) + 1, 3), WHITE, np.uint8)
     table[:-1][known] = colours(values[known])
     return table
@@ -153,7 +153,7 @@ def _smooth_layer(cells: Cells, values: Float32, known: Bool, colours: Colours) 
         weight = sums[..., -1]
         between = sums[..., :-1] / np.maximum(sums[..., -1:], LEAST_WEIGHT)
         rgb = colours(between.astype(np.float32, copy=False))
-        alone = inside & (weight < LEAST_WEIGHT)  # where a hexagon at the border reaches beyond its neighbours' centres
+        alone = inside & (weight < LEAST_WEIGHT)  # a hexagon at the border reaches beyond its neighbours' centres
         if alone.any():
             rgb[alone] = cells.paint(blocks, x, y)[alone]
         if not inside.all():
@@ -164,9 +164,9 @@ def _smooth_layer(cells: Cells, values: Float32, known: Bool, colours: Colours) 
 
 
 def _nodes(cells: Cells, values: Float32, known: Bool) -> tuple[Float32, Axes]:
-    """Values times weight, then weight, at the nodes of a rectangular grid; its first x and y, and its steps.
+    """Values times weight, and the weight, at the nodes of a rectangular grid; the grid's first x and y, and its steps.
 
-    The nodes of a hexagonal lattice are half a pitch apart: its centres, and their means between them along each row.
+    For a hexagonal lattice, nodes are half a pitch apart: along each row, the centres, and means halfway between them.
     """
     spots, canvas = cells.spots, cells.canvas
     (step_x, step_y), first_y = steps(canvas.mpp, spots.pitch_um, spots.layout)
@@ -199,14 +199,14 @@ def _interpolate(nodes: Float32, axes: Axes, x: Float, y: Float) -> Float32:
 
 
 def _neighbours(position: Float, count: int) -> tuple[Int, Int, Float32]:
-    """The nodes before and after each position, and how far it lies between them; the last node is kept beyond."""
+    """The nodes before and after each position, and its place between them; beyond the last node, that node twice."""
     position = np.clip(position, 0, count - 1)
     before = np.floor(position).astype(np.int64)
     return before, np.minimum(before + 1, count - 1), (position - before).astype(np.float32)
 
 
 def _index(offset: Float, length: int, step: float, n: int) -> Int:
-    """Of n - 1 steps, the one that each offset lies in; n - 1 outside the length."""
+    """The step, of n - 1, in which each offset lies; n - 1 for an offset outside the length."""
     index = np.clip(np.floor(offset / step), 0, n - 2).astype(np.int64)
     index[(offset < 0) | (offset >= length)] = n - 1
     return index

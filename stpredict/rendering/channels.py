@@ -15,21 +15,21 @@ from stpredict.rendering.cells import Cells
 from stpredict.rendering.tiff import Paint, write_planes
 from stpredict.result.frame import Frame
 
-#: More would slow viewers down; further genes go into further files.
+#: More channels would slow viewers down, so further genes go into further files.
 GENES_PER_FILE = 16
 #: Colours that stay apart for most people; QuPath adds the channels up.
 CHANNEL_COLOURS = (
     0xE69F00, 0x56B4E9, 0x009E73, 0xF0E442, 0x0072B2, 0xD55E00, 0xCC79A7, 0xFFFFFF,
     0x44AA99, 0x882255, 0x999933, 0x332288, 0xDDCC77, 0xAA4499, 0x88CCEE, 0xCC6677,
 )  # fmt: skip
-#: What XML 1.0 does not allow, even escaped.
+#: Characters that XML 1.0 does not allow, even escaped.
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write_channels(
     path: Path, frame: Frame, cells: Cells, name: str, genes: Sequence[str], values: Sequence[Float32]
 ) -> None:
-    """One channel per gene, each pixel the value of its spot; 0 where there is none or its patch was unreadable."""
+    """One channel per gene. A pixel has the value of its spot; 0 without a spot, or if its patch was unreadable."""
     planes = [_plane(cells, expression) for expression in values]
     write_planes(path, frame, planes, ome_metadata(frame, name, genes))
 
@@ -39,7 +39,7 @@ def ome_metadata(frame: Frame, name: str, genes: Sequence[str]) -> dict[str, Any
     colours = [CHANNEL_COLOURS[i % len(CHANNEL_COLOURS)] for i in range(len(genes))]
     return {
         "axes": "CYX",
-        "UUID": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{name} {genes} {frame}")),  # else of time and network address
+        "UUID": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{name} {genes} {frame}")),  # default: time and network address
         "Name": NOT_XML.sub("\ufffd", name),
         "PhysicalSizeX": frame.pixel_mpp.x,
         "PhysicalSizeXUnit": "µm",

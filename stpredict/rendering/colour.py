@@ -1,4 +1,4 @@
-"""From expression to colours: the maps, and the range that a gene's colours span."""
+"""From expression to colours: colour scales, and the range of expression that a gene's colours span."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SCALES: tuple[ScaleKind, ...] = ("card", "slide")
 PERCENTILES = (1, 99)
 #: Smallest range of percentiles that is stretched to full contrast.
 MIN_RANGE = 0.2
-#: Smallest range, relative to its limits, whose steps float32 tells apart.
+#: Smallest range, relative to its limits, whose steps float32 can represent.
 MIN_SPAN = 1e-5
 
 
 @dataclass(frozen=True)
 class ColourScale:
-    """How one gene is coloured: `low` and below is the map's first colour, `high` and above its last."""
+    """How one gene is coloured: `low` and below get the map's first colour, `high` and above its last."""
 
     gene: str
     low: float
@@ -47,13 +47,13 @@ class ColourScale:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Results that share a colour range, and the ranges that were worked out already."""
+    """Results that share a colour range, and the ranges computed so far."""
 
     results: Sequence[Result]
     ranges: dict[tuple[str, str, bool], tuple[float, float]] = field(default_factory=dict)
 
     def range(self, gene: str, model_sha256: str, turned: bool) -> tuple[float, float]:
-        """Percentiles 1 and 99 of a gene over all spots. Raises ResultError for results that do not compare."""
+        """Percentiles 1 and 99 of a gene over all spots. Raises ResultError if the results are not comparable."""
         key = (gene, model_sha256, turned)
         if key not in self.ranges:
             self.ranges[key] = _percentiles([_comparable(result, *key) for result in self.results])
@@ -81,8 +81,8 @@ class ScaleRequest:
 def colour_scale(result: Result, index: int, request: ScaleRequest) -> ColourScale:
     """The colour scale of a result's gene.
 
-    The card's range lets slides compare and does not stretch noise; a model without one gets the slide's percentiles.
-    Raises UsageError for a range of no extent, ResultError for a cohort that does not compare.
+    The card's range makes slides comparable and does not stretch noise. For a model without a range, the slide's
+    percentiles are used. Raises UsageError for an empty range, ResultError for a cohort that is not comparable.
     """
     gene, unit = result.genes[index].name, result.provenance["expression_unit"]
     ranges = result.provenance["display_range"]
@@ -120,11 +120,9 @@ def _comparable(result: Result, gene: str, model_sha256: str, turned: bool) -> F
     Raises ResultError if it is not comparable.
     """
     if result.provenance["model"]["sha256"] != model_sha256:
-        raise ResultError(f"{result.path.name}: comes from another model, so that it cannot take part in the scale.")
+        raise ResultError(f"{result.path.name}: comes from another model, so it cannot be drawn on this scale.")
     if ("tta" in result.provenance) != turned:
-        raise ResultError(
-            f"{result.path.name}: only some were made with --tta, so that it cannot take part in the scale."
-        )
+        raise ResultError(f"{result.path.name}: only some were made with --tta, so it cannot be drawn on this scale.")
     if gene not in (known.name for known in result.genes):
-        raise ResultError(f"{result.path.name}: holds no {gene}, so that it cannot take part in the scale.")
+        raise ResultError(f"{result.path.name}: holds no {gene}, so it cannot be drawn on this scale.")
     return result.expression(gene)

@@ -1,4 +1,4 @@
-"""JPEG pyramids of pictures that are made once from top to bottom, and never held as a whole."""
+"""JPEG pyramids of pictures that are made once from top to bottom, and never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from stpredict.rendering.tiff import TILE_PX, level_count, level_size, open_writ
 from stpredict.result.frame import Frame
 
 QUALITY = 90
-#: Columns that are read, encoded and halved at a time; whole tiles.
+#: Columns to read, encode and halve at a time; whole tiles.
 BLOCK_PX = 8 * TILE_PX
 WHITE = 255
 
-#: First column and row, width and height of a block of the picture, in its pixels -> RGB.
+#: From the first column and row, width and height of a block, in the picture's pixels, to RGB.
 MakeBlock = Callable[[int, int, int, int], UInt8]
 
 
 @dataclass
 class Level:
-    """A reduced level as it comes into being: rows that wait for a whole row of tiles, and where its tiles lie."""
+    """A reduced level under construction: rows that do not fill a row of tiles yet, and where its tiles are stored."""
 
     rows: list[UInt8] = field(default_factory=list)
     tiles: list[tuple[int, int]] = field(default_factory=list)  # offset and length in the spool
 
 
 def write_jpeg(path: Path, frame: Frame, make_block: MakeBlock) -> None:
-    """A classic RGB pyramid; each level is the one before, four pixels averaged to one.
+    """Write a classic RGB pyramid; each level averages four pixels of the one before to one.
 
-    TIFF wants level after level, so the tiles of reduced levels wait in a file without a name.
-    Raises what `make_block` raises, and OSError if the picture cannot be written.
+    TIFF needs level after level, so the tiles of reduced levels wait in an unnamed temporary file.
+    Raises the errors of `make_block`, and OSError if the picture cannot be written.
     """
     levels = [Level() for _ in range(level_count(frame))]
     with (
@@ -59,7 +59,7 @@ def write_jpeg(path: Path, frame: Frame, make_block: MakeBlock) -> None:
 def _first_level(
     frame: Frame, make_block: MakeBlock, levels: list[Level], spool: IO[bytes], pool: ThreadPoolExecutor
 ) -> Iterator[bytes]:
-    """Tiles of the picture itself, row by row; what they reduce to goes into the other levels."""
+    """Tiles of the picture itself, row by row. Their reductions are fed to the other levels."""
     width, height = frame.size
 
     def work(left: int, top: int) -> tuple[list[bytes], UInt8]:
@@ -78,7 +78,7 @@ def _first_level(
         if place[0] + BLOCK_PX >= width:
             _feed(frame, levels, 1, np.concatenate(half, axis=1), spool, pool)
             half = []
-        if place == places[-1]:  # before the last tile is handed out: nothing is asked for after it
+        if place == places[-1]:  # before the last tile is yielded, as the caller stops there
             _feed(frame, levels, 1, None, spool, pool)
         yield from tiles
 
@@ -86,7 +86,7 @@ def _first_level(
 def _feed(
     frame: Frame, levels: list[Level], number: int, rows: UInt8 | None, spool: IO[bytes], pool: ThreadPoolExecutor
 ) -> None:
-    """Add rows to a level, or with None say that these were all; a whole row of tiles is encoded and halved."""
+    """Add rows to a level; None means that there are no more. Encodes and halves each complete row of tiles."""
     if number == len(levels):
         return
     level, (width, _) = levels[number], level_size(frame, number)
@@ -118,8 +118,8 @@ def _encode(block: UInt8) -> list[bytes]:
     padded = np.full((TILE_PX, -(-width // TILE_PX) * TILE_PX, 3), WHITE, np.uint8)
     padded[:height, :width] = block
     tiles = (padded[:, left : left + TILE_PX] for left in range(0, padded.shape[1], TILE_PX))
-    # Stored as RGB: colours do not bleed over the edges of the map's blocks, and readers need not guess (Bio-Formats
-    # converts a JFIF tile from YCbCr twice).
+    # Stored as RGB, so that colours do not bleed over the edges of the map's blocks and readers need not guess:
+    # Bio-Formats converts a JFIF tile from YCbCr twice.
     return [
         bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(tile), QUALITY, colorspace="RGB", outcolorspace="RGB"))
         for tile in tiles

@@ -19,14 +19,14 @@ from stpredict.slides.slide import Slide, open_slide
 
 #: A level of the slide may be this much coarser than the picture.
 COARSER = 1.01
-#: Pixels of the slide that are reduced at a time.
+#: Pixels of the slide to reduce at a time.
 MAX_SOURCE_PX = 4096**2
 
 
 def write_overlay(path: Path, frame: Frame, layer: Layer, opacity: float, slide: Slide) -> None:
-    """The slide where the layer shows nothing; elsewhere `opacity` of the layer and the rest of the slide.
+    """Write the slide under the layer: the slide alone where the layer is empty, else a blend with this `opacity`.
 
-    Raises SlideError where the slide cannot be decoded, OSError if the picture cannot be written.
+    Raises SlideError if the slide cannot be decoded, OSError if the picture cannot be written.
     """
     on_readable_levels(slide, lambda: _write(path, frame, layer, opacity, slide))
 
@@ -43,7 +43,7 @@ def _write(path: Path, frame: Frame, layer: Layer, opacity: float, slide: Slide)
 
 
 def _reduced(slide: Slide, level: int, frame: Frame, block: tuple[int, int, int, int]) -> UInt8:
-    """The slide under a block of the picture, made from a level that is as fine or finer."""
+    """The slide under a block of the picture, made from a level that is at least as fine."""
     (left, top, width, height), scale = block, slide.downsample(level)
     shrink = [frame.downsample / by for by in scale]
     if width * height * shrink[0] * shrink[1] > MAX_SOURCE_PX and width * height > 1:
@@ -64,13 +64,13 @@ def _reduced(slide: Slide, level: int, frame: Frame, block: tuple[int, int, int,
 
 
 def blend(base: UInt8, rgb: UInt8, inside: Bool, opacity: float) -> UInt8:
-    """`base` under `opacity` of the colours `inside`, and untouched elsewhere."""
+    """`base` blended with the colours, at this `opacity`, where `inside` is true; unchanged elsewhere."""
     mixed: Float32 = base + (rgb.astype(np.float32) - base) * np.float32(opacity)
     return np.where(inside[..., None], (mixed + 0.5).astype(np.uint8), base)
 
 
 def open_source_slide(path: Path, result: Result) -> Slide:
-    """The slide that a result was made from. Raises SlideError if it is not there or another file."""
+    """The slide that a result was made from. Raises SlideError if it is missing, or is another file."""
     if not result.provenance["slide"]["path"] and path == result.path.parent:
         raise SlideError(f"{result.path.name}: does not say where its slide lies; name the slide with --slide.")
     if not path.is_file():

@@ -11,16 +11,18 @@ from stpredict.errors import ResultError
 from stpredict.rendering.colour import MIN_RANGE
 from stpredict.result.file import Result
 
+#: The covariance grows with the square of the number of genes, the time for its eigenvectors with the cube.
+MAX_GENES = 4000
 COMPONENTS = 3
-#: Of each component, what spans its colour from dark to full.
+#: Percentiles of a component between which its colour goes from dark to full.
 PERCENTILES = (1, 99)
 
 
 @dataclass(frozen=True)
 class Components:
-    """`scores` are spots x 3, NaN where the slide could not be read; `loadings` 3 x genes; `explained` shares of 3.
+    """`scores` are spots x 3, NaN where the slide could not be read; `loadings` 3 x genes.
 
-    `ranges` are the lowest and highest score of each component's colour, 2 x 3.
+    `explained` are 3 shares of the variance; `ranges` the scores with the darkest and fullest colour, 2 x 3.
     """
 
     scores: Float32
@@ -39,9 +41,14 @@ class Components:
 def principal_components(result: Result, genes: list[int]) -> Components:
     """Components of the centred, unscaled expression of some genes, read block by block.
 
-    Each component points to where its largest loading is positive. Raises ResultError for fewer than three genes or
-    spots.
+    The sign of a component makes its largest loading positive. Raises ResultError for fewer than three genes or spots,
+    and for more than MAX_GENES genes.
     """
+    if len(genes) > MAX_GENES:
+        raise ResultError(
+            f"{result.path.name}: components are made of up to {MAX_GENES:,} genes, and these are {len(genes):,}; name "
+            "some with --genes."
+        )
     n_spots, total, products = 0, np.zeros(len(genes)), np.zeros((len(genes), len(genes)))
     for block in result.blocks(genes):
         known = block[np.isfinite(block).all(axis=1)].astype(np.float64)

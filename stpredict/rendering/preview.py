@@ -30,7 +30,7 @@ def draw_preview(
     path: Path, result: Result, layer: Layer, opacity: float | None, title: str, notes: Sequence[str],
     scale: ColourScale | None,
 ) -> None:  # fmt: skip
-    """Write a preview: the layer over the overview at `opacity`, or on white without; a bar if there is a scale."""
+    """Write a preview: the layer over the overview at `opacity`, or on white if that is None; a bar for the scale."""
     overview = _overview(result)
     height, width = overview.shape[:2]
     frame = make_frame(result.canvas, downsample=max(1.0, max(result.canvas.dimensions) / max(width, height)))
@@ -58,7 +58,7 @@ def draw_preview(
 
 
 def without_expected(unit: str) -> str:
-    """A unit of expression as a label has it, without saying that it is of what is expected."""
+    """A unit of expression for a label, without the word that it is an expected value."""
     return unit.removesuffix(EXPECTED)
 
 
@@ -71,7 +71,7 @@ def _overview(result: Result) -> UInt8:
 
 
 def tick_decimals(span: float) -> int:
-    """How many decimals five ticks over a range need to differ: two, or more where it is narrow."""
+    """How many decimals five ticks over a range need to differ: two, or more if the range is narrow."""
     return max(2, math.ceil(1 - math.log10(span)))
 
 

@@ -1,4 +1,4 @@
-"""Draw a result: make the pictures that are asked for, leave those that stand there, refuse those of other settings."""
+"""Draw a result: make the requested pictures, keep those that exist, refuse existing ones with other settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stpredict.data.panel import match_genes
-from stpredict.errors import ResultError, SlideError, StpredictError, UsageError
+from stpredict.errors import ResultError, SlideError, StpredictError, UsageError, some
 from stpredict.rendering.overlay import open_source_slide
 from stpredict.rendering.styles import (
     DRAWN_BY,
@@ -18,17 +18,17 @@ from stpredict.rendering.styles import (
     RenderRequest,
     Style,
 )
-from stpredict.result.file import Result
+from stpredict.result.file import Result, nobody_measured
 from stpredict.storage.files import atomic_path
 
 
 def render(result: Result, request: RenderRequest, out: Path) -> Iterator[Path]:
-    """Write the pictures of a result and yield each file; those that stand there already are yielded untouched.
+    """Write the pictures of a result and yield each file; existing ones are yielded unchanged.
 
-    A style that cannot be drawn is told in the end, when the others are.
+    If a style cannot be drawn, its error is raised in the end, after the others are drawn.
 
-    Raises UsageError for genes that the result does not hold or too many to draw unasked, ResultError for pictures
-    with other settings, SlideError if the slide is needed and gone, or another one.
+    Raises UsageError for genes that the result lacks, or too many to draw unasked, ResultError for existing pictures
+    with other settings, SlideError if the slide is needed and missing, or another one.
     """
     if request.smooth and result.spots.layout == "given":
         raise UsageError(f"--smooth: the spots of {result.path.name} lie on no lattice, they are drawn as disks.")
@@ -37,7 +37,12 @@ def render(result: Result, request: RenderRequest, out: Path) -> Iterator[Path]:
     many = [style for style in request.styles if style not in STYLES_OF_ALL_GENES]
     if not chosen and len(names) > MAX_GENES_BY_DEFAULT and many:
         raise UsageError(f"{result.path.name} holds {len(names)} genes; name those for {', '.join(many)} with --genes.")
-    drawing = Drawing(result, request, out, chosen or list(range(len(names))))
+    unmeasured = [names[i] for i in chosen if nobody_measured(result.genes[i])]
+    drawable = chosen or [i for i, gene in enumerate(result.genes) if not nobody_measured(gene)]
+    if unmeasured or not drawable:
+        what = some(unmeasured or names)
+        raise UsageError(f"{what}: no section that the model was trained on measured it; there is nothing to draw.")
+    drawing = Drawing(result, request, out, drawable)
     pictures, failed = _planned(drawing)
     missing = [picture for own in pictures.values() for picture in own if request.overwrite or not _is_whole(picture)]
     in_need = {style for style, own in pictures.items() if any(each.needs_slide and each in missing for each in own)}
@@ -45,7 +50,7 @@ def render(result: Result, request: RenderRequest, out: Path) -> Iterator[Path]:
         try:
             open_source_slide(drawing.slide_path, result).close()
         except SlideError as error:
-            if request.slide:  # a call that names another one is mistaken in all
+            if request.slide:  # a call that names the wrong slide is wrong for all styles
                 raise
             failed |= dict.fromkeys(in_need, error)
     for style, own in pictures.items():
@@ -66,7 +71,7 @@ def render(result: Result, request: RenderRequest, out: Path) -> Iterator[Path]:
 
 
 def _planned(drawing: Drawing) -> tuple[dict[Style, list[Picture]], dict[Style, StpredictError]]:
-    """The pictures of each style, and why those styles fail that cannot be drawn: they cost the others nothing."""
+    """The pictures of each style, and the errors of styles that cannot be drawn. These do not stop the others."""
     pictures: dict[Style, list[Picture]] = {}
     failed: dict[Style, StpredictError] = {}
     for style in drawing.request.styles:
@@ -90,11 +95,11 @@ def _refuse_what_is_another(picture: Picture) -> None:
 
 
 def _make(picture: Picture) -> None:
-    """Write the record, then the picture and its preview: a picture never stands beside the record of another one."""
+    """Write the record, then the picture and its preview: so no picture lies beside the record of another one."""
     for file in picture.files:
         file.unlink(missing_ok=True)
     try:
-        picture.path.parent.mkdir(parents=True, exist_ok=True)  # which another call may have removed
+        picture.path.parent.mkdir(parents=True, exist_ok=True)  # another call may have removed it
         with atomic_path(picture.sidecar) as temporary:
             temporary.write_text(json.dumps(picture.record, indent=1))
         picture.write(picture.path)
@@ -113,7 +118,7 @@ def _is_whole(picture: Picture) -> bool:
 
 
 def _same(picture: Picture) -> bool:
-    """Whether the record beside a picture says what would be written now, whatever version wrote it."""
+    """Whether the record beside a picture equals the one that would be written now, apart from the version."""
     try:
         found = json.loads(picture.sidecar.read_text())
     except (OSError, ValueError):

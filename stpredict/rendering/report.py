@@ -1,4 +1,4 @@
-"""One page per slide that opens from disk: the slide to zoom into, maps over it, and how far they are to be trusted."""
+"""One page per slide that opens from disk: the slide to zoom into, maps over it, and how far to trust them."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from stpredict.slides.slide import Mpp, Slide
 from stpredict.storage.files import atomic_path
 
 PAGE = Path(__file__).parent / "page"
-#: The slide is reduced to this side, and further until its tiles fit: in base64 they are a third larger.
+#: The slide is reduced to this side, or further until its tiles fit into the page; base64 makes them a third larger.
 MAX_SIDE = 8192
 MAX_IMAGE_BYTES = 5_500_000
 QUALITY = 75
-#: With a pixel of each neighbour around it a tile is at most 512 pixels wide.
+#: With one pixel of each neighbour around it, a tile is at most 512 pixels wide.
 TILE_PX = 510
-#: Expression is embedded in this many steps between a gene's lowest and highest value; the code after them is NaN.
+#: Expression is stored in this many steps between a gene's lowest and highest value; the code after them means NaN.
 STEPS = 65_534
 
 
 def write_report(path: Path, result: Result, genes: Sequence[int], scales: Sequence[ColourScale], slide: Slide) -> None:
     """Write one self-contained page. `genes` are indices into result.genes, `scales` the colour scale of each.
 
-    Raises SlideError where the slide cannot be decoded, ResultError where the result's account of itself is damaged.
+    Raises SlideError if the slide cannot be decoded, ResultError if the result's provenance is damaged.
     """
     try:
         about = {
@@ -68,7 +68,7 @@ def write_report(path: Path, result: Result, genes: Sequence[int], scales: Seque
 
 
 def _page(data: dict[str, Any]) -> str:
-    """The page with its style, scripts and data. Only the two scripts whose hashes it names may run in it."""
+    """The page with its style, scripts and data. It allows only its two scripts to run, by their hashes."""
     library = _part("openseadragon.min.js").split("//# sourceMappingURL")[0]
     ours = _part("spots.js") + _part("page.js")
     hashes = [b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in (library, ours)]
@@ -88,7 +88,7 @@ def _part(name: str) -> str:
 
 
 def _script_safe(text: str) -> str:
-    """JSON (in ASCII) in which nothing can end the script element that holds it."""
+    """JSON, in ASCII, with nothing that could end the script element around it."""
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -99,7 +99,7 @@ def _encoded(values: np.ndarray) -> dict[str, str]:
 
 
 def _pyramid(slide: Slide, mpp: Mpp) -> dict[str, Any]:
-    """The slide as JPEG tiles, coarsest level first, with pixels that are as wide as high in um."""
+    """The slide as JPEG tiles, coarsest level first, with pixels that are square in um."""
     sides_um = [size * um for size, um in zip(slide.dimensions, mpp, strict=True)]
     pixel_um = max(*mpp, max(sides_um) / MAX_SIDE)
     width, height = (max(1, round(side / pixel_um)) for side in sides_um)
@@ -123,7 +123,7 @@ def _pyramid(slide: Slide, mpp: Mpp) -> dict[str, Any]:
 
 
 def _tiles(image: Image.Image) -> Iterator[bytes]:
-    """Row by row, JPEG tiles of one level that overlap by a pixel on each side, without any metadata."""
+    """JPEG tiles of one level, row by row, without metadata. Tiles overlap by a pixel on each side."""
     for y in range(0, image.height, TILE_PX):
         for x in range(0, image.width, TILE_PX):
             right, bottom = min(x + TILE_PX + 1, image.width), min(y + TILE_PX + 1, image.height)
@@ -133,7 +133,7 @@ def _tiles(image: Image.Image) -> Iterator[bytes]:
 
 
 def _spots(result: Result) -> dict[str, Any]:
-    """Where the spots lie: row and column on a lattice in um, or level-0 centres that were given."""
+    """Where the spots lie: row and column on a lattice in um, or given level-0 centres."""
     spots, canvas = result.spots, result.canvas
     described: dict[str, Any] = {
         "layout": spots.layout,
@@ -177,7 +177,7 @@ def _gene(result: Result, index: int, scale: ColourScale) -> dict[str, Any]:
 
 
 def _quantised(values: Float32) -> dict[str, Any]:
-    """Values as uint16 codes: `low` + code * `step`, and the last code where there is none."""
+    """Values as uint16 codes: a value is `low` + code * `step`; the last code means no value."""
     known = np.isfinite(values)
     low, high = (float(values[known].min()), float(values[known].max())) if known.any() else (0.0, 0.0)
     step = (high - low) / STEPS or 1.0

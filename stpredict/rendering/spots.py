@@ -19,16 +19,16 @@ from stpredict.result.file import Result, spot_names
 from stpredict.result.frame import Frame
 from stpredict.storage.files import atomic_path
 
-#: The same spot of the same slide has the same identifier in every run.
+#: Gives the same spot of the same slide the same identifier in every run.
 NAMESPACE = uuid.UUID("7b9d1d2e-0a0e-5c55-9a5e-2f6f6e0f5d11")
 CORNERS = 32
 DECIMALS = 4
 
 
 def write_spots(path: Path, frame: Frame, result: Result, genes: Sequence[int]) -> None:
-    """A FeatureCollection of detections with measurements of their quality and for each gene, by index.
+    """Write a FeatureCollection of detections with measurements of quality and of each of the `genes`, by index.
 
-    Coordinates are pixels of the frame: squares of the pitch, hexagons, or circles around given positions.
+    Spots are squares of the pitch, hexagons, or circles around given positions, in pixels of the frame.
     """
     outline, ellipse = _outline(result)
     centres = result.spots.centres - (frame.left, frame.top)
@@ -46,7 +46,7 @@ def write_spots(path: Path, frame: Frame, result: Result, genes: Sequence[int]) 
                     "objectType": "detection",
                     "name": name,
                     "isLocked": True,
-                    # QuPath takes what is not there for missing; JSON has no NaN.
+                    # JSON has no NaN, so missing values are left out, which QuPath understands.
                     "measurements": {
                         what: round(value, DECIMALS)
                         for what, value in (*result.quality_of(i).items(), *zip(measured, row, strict=True))
@@ -59,7 +59,7 @@ def write_spots(path: Path, frame: Frame, result: Result, genes: Sequence[int]) 
 
 
 def _outline(result: Result) -> tuple[Float, bool]:
-    """Corners of a spot around its centre, in level-0 pixels, and whether they stand for an ellipse."""
+    """Corners of a spot around its centre, in level-0 pixels, and whether they approximate an ellipse."""
     layout, pitch_um = result.spots.layout, result.spots.pitch_um
     if layout == "square":
         corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (pitch_um / 2)
@@ -80,7 +80,7 @@ def _polygon(corners: Float, ellipse: bool) -> dict[str, Any]:
 
 @contextmanager
 def _text(path: Path) -> Iterator[IO[str]]:
-    """A text file, compressed if its name ends in .gz; the same content gives the same bytes."""
+    """A text file, compressed if its name ends in .gz. The same content always gives the same bytes."""
     if path.suffix != ".gz":
         with path.open("w", encoding="utf-8") as file:
             yield file

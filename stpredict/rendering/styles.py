@@ -1,4 +1,4 @@
-"""The pictures of each style: their names, what the JSON beside them says, and how they are written."""
+"""The pictures of each style: their names, the JSON record beside them, and how they are written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from stpredict.result.frame import Frame, Origin, make_frame
 Style = Literal["heatmap", "overlay", "channels", "spots", "pca", "report", "csv"]
 STYLES: tuple[Style, ...] = ("heatmap", "overlay", "channels", "spots", "pca", "report", "csv")
 STYLES_BY_DEFAULT: tuple[Style, ...] = ("heatmap", "overlay")
-#: These take all genes of a result, however many, if none is named.
+#: If no gene is named, these styles draw all genes of a result, however many.
 STYLES_OF_ALL_GENES = {"pca", "csv"}
 MAX_GENES_BY_DEFAULT = 16
 GEOJSON = (".geojson", ".geojson.gz")
@@ -37,7 +37,7 @@ GEOJSON = (".geojson", ".geojson.gz")
 
 @dataclass(frozen=True)
 class RenderRequest:
-    """What to draw and how. No `genes` means all of the result; no `slide` the one that the result names."""
+    """What to draw and how. No `genes` means all genes of the result; no `slide`, the slide that the result names."""
 
     genes: Sequence[str] = ()
     styles: Sequence[Style] = STYLES_BY_DEFAULT
@@ -59,7 +59,7 @@ class RenderRequest:
 
 @dataclass(frozen=True)
 class Picture:
-    """A file to write, what the JSON beside it says of it, and how to write it (and its preview, if it has one)."""
+    """A file to write, the JSON record beside it, and how to write the file (and its preview, if it has one)."""
 
     path: Path
     stem: str
@@ -82,7 +82,7 @@ class Picture:
 
 
 class Drawing:
-    """A result and how it is to be drawn, with what its pictures share."""
+    """A result, how to draw it, and the parts that its pictures share."""
 
     def __init__(self, result: Result, request: RenderRequest, out: Path, chosen: list[int]) -> None:
         self.result, self.request, self.out, self.chosen = result, request, out, chosen
@@ -92,17 +92,17 @@ class Drawing:
         self.genes: list[Gene] = [result.genes[index] for index in chosen]
 
     def picture(
-        self, what: str, suffix: str, record: dict[str, Any], write: Callable[[Path], None],
+        self, what: str, suffix: str, genes: Sequence[int], record: dict[str, Any], write: Callable[[Path], None],
         preview: Callable[[Path], None] | None = None, needs_slide: bool = False,
     ) -> Picture:  # fmt: skip
-        """A picture called SLIDE.what, whose record also says what it was drawn from."""
+        """A picture of some genes, by index, with the name SLIDE.`what`; its record also names its sources."""
         stem = f"{self.result.name}.{what}"
         source = {
             "file": f"{stem}{suffix}",
             "slide": self.result.name,
             "model": self.result.provenance["model"],
             **({"tta": TURNED} if "tta" in self.result.provenance else {}),
-            "result": self.result.digest,
+            "result": self.result.digest_of(genes),
             "stpredict": stpredict.__version__,
         }
         return Picture(self.out / f"{stem}{suffix}", stem, {**record, **source}, write, preview, needs_slide)
@@ -148,13 +148,14 @@ def _gene_pictures(drawing: Drawing, style: Literal["heatmap", "overlay"]) -> It
             draw_preview(path, drawing.result, drawing.gene_layer(gene, scale), opacity, title, notes, scale)
 
         yield drawing.picture(
-            f"{file_name(gene.name, names)}.{style}", ".tif", record, write, preview, style == "overlay"
+            f"{file_name(gene.name, names)}.{style}", ".tif", [index], record, write, preview, style == "overlay"
         )
 
 
 def _channel_pictures(drawing: Drawing) -> Iterator[Picture]:
-    parts = [drawing.genes[i : i + GENES_PER_FILE] for i in range(0, len(drawing.genes), GENES_PER_FILE)]
-    for number, genes in enumerate(parts, 1):
+    parts = [drawing.chosen[i : i + GENES_PER_FILE] for i in range(0, len(drawing.chosen), GENES_PER_FILE)]
+    for number, chosen in enumerate(parts, 1):
+        genes = [drawing.result.genes[index] for index in chosen]
         record = {**_measured(drawing, genes), **drawing.place(), "no_spot": 0}
 
         def write(path: Path, genes: list[Gene] = genes) -> None:
@@ -163,7 +164,7 @@ def _channel_pictures(drawing: Drawing) -> Iterator[Picture]:
             write_channels(path, drawing.frame, drawing.cells, drawing.result.name, names, values)
 
         what = "channels" if len(parts) == 1 else f"channels-{number}"
-        yield drawing.picture(what, ".ome.tif", record, write)
+        yield drawing.picture(what, ".ome.tif", chosen, record, write)
 
 
 def _table_pictures(drawing: Drawing, style: Literal["spots", "csv"]) -> Iterator[Picture]:
@@ -173,16 +174,16 @@ def _table_pictures(drawing: Drawing, style: Literal["spots", "csv"]) -> Iterato
         if style == "csv":
             write_table(path, frame, drawing.result, drawing.chosen)
             return
-        if drawing.request.overwrite:  # the record would no longer describe the other form
+        if drawing.request.overwrite:  # the record would not describe a file in the other form any more
             for suffix in GEOJSON:
                 path.with_name(f"{drawing.result.name}.spots{suffix}").unlink(missing_ok=True)
         write_spots(path, frame, drawing.result, drawing.chosen)
 
     record = {**_measured(drawing, drawing.genes), "origin": drawing.request.origin}
     if style == "csv":
-        yield drawing.picture("expression", ".csv", record, write)
+        yield drawing.picture("expression", ".csv", drawing.chosen, record, write)
     else:
-        yield drawing.picture("spots", GEOJSON[drawing.request.compress], record, write)
+        yield drawing.picture("spots", GEOJSON[drawing.request.compress], drawing.chosen, record, write)
 
 
 def _pca_pictures(drawing: Drawing) -> Iterator[Picture]:
@@ -205,7 +206,9 @@ def _pca_pictures(drawing: Drawing) -> Iterator[Picture]:
         notes = (f"variance of {without_expected(unit)} explained: {explained}", caveats(drawing.result))
         draw_preview(path, drawing.result, layer, None, title, notes, None)
 
-    yield drawing.picture("pca", ".tif", record, lambda path: write_rgb(path, drawing.frame, layer), preview)
+    yield drawing.picture(
+        "pca", ".tif", drawing.chosen, record, lambda path: write_rgb(path, drawing.frame, layer), preview
+    )
 
 
 def _report_pictures(drawing: Drawing) -> Iterator[Picture]:
@@ -216,13 +219,13 @@ def _report_pictures(drawing: Drawing) -> Iterator[Picture]:
             write_report(path, drawing.result, drawing.chosen, scales, slide)
 
     record = {"scales": [scale.as_dict() for scale in scales], **_measured(drawing, drawing.genes)}
-    yield drawing.picture("report", ".html", record, write, needs_slide=True)
+    yield drawing.picture("report", ".html", drawing.chosen, record, write, needs_slide=True)
 
 
 def file_name(gene: str, others: Sequence[str] = ()) -> str:
-    """A gene's name as part of a file name; what could be part of a path is replaced, and a digest keeps it unique.
+    """A gene's name as part of a file name. If it has to be changed, a digest keeps it unique.
 
-    It is also added where another gene differs in case only: some file systems do not tell them apart.
+    The digest is also added if another gene's name differs only in case, which some file systems ignore.
     """
     safe = re.sub(r"[^A-Za-z0-9_.-]", "_", gene)[:64]
     alone = not any(other != gene and other.casefold() == gene.casefold() for other in others)

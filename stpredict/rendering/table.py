@@ -19,7 +19,7 @@ def write_table(path: Path, frame: Frame, result: Result, genes: Sequence[int]) 
     header = ("spot", "row", "col", "x_px", "y_px", "x_um", "y_um", "tissue_fraction")
     names = [*result.quality, *(result.genes[index].name for index in genes)]
     rows = (row for block in result.blocks(genes) for row in block.tolist())
-    # Spreadsheets take a file without a byte order mark for another encoding, and may split text without quotes.
+    # Without a byte order mark, spreadsheets assume another encoding; without quotes, they may split text.
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8-sig") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow([plain_cell(cell) for cell in (*header, *names)])

@@ -1,6 +1,6 @@
-"""Tiled pyramids of maps, written tile by tile: nothing of the picture's size is ever held.
+"""Tiled pyramids of maps, written tile by tile: memory never holds the whole picture.
 
-Deflate without predictor is what OpenSlide, Bio-Formats, tifffile and the web viewers all decode.
+OpenSlide, Bio-Formats, tifffile and the web viewers all decode Deflate without predictor.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from stpredict.storage.files import atomic_path
 
 TILE_PX = 256
 DEFLATE = {"compression": "adobe_deflate", "predictor": False}
-#: zlib-ng's level 2: on blocks of one colour four times as fast as zlib's level 1, and smaller.
+#: zlib-ng's level 2: on blocks of one colour four times as fast as zlib's level 1, and the output is smaller.
 DEFLATE_LEVEL = 2
-#: Encoded tiles of one colour that are kept for the next.
+#: Encoded tiles of one colour to keep for reuse.
 MAX_BLANK = 16
-#: Columns that a thread encodes at a time: 16 tiles.
+#: Columns for a thread to encode at a time: 16 tiles.
 RUN_PX = 16 * TILE_PX
 
-#: Level-0 x and y of a tile's columns and rows -> its pixels.
+#: From level-0 x and y of a tile's columns and rows to its pixels.
 Paint = Callable[[Float, Float], np.ndarray]
 
 
 def write_rgb(path: Path, frame: Frame, layer: Layer) -> None:
-    """A classic RGB pyramid, as OpenSlide and so QuPath want it: white where the layer shows nothing."""
+    """Write a classic RGB pyramid, which OpenSlide needs, and so QuPath: white where the layer is empty."""
 
     def paint(x: Float, y: Float) -> np.ndarray:
         return layer(x, y)[0]
@@ -44,7 +44,7 @@ def write_rgb(path: Path, frame: Frame, layer: Layer) -> None:
     with open_writer(path) as writer:
         for level in range(level_count(frame)):
             width, height = level_size(frame, level)
-            # Closed at once where it fails: left to a garbage collector, one of its threads might wait for itself.
+            # Close it at once after a failure: if the garbage collector did, one of its threads might wait for itself.
             with closing(_encoded_tiles(frame, level, [paint], np.uint8)) as tiles:
                 write_level(
                     writer, frame, level, tiles, (height, width, 3), np.uint8,
@@ -53,7 +53,7 @@ def write_rgb(path: Path, frame: Frame, layer: Layer) -> None:
 
 
 def write_planes(path: Path, frame: Frame, planes: Sequence[Paint], metadata: dict[str, Any]) -> None:
-    """A float32 OME-TIFF, a plane for each of `planes`, with its pyramid in SubIFDs as Bio-Formats and viv want it."""
+    """Write a float32 OME-TIFF of `planes`, with its pyramid in SubIFDs as Bio-Formats and viv need it."""
     with open_writer(path, ome=True) as writer:
         for level in range(level_count(frame)):
             width, height = level_size(frame, level)
@@ -66,13 +66,13 @@ def write_planes(path: Path, frame: Frame, planes: Sequence[Paint], metadata: di
 
 
 def level_count(frame: Frame) -> int:
-    """Levels of the pyramid: halved until a tile holds it all, or it is a pixel thin."""
+    """Levels of the pyramid: the picture is halved until it fits into a tile, or is one pixel thin."""
     halvings = min(np.ceil(np.log2(max(frame.size) / TILE_PX)), np.floor(np.log2(min(frame.size))))
     return max(0, int(halvings)) + 1
 
 
 def level_size(frame: Frame, level: int) -> tuple[int, int]:
-    """Width and height of a level; its pixels are samples at 2^level times the distance."""
+    """Width and height of a level. Its pixels sample the picture at 2^level times the distance."""
     width, height = frame.size
     return max(1, width >> level), max(1, height >> level)
 
@@ -88,7 +88,7 @@ def write_level(
     writer: tifffile.TiffWriter, frame: Frame, level: int, tiles: Iterator[bytes], shape: tuple[int, ...],
     dtype: type[np.generic], **options: Any,
 ) -> None:  # fmt: skip
-    """One level of a pyramid, of tiles that are encoded already, with its resolution."""
+    """Write one level of a pyramid, from encoded tiles, with its resolution."""
     resolution = tuple(10_000 / (um * 2**level) for um in frame.pixel_mpp)
     writer.write(
         tiles, shape=shape, dtype=dtype, tile=(TILE_PX, TILE_PX), subfiletype=1 if level else 0,
@@ -114,7 +114,7 @@ def _encoded_tiles(
         if (data[0] == data[0, 0]).all() and (data == data[0, 0]).all():  # most of a slide is glass
             key = data[0, 0].tobytes()
             if key not in blank:
-                if len(blank) > MAX_BLANK:  # a large spot fills tiles of its own
+                if len(blank) > MAX_BLANK:  # a large spot fills whole tiles
                     blank.clear()
                 blank[key] = _deflate(data)
             return blank[key]

@@ -1,4 +1,4 @@
-"""A cohort as one table: a row per slide, and per region drawn on it, with each gene's mean and percentiles."""
+"""A cohort as one table: a row for each slide and each region drawn on it, with each gene's mean and percentiles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from stpredict.arrays import Bool, Float, Float32
 from stpredict.console import report
 from stpredict.errors import ResultError, UsageError
-from stpredict.result.file import FLAGS, UNUSUAL, Result, read_result
+from stpredict.result.file import FLAGS, UNUSUAL, Result, nobody_measured, read_result
 from stpredict.result.folder import results_in
 from stpredict.result.frame import Origin, make_frame
 from stpredict.slides.geojson import SUFFIXES
@@ -31,7 +31,7 @@ FACTS = (
     "slide", "fingerprint", "region", "spots", "spots_not_predicted", "tissue_mm2", "unusual_patches", UNUSUAL, *FLAGS,
     "model", "model_sha256", "engine", "precision", "mpp", "pitch_um", "expression_unit",
 )  # fmt: skip
-#: Digits of a sha256 that tell files apart.
+#: So many digits of a sha256 distinguish files.
 SHORT = 12
 
 Cell = str | int | float | None
@@ -39,7 +39,7 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class Source:
-    """A result that takes part in a table: what it has to share with the others, and its genes."""
+    """A result in a table: the facts that it must share with the others, and its genes."""
 
     path: Path
     slide: str
@@ -52,10 +52,10 @@ class Source:
 
 
 def find_results(inputs: Sequence[Path], exclude: Sequence[str], unreadable: dict[Path, str]) -> list[Path]:
-    """The results among `inputs`: files, all in a folder, or all that a pattern matches; each once, sorted by name.
+    """The results that `inputs` name: files, folders with all results in them, or patterns; each once, sorted by name.
 
-    In folders those are passed over that a pattern excludes; folders that cannot be read are added to `unreadable`.
-    Raises UsageError for a folder or a pattern without results, and for a file that is not there if it is the only one.
+    Skips results in folders that `exclude` matches; adds folders that cannot be read to `unreadable`. Raises UsageError
+    for a folder or a pattern without results, and for a missing file if it is the only input.
     """
     found: dict[Path, Path] = {}
     for path in inputs:
@@ -66,7 +66,7 @@ def find_results(inputs: Sequence[Path], exclude: Sequence[str], unreadable: dic
             names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
             files = [Path(name) for name in names]
         elif not is_there(path) and len(inputs) == 1:
-            raise UsageError(f"{path}: no such file.")
+            raise UsageError(f"{path}: no such file or folder.")
         if not files:
             raise UsageError(f"{path}: holds no results (*.h5ad).")
         for file in files:
@@ -75,9 +75,9 @@ def find_results(inputs: Sequence[Path], exclude: Sequence[str], unreadable: dic
 
 
 def read_source(path: Path, others: Iterable[Source]) -> Source:
-    """What decides whether a result fits into a table.
+    """The facts that decide whether a result fits into a table.
 
-    Raises ResultError if it cannot be read, or is of the same slide as one of the `others`.
+    Raises ResultError if it cannot be read, or has the same slide as one of the `others`.
     """
     result = read_result(path)
     provenance = result.provenance
@@ -89,12 +89,12 @@ def read_source(path: Path, others: Iterable[Source]) -> Source:
     )  # fmt: skip
     for other in others:
         if (other.slide, other.fingerprint) == (source.slide, source.fingerprint):
-            raise ResultError(f"{path}: of the same slide as {other.path}, which is in the table.")
+            raise ResultError(f"{path}: its slide is in the table already, from {other.path}.")
     return source
 
 
 def demand_comparable(sources: Sequence[Source]) -> None:
-    """Raise UsageError, which names two of them, for results of different models, units, pitch or turns."""
+    """Raise UsageError for results of different models, units, pitch or turns. The message names two of them."""
     for source in sources[1:]:
         first = sources[0]
         for what, one, other in (
@@ -111,9 +111,9 @@ def demand_comparable(sources: Sequence[Source]) -> None:
 
 
 def find_regions(regions: Path | None, sources: Sequence[Source]) -> dict[Path, Path]:
-    """The file of regions of each result that has one: `regions` itself, or SLIDE.geojson in that folder.
+    """The file of regions for each result that has one: `regions` itself, or SLIDE.geojson in that folder.
 
-    Raises UsageError for a single file and several results, and where there is nothing for any of them.
+    Raises UsageError for one file with several results, and if no result has a file.
     """
     if regions is None or not sources:
         return {}
@@ -126,7 +126,7 @@ def find_regions(regions: Path | None, sources: Sequence[Source]) -> dict[Path, 
     found = {
         source.path: file
         for source in sources
-        for suffix in reversed(SUFFIXES)  # the first of them wins
+        for suffix in reversed(SUFFIXES)  # the first suffix wins
         if (file := regions / f"{source.slide}{suffix}").is_file()
     }
     if not found:
@@ -136,9 +136,9 @@ def find_regions(regions: Path | None, sources: Sequence[Source]) -> dict[Path, 
 
 @contextmanager
 def open_table(out: Path, genes: Sequence[str]) -> Iterator[Any]:
-    """A CSV writer for the rows of a table of `genes`, its header line written.
+    """A CSV writer for the rows of a table of `genes`; the header line is already written.
 
-    The file is whole or not there, and its path is printed in the end; where `out` is "-", the table itself is.
+    The file is whole or missing, and its path is printed in the end. If `out` is "-", the table itself is printed.
     """
     if str(out) == "-":
         yield _writer(sys.stdout, genes)
@@ -149,14 +149,14 @@ def open_table(out: Path, genes: Sequence[str]) -> Iterator[Any]:
 
 
 def _writer(file: TextIO, genes: Sequence[str]) -> Any:
-    # Text is quoted: a spreadsheet that splits at semicolons would find a formula in the middle of it.
+    # Text is quoted: else a spreadsheet that splits at semicolons could find a formula within it.
     writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writerow([*FACTS, *(_cell(f"{gene}.{what}") for gene in genes for what in STATISTICS)])
     return writer
 
 
 def rows(path: Path, regions: Path | None, genes: Sequence[str], origin: Origin) -> list[list[Cell]]:
-    """The row of a slide and those of a file's regions, whose corners count from the slide's or its bounds' `origin`.
+    """The row of a slide and those of a file's regions, whose corners count from the slide or its bounds (`origin`).
 
     Genes that the result does not hold have empty cells. Raises ResultError or RegionsError for damaged files.
     """
@@ -166,7 +166,7 @@ def rows(path: Path, regions: Path | None, genes: Sequence[str], origin: Origin)
     parts = {"": np.ones(len(centres), np.bool_)}
     if regions:
         parts |= {name: region.contains(centres) for name, region in read_regions(regions, report).items()}
-    statistics, predicted = _statistics(result, list(parts.values()))
+    statistics, predicted = _statistics(result, list(parts.values()), genes)
     unknown = np.full(len(STATISTICS), np.nan)
     table = []
     for (name, part), described in zip(parts.items(), statistics, strict=True):
@@ -175,15 +175,21 @@ def rows(path: Path, regions: Path | None, genes: Sequence[str], origin: Origin)
     return table
 
 
-def _statistics(result: Result, parts: Sequence[Bool]) -> tuple[list[dict[str, Float]], Bool]:
-    """Mean and percentiles of each gene over the spots of each part, and which spots were predicted."""
+def _statistics(
+    result: Result, parts: Sequence[Bool], genes: Sequence[str]
+) -> tuple[list[dict[str, Float]], Bool]:  # fmt: skip
+    """Mean and percentiles of some genes over the spots of each part, and which spots were predicted."""
     found: list[dict[str, Float]] = [{} for _ in parts]
     predicted = np.ones(len(result.spots), np.bool_)
-    for first, values in result.gene_blocks():
-        predicted &= np.isfinite(values).all(axis=1)
-        for i, column in enumerate(values.T):
+    wanted = set(genes)
+    for first, values in result.gene_blocks(wanted):
+        own = result.genes[first : first + values.shape[1]]
+        measured = [not nobody_measured(gene) for gene in own]
+        predicted &= np.isfinite(values[:, measured]).all(axis=1)
+        for gene, column in zip(own, values.T, strict=True):
             for statistics, part in zip(found, parts, strict=True):
-                statistics[result.genes[first + i].name] = _describe(column[part])
+                if gene.name in wanted:
+                    statistics[gene.name] = _describe(column[part])
     return found, predicted
 
 
@@ -196,7 +202,7 @@ def _describe(values: Float32) -> Float:
 
 
 def _facts(result: Result, region: str, part: Bool, predicted: Bool) -> Iterator[Cell]:
-    """The cells of FACTS. The share of unusual patches is told of a whole slide only."""
+    """The cells of FACTS. Only a whole slide has a share of unusual patches."""
     provenance, whole, flagged = result.provenance, not region, result.flagged()
     yield from (_cell(text) for text in (result.name, provenance["slide"]["fingerprint"][:SHORT], region))
     yield from (int(part.sum()), int((part & ~predicted).sum()), _number(_tissue_mm2(result, part)))
@@ -209,7 +215,7 @@ def _facts(result: Result, region: str, part: Bool, predicted: Bool) -> Iterator
 
 
 def _tissue_mm2(result: Result, part: Bool) -> float:
-    """Tissue around the spots of a part: each stands for its cell of the lattice. NaN for given positions."""
+    """The area of tissue of a part's spots; each spot stands for its cell of the lattice. NaN for given positions."""
     spots = result.spots
     if spots.layout == "given":
         return math.nan
@@ -223,6 +229,6 @@ def _number(value: float) -> float | None:
 
 
 def _cell(text: str) -> str:
-    """Text from a file as one cell of one line, which no spreadsheet takes for a formula."""
+    """Text from a file as a cell of one line that no spreadsheet takes for a formula."""
     plain = plain_cell(text)
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in plain)

@@ -1,11 +1,11 @@
-"""The result of one slide: HDF5 in AnnData's on-disk layout, which anndata, scanpy and squidpy open as it is."""
+"""Read the result of one slide: HDF5 in AnnData's on-disk layout, which anndata, scanpy and squidpy open as it is."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -22,16 +22,22 @@ from stpredict.slides.slide import Bounds, Mpp
 from stpredict.storage.stored_text import read_text
 
 RESULT_SUFFIX = ".h5ad"
-#: Readers accept files of their own format version and older; a new version is given only to what older ones misread.
+#: HDF5's message for a file of another kind.
+NO_HDF5 = "file signature not found"
+#: Readers accept their own version of the format and older ones. Change it only if older readers would misread files.
 FORMAT_VERSION = 1
 CHUNK_SPOTS = 4096
 CHUNK_GENES = 16
+#: A block of all genes, which is written at once, is no larger. So chunks of whole transcriptomes have fewer spots.
+MAX_BLOCK_BYTES, MIN_CHUNK_SPOTS = 64 << 20, 256
 MAX_THUMBNAIL = 10_000
 #: Distance of a spot's colours to the training patches; above 1 it is unusual. Results of some models have none.
 UNUSUAL = "unusual"
-#: What else may be wrong with a spot.
+#: Other faults of a spot.
 FLAGS = ("blurred", "pen", "fold", "pale")
-#: What the layer `spread` is.
+#: The name of the layer `relative`; its attribute says what it is relative to.
+RELATIVE = "relative"
+#: The meaning of the layer `spread`.
 SPREAD_MEANS = "a stability measure over the patch's flips and rotations, not an uncertainty"
 #: ln(1 + CPM) is at most 14; other models may have other units.
 MAX_EXPRESSION = 1e6
@@ -49,11 +55,12 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Gene:
-    """What a result says of a gene; NaN if not known.
+    """A result's entry for a gene; NaN for unknown values.
 
-    Its correlation when held out, mean expression in training, the lower bound of the correlation's 95 % interval, the
-    correlation of ridge regression in the model's place, and the interval's upper bound; then what to add to and take
-    from its expression for an interval that holds 80, 90 or 95 % of the measurements of a new patient.
+    `held_out_correlation` has a 95 % interval from `held_out_low` to `held_out_high`; `held_out_ridge` is that of ridge
+    regression in the model's place. `training_mean` is its mean expression in training. Expression plus and minus
+    `half_width_80` (90, 95) is an interval that holds 80 % (90, 95) of the measurements of a new patient.
+    `measured_in_training` is 1 if a training section measured it, else 0.
     """
 
     name: str
@@ -65,16 +72,23 @@ class Gene:
     half_width_80: float = math.nan
     half_width_90: float = math.nan
     half_width_95: float = math.nan
+    measured_in_training: float = math.nan
+
+
+def nobody_measured(gene: Gene) -> bool:
+    """Is a gene NaN in every spot, because no section in training measured it?"""
+    return gene.measured_in_training == 0
 
 
 GENE_COLUMNS = [field.name for field in fields(Gene)[1:]]
-#: Few models know these; where none is known, a result leaves them out.
-HALF_WIDTHS = ("half_width_80", "half_width_90", "half_width_95")
+#: Few models know these. If no value is known, a result leaves them out.
+MEASURED = "measured_in_training"
+SELDOM_KNOWN = ("half_width_80", "half_width_90", "half_width_95", MEASURED)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A result that was read: everything but the expression, which `expression` fetches gene by gene."""
+    """A result: everything but the expression is in memory; `expression` reads that gene by gene."""
 
     path: Path
     name: str
@@ -84,10 +98,10 @@ class Result:
     genes: list[Gene]
     provenance: dict[str, Any]
     thumbnail: UInt8
-    quality: Mapping[str, Float32 | Bool]  # UNUSUAL and FLAGS; older results have none of them
+    quality: Mapping[str, Float32 | Bool]  # UNUSUAL and FLAGS; older results lack them
 
     def flagged(self) -> dict[str, Bool]:
-        """Which spots are unusual, blurred and so on, as far as the result says."""
+        """Which spots are unusual, blurred and so on, as far as the result records it."""
         return flagged(self.quality)
 
     def quality_of(self, spot: int) -> dict[str, float]:
@@ -104,34 +118,68 @@ class Result:
             values: Float32 = _dataset(file, "X")[:, index]
         return values
 
+    def digest_of(self, genes: Sequence[int]) -> str:
+        """A digest that differs if results were made differently, or differ in some of the `genes`, by index.
+
+        It does not depend on the slide's path. Other genes are not read: a whole transcriptome would take minutes.
+        """
+        digest = hashlib.sha256(self._account)
+        unread = {self.genes[index].name for index in genes if index not in self._gene_digests}
+        for first, block in self.gene_blocks(unread) if unread else ():
+            for index, column in enumerate(block.T, first):
+                self._gene_digests[index] = hashlib.sha256(column.tobytes()).digest()
+        for index in genes:
+            digest.update(self._gene_digests[index])
+        return digest.hexdigest()
+
     @cached_property
-    def digest(self) -> str:
-        """Differs between results that were not made alike, or were changed; the same wherever the slide lies."""
+    def _account(self) -> bytes:
+        """Bytes of how, where and for which genes the result was made, without the slide's path or the expression."""
         slide = {key: value for key, value in self.provenance["slide"].items() if key != "path"}
         account = {**self.provenance, "slide": slide, "all genes": [gene.name for gene in self.genes]}
-        digest = hashlib.sha256(json.dumps(account, sort_keys=True).encode())
-        digest.update(self.spots.centres.tobytes())
-        for _, block in self.gene_blocks():
-            digest.update(np.ascontiguousarray(block).tobytes())
-        return digest.hexdigest()
+        return json.dumps(account, sort_keys=True).encode() + self.spots.centres.tobytes()
+
+    @cached_property
+    def _gene_digests(self) -> dict[int, bytes]:
+        """Digests of genes that were already read, by index."""
+        return {}
 
     def blocks(self, genes: Sequence[int]) -> Iterator[Float32]:
         """The expression of some genes, by index, in blocks of spots x genes."""
         with _opened(self.path) as file:
             x = _dataset(file, "X")
-            for start in range(0, len(self.spots), CHUNK_SPOTS):
-                yield x[start : start + CHUNK_SPOTS][:, list(genes)]
+            runs = np.split(chosen := np.unique(genes), np.flatnonzero(np.diff(chosen) > CHUNK_GENES) + 1)
+            place = np.searchsorted(chosen, genes)
+            for start in range(0, len(self.spots), size := chunk_spots(len(self.genes))):
+                # Read neighbouring genes at once, but no distant ones between them.
+                parts = [x[start : start + size, run[0] : run[-1] + 1][:, run - run[0]] for run in runs if len(run)]
+                yield np.concatenate(parts, axis=1)[:, place]
 
-    def gene_blocks(self) -> Iterator[tuple[int, Float32]]:
-        """(index of the first gene, the expression of all spots x up to 16 genes), each stored chunk read once."""
+    def gene_blocks(self, wanted: Container[str] | None = None) -> Iterator[tuple[int, Float32]]:
+        """(index of the first gene, the expression of all spots x up to 16 genes), each stored chunk read once.
+
+        If genes are `wanted`, only their chunks are read.
+        """
         with _opened(self.path) as file:
             x = _dataset(file, "X")
             for first in range(0, len(self.genes), CHUNK_GENES):
-                yield first, x[:, first : first + CHUNK_GENES]
+                if wanted is None or any(gene.name in wanted for gene in self.genes[first : first + CHUNK_GENES]):
+                    yield first, x[:, first : first + CHUNK_GENES]
+
+
+def chunk_spots(n_genes: int) -> int:
+    """Spots in a chunk and in a block that is written at once: CHUNK_SPOTS, or fewer if many genes take much memory.
+
+    A chunk always has few genes, so that one gene can be read without the others.
+    """
+    most = CHUNK_SPOTS
+    while most > MIN_CHUNK_SPOTS and most * n_genes * 4 > MAX_BLOCK_BYTES:
+        most //= 2
+    return most
 
 
 def flagged(quality: Mapping[str, Float32 | Bool]) -> dict[str, Bool]:
-    """Which spots have each flag: those that are unusual, and FLAGS as they are."""
+    """Which spots have each flag: `unusual` if above 1, and FLAGS as they are stored."""
     return {name: values > 1 if name == UNUSUAL else values.astype(np.bool_) for name, values in quality.items()}
 
 
@@ -153,7 +201,7 @@ def read_result(path: Path) -> Result:
     with _opened(path) as file:
         provenance = _provenance(file, path)
         name = str(provenance["slide"]["name"])
-        if name in ("", ".", "..") or set(name) & set("/\\\0"):  # it becomes part of file names
+        if name in ("", ".", "..") or set(name) & set("/\\\0"):  # the name becomes part of file names
             raise ValueError(f"a slide cannot be called {name!r}")
         library = f"uns/spatial/{name}"
         x = _dataset(file, "X")
@@ -203,9 +251,9 @@ def read_result(path: Path) -> Result:
 
 
 def _ranges_of(genes: Sequence[str], provenance: dict[str, Any]) -> list[list[float]] | None:
-    """The card's colour ranges in the order of `genes`, which may be others than when the result was made, or fewer.
+    """The card's colour ranges in the order of `genes`, which somebody may have reordered, or reduced, since.
 
-    Raises ValueError or KeyError for genes that it was not made with.
+    Raises ValueError or KeyError for genes that the result was not made with.
     """
     ranges = provenance["display_range"]
     if ranges is None or "genes" not in provenance["settings"]:  # as in older results
@@ -218,7 +266,7 @@ def _ranges_of(genes: Sequence[str], provenance: dict[str, Any]) -> list[list[fl
 
 
 def _check_account(provenance: dict[str, Any]) -> None:
-    """That a result says what it is of. Raises KeyError, TypeError or ValueError."""
+    """Check that a result says what it is made from. Raises KeyError, TypeError or ValueError."""
     texts = [provenance["expression_unit"], *(provenance["model"][key] for key in ("name", "sha256"))]
     texts += [provenance["slide"][key] for key in ("path", "fingerprint")]
     if not all(isinstance(text, str) for text in texts):
@@ -226,7 +274,7 @@ def _check_account(provenance: dict[str, Any]) -> None:
 
 
 def _check_canvas(provenance: dict[str, Any], spots: Spots) -> Canvas:
-    """The frame that pictures are drawn in, after making sure that the spots lie in it."""
+    """The frame that pictures are drawn in, once it is certain that the spots lie in it."""
     slide, lattice = provenance["slide"], provenance["lattice"]
     width, height = (int(side) for side in slide["dimensions"])
     bounds, mpp = Bounds(*(int(side) for side in slide["bounds"])), Mpp(*(float(um) for um in slide["mpp"]))
@@ -251,14 +299,15 @@ def _check_canvas(provenance: dict[str, Any], spots: Spots) -> Canvas:
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     if not path.is_file():
-        raise ResultNotFoundError(f"{path}: no such file.")
+        raise ResultNotFoundError(f"{path}: no such file or folder.")
     try:
         with h5py.File(path) as file:
             yield file
     except (
         OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError,
     ) as error:  # fmt: skip
-        raise ResultError(f"{path.name}: not a result of this program, or a damaged one ({error}).") from error
+        why = "no HDF5 file; if it is a slide, predict it first" if NO_HDF5 in str(error) else error
+        raise ResultError(f"{path.name}: not a result of this program, or a damaged one ({why}).") from error
 
 
 def _provenance(file: h5py.File, path: Path) -> dict[str, Any]:
@@ -270,7 +319,7 @@ def _provenance(file: h5py.File, path: Path) -> dict[str, Any]:
 
 
 def _dataset(file: h5py.File, name: str) -> Any:
-    """A data set stored in the file itself: links to other files are never followed."""
+    """A data set stored in the file itself. Links to other files are never followed."""
     group: Any = file
     for part in name.split("/"):
         if not isinstance(group.get(part, getlink=True), h5py.HardLink):
@@ -282,7 +331,7 @@ def _dataset(file: h5py.File, name: str) -> Any:
 
 
 def _checked(file: h5py.File, name: str, shape: tuple[int, ...]) -> Any:
-    """A data set of the shape it must have, so that what is read is no larger than X's own sides."""
+    """A data set, if it has the shape it must have, so that no read is larger than X's sides."""
     dataset = _dataset(file, name)
     if dataset.shape != shape or max(shape) > MAX_SPOTS:
         raise ValueError(f"{name} has the wrong shape")
@@ -291,6 +340,6 @@ def _checked(file: h5py.File, name: str, shape: tuple[int, ...]) -> Any:
 
 def _read(file: h5py.File, name: str, shape: tuple[int, ...]) -> Any:
     dataset = _checked(file, name, shape)
-    if dataset.dtype.kind not in "iufb":  # text lies in heaps, which only `read_text` checks
+    if dataset.dtype.kind not in "iufb":  # text is stored in heaps, which only `read_text` checks
         raise ValueError(f"{name} holds no numbers")
     return dataset[:]

@@ -1,4 +1,4 @@
-"""Which files of a folder are results."""
+"""Find the results in a folder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from stpredict.storage.files import is_excluded
 
 
 def results_in(folder: Path, exclude: Sequence[str] = (), unreadable: dict[Path, str] | None = None) -> list[Path]:
-    """The results in a folder and all below it, by name, but those that a pattern excludes.
+    """The results in a folder and all below it, sorted by name, without those that a pattern excludes.
 
-    Temporary files, which begin with a dot, are none. Folders that cannot be read are added to `unreadable`.
+    Skips temporary files, which begin with a dot. Adds folders that cannot be read to `unreadable`.
     """
     found: list[Path] = []
 

@@ -1,4 +1,4 @@
-"""What a picture shows: a rectangle of the slide at some size, and where its pixels lie on level 0."""
+"""The rectangle of a slide that a picture shows, and where the picture's pixels lie on level 0."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ORIGINS: tuple[Origin, ...] = ("slide", "bounds")
 
 @dataclass(frozen=True)
 class Frame:
-    """A rectangle of level 0, in its pixels; `downsample` of them make one pixel of the picture."""
+    """A rectangle of level 0, in level-0 pixels. A pixel of the picture is `downsample` of them wide."""
 
     left: int
     top: int
@@ -44,7 +44,7 @@ class Frame:
         return centres
 
     def rows(self, first: int, count: int, shrink: float = 1.0) -> Float:
-        """Level-0 y, as `columns`."""
+        """Level-0 y, as `columns` for x."""
         centres: Float = self.top + (np.arange(first, first + count, dtype=np.float64) + 0.5) * self.downsample * shrink
         return centres
 

@@ -14,12 +14,14 @@ import numpy as np
 from stpredict.arrays import Bool, Float32, Int, UInt8
 from stpredict.result.file import (
     CHUNK_GENES,
-    CHUNK_SPOTS,
     FORMAT_VERSION,
     GENE_COLUMNS,
-    HALF_WIDTHS,
+    MEASURED,
+    RELATIVE,
+    SELDOM_KNOWN,
     SPREAD_MEANS,
     Gene,
+    chunk_spots,
     spot_names,
 )
 from stpredict.slides.lattice import Spots
@@ -28,10 +30,11 @@ from stpredict.storage.new_hdf5 import new_hdf5
 
 @dataclass(frozen=True)
 class Content:
-    """What a result holds. `columns`, per spot: `tissue_fraction`, UNUSUAL and FLAGS, as far as they are known.
+    """The content of a result. `columns` have a value per spot: `tissue_fraction`, UNUSUAL and FLAGS, if known.
 
-    `rows` are blocks of spots x genes in the order of the spots; so is `spread`, how much each value depends on how
-    its patch is turned. The thumbnail has one pixel for `downsample` level-0 pixels.
+    `rows` are blocks of spots x genes in the order of the spots. So is `spread`, which says how much each value depends
+    on the turn of its patch, and so is `relative`, which comes with its meaning. A pixel of the thumbnail is
+    `downsample` level-0 pixels wide.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Content:
     downsample: float
     spot_diameter_px: float
     spread: Iterable[Float32] | None = None
+    relative: tuple[Iterable[Float32], str] | None = None
 
 
 def write_result(path: Path, content: Content) -> None:
@@ -58,13 +62,21 @@ def write_result(path: Path, content: Content) -> None:
             "row": spots.row, "col": spots.column, **content.columns,
         })  # fmt: skip
         said = {column: np.array([getattr(gene, column) for gene in genes], np.float32) for column in GENE_COLUMNS}
-        known = {name: values for name, values in said.items() if name not in HALF_WIDTHS or np.isfinite(values).any()}
+        known: dict[str, Float32 | Bool] = {
+            name: values.astype(np.bool_) if name == MEASURED else values
+            for name, values in said.items()
+            if name not in SELDOM_KNOWN or np.isfinite(values).any()
+        }
         _write_table(file, "var", [gene.name for gene in genes], known)
         for group in ("obsm", "varm", "obsp", "varp", "layers", "uns", "uns/log1p", "uns/spatial"):
             _tag(file.create_group(group), "dict", "0.1.0")
         if content.spread is not None:
             _write_blocks(file, "layers/spread", shape, content.spread)
             file["layers/spread"].attrs["meaning"] = SPREAD_MEANS
+        if content.relative is not None:
+            rows, meaning = content.relative
+            _write_blocks(file, f"layers/{RELATIVE}", shape, rows)
+            file[f"layers/{RELATIVE}"].attrs["meaning"] = meaning
         _write_array(file, "obsm/spatial", spots.centres.astype(np.float64))
         library = f"uns/spatial/{name}"
         for group in ("", "/images", "/scalefactors", "/metadata"):
@@ -94,7 +106,7 @@ def _write_array(file: h5py.File, name: str, values: np.ndarray) -> None:
 
 def _write_blocks(file: h5py.File, name: str, shape: tuple[int, int], blocks: Iterable[Float32]) -> None:
     """Write blocks of spots x genes one after the other."""
-    chunks = (min(CHUNK_SPOTS, shape[0]), min(CHUNK_GENES, shape[1]))
+    chunks = (min(chunk_spots(shape[1]), shape[0]), min(CHUNK_GENES, shape[1]))
     x = file.create_dataset(
         name, shape, np.float32, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True
     )

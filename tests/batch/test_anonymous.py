@@ -13,8 +13,8 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
-from calls import PROGRAM, run
-from conftest import SLIDE, make_model
+from calls import LIGHT, PROGRAM, run
+from conftest import SLIDE
 from slides_to_try import tiff_pyramid
 from what_files_say import contents
 
@@ -120,12 +120,12 @@ def test_the_same_call_gives_the_same_names_and_other_tables_give_others(region,
     assert read_result(Path(first.stdout.split()[0])).provenance["slide"]["path"] == ""
 
 
-def test_two_calls_on_one_folder_share_a_table(tmp_path, region):
-    model = make_model(tmp_path / "tiny.safetensors")
+def test_two_calls_on_one_folder_share_a_table(quick_model_path, tmp_path, region):
     (tmp_path / "in").mkdir()
     for i in range(3):
-        tiff_pyramid(tmp_path / "in" / f"{i}.tif", region[:1400, :1400], (0.5, 0.5), levels=1)
-    call = [*PROGRAM, "predict", "in", "-m", model, "--engine", "eager", "--pitch", "50", "-o", "out", "-v"]
+        tiff_pyramid(tmp_path / "in" / f"{i}.tif", region[1000:1800, 600:1400], (0.5, 0.5), levels=1)
+    asked = ("-m", quick_model_path, *LIGHT, "--pitch", "7")
+    call = [*PROGRAM, "predict", "in", *asked, "-o", "out", "-v"]
     both = [
         subprocess.Popen([*call, "--anonymous", "names.csv"], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
         for _ in range(2)
@@ -200,7 +200,7 @@ def test_a_table_that_others_can_read_is_told_of(tiny_model_path):
     [
         ("slide.svs: the file is empty.", "slide-1: the file is empty."),
         ("slide-1.h5ad: exists with other settings.", "slide-1.h5ad: exists with other settings."),
-        ("in/Doe/slide.svs: no such file.", "slide-1: no such file."),
+        ("in/Doe/slide.svs: no such file or folder.", "slide-1: no such file or folder."),
         ("no slides; cannot open in/Doe/slide/Index.dat", "no slides; cannot open slide-1/Index.dat"),
         ("in/Doe/masks/area.geojson: 3 features", "mask: 3 features"),
     ],

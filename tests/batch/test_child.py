@@ -12,8 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from calls import PROGRAM, run
-from conftest import make_model
+from calls import LIGHT, PROGRAM, run
 from killer_slide import write_killer_slide
 from slides_to_try import tiff_pyramid
 
@@ -25,7 +24,8 @@ from stpredict.prediction.request import Request
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
-SLOWLY = ("--engine", "eager", "--threads", "1", "--pitch", "14")
+#: With the quick model each slide has several shards, of which the first is written well before the last.
+IN_SHARDS = (*LIGHT, "--pitch", "5")
 
 
 @pytest.fixture
@@ -37,10 +37,9 @@ def slides(region) -> Path:
 
 
 @pytest.fixture
-def call(slides, tmp_path) -> list[object]:
+def call(slides, quick_model_path) -> list[object]:
     """A prediction of three slides that takes a while."""
-    model = make_model(tmp_path / "slow.safetensors")
-    return [*PROGRAM, "predict", slides, "-m", model, *SLOWLY, "-o", "out"]
+    return [*PROGRAM, "predict", slides, "-m", quick_model_path, *IN_SHARDS, "-o", "out"]
 
 
 def owner(slide: str, process: subprocess.Popen) -> int:
@@ -66,12 +65,12 @@ def is_gone(pid: int) -> bool:
 def test_a_slide_that_ends_the_process_fails_alone(slides, tiny_model_path, region):
     Path("dicom").mkdir()  # OpenSlide looks for other files of a DICOM series beside a file
     write_killer_slide(Path("dicom/killer.dcm"), region[1000:1800, 600:1400])
-    asked = ("-m", tiny_model_path, "--genes", "GNAS", "--engine", "eager", "-o", "out")
+    asked = ("-m", tiny_model_path, "--genes", "GNAS", *LIGHT, "-o", "out")
     done = run("predict", slides / "a.tif", "dicom/killer.dcm", slides / "b.tif", slides / "c.tif", *asked)
     assert done.exit_code == 1, done.output
     assert sorted(done.stdout.split()) == [f"out/{name}.h5ad" for name in "abc"]
     assert "1 of 4 slides failed" in done.stderr
-    assert "killer.dcm: each process that was at it was ended by signal 11 (SIGSEGV); the slide may be" in done.stderr
+    assert "killer.dcm: each process that began it was ended by signal 11 (SIGSEGV); the slide may be" in done.stderr
     assert "dicom/killer.dcm" in Path("out/failures.csv").read_text()
     assert not list(Path("out").glob("*.lease"))
 
@@ -92,7 +91,7 @@ def test_slides_that_a_dead_process_was_at_are_gone_on_with(call):
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert sorted(output.split()) == [f"out/{name}.h5ad" for name in "abc"]
-    assert "a.tif: a process that was at it was ended by signal 9 (SIGKILL); it is tried again alone" in errors
+    assert "a.tif: a process that was predicting it was ended by signal 9 (SIGKILL); it is tried again alone" in errors
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
@@ -102,7 +101,7 @@ def test_the_child_ends_with_its_parent(call, how):
         process.send_signal(how)
         assert process.wait(20) == (143 if how == signal.SIGTERM else -how)
     assert is_gone(child)
-    again = subprocess.run([*call[:-4], "--pitch", "14", "-o", "out"], capture_output=True, text=True)
+    again = subprocess.run(call, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert not list(Path("out").glob("*.lease"))
 
@@ -110,7 +109,7 @@ def test_the_child_ends_with_its_parent(call, how):
 @pytest.mark.parametrize("to_all", [False, True])
 def test_ctrl_c_ends_the_child_and_lets_go_of_its_slides(call, to_all):
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    in_parts = [*call[:-4], "--pitch", "7", "-o", "out"]  # so that the first is written long before the last
+    in_parts = [*call[:-4], "--pitch", "3", "-o", "out"]  # so that the first is written long before the last
     with subprocess.Popen(
         in_parts, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed
     ) as process:  # fmt: skip
@@ -134,7 +133,7 @@ def test_a_child_that_dies_before_any_slide_is_no_slides_fault(slides, tiny_mode
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     jobs = find_jobs([str(slides)], Path("out"), print)
     work = Work(tiny_model.path, tiny_model.sha256, Request(), len(jobs))
-    with pytest.raises(StpredictError, match="ended with exit code 7 before it came to a slide"):
+    with pytest.raises(StpredictError, match="ended with exit code 7 before it began a slide"):
         list(predict_in_children(jobs, work, lambda *_: None))
 
 
@@ -164,8 +163,7 @@ def test_a_table_is_drawn_on_a_terminal_and_wiped_away(call, interrupted):
 
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     reader = threading.Thread(target=read_terminal, daemon=True)
-    asked = call if interrupted else [*call, "--pitch", "30"]
-    with subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=terminal, preexec_fn=heed) as process:
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=terminal, preexec_fn=heed) as process:
         os.close(terminal)
         reader.start()
         if interrupted:

@@ -15,7 +15,7 @@ import dask
 import numpy as np
 import pytest
 from calls import PROGRAM, run
-from conftest import SLIDE, make_model
+from conftest import SLIDE
 from distributed import LocalCluster
 from killer_slide import write_killer_slide
 from same_results import assert_same
@@ -91,9 +91,9 @@ def test_strict_heeds_what_workers_wrote(slides, model_with_reference_path, regi
         assert len(done.stdout.split()) == 4
 
 
-def test_the_slide_of_a_killed_worker_is_done_by_another(slides, tmp_path, cluster):
-    model = make_model(tmp_path / "slow.safetensors")
-    call = [*PROGRAM, "predict", slides, "-m", model, *EAGER, "--pitch", "14", "-o", "out", "--cluster", cluster]
+def test_the_slide_of_a_killed_worker_is_done_by_another(slides, quick_model_path, cluster):
+    asked = ("-m", quick_model_path, *EAGER, "--pitch", "6", "--cluster", cluster)
+    call = [*PROGRAM, "predict", slides, *asked, "-o", "out"]
     with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 200
         while not list(Path("out/a.h5ad.parts").glob("0*.npy")) and time.monotonic() < deadline:
@@ -113,13 +113,13 @@ def test_a_slide_that_ends_its_workers_fails_alone(slides, tiny_model_path, regi
     done = run("predict", "dicom/killer.dcm", slides, *asked)
     assert done.exit_code == 1, done.output
     assert sorted(done.stdout.split()) == [f"out/{name}.h5ad" for name in "abcd"]
-    assert "killer.dcm: each process that was at it was lost with its worker, again and again;" in done.stderr
+    assert "killer.dcm: each process that began it was lost with its worker, again and again;" in done.stderr
     assert "1 of 5 slides failed" in done.stderr
 
 
-def test_workers_let_go_of_what_was_interrupted(slides, tmp_path, cluster):
-    model = make_model(tmp_path / "slow.safetensors")
-    call = [*PROGRAM, "predict", slides, "-m", model, *EAGER, "--pitch", "8", "-o", "out", "--cluster", cluster]
+def test_workers_let_go_of_what_was_interrupted(slides, quick_model_path, cluster):
+    asked = ("-m", quick_model_path, *EAGER, "--pitch", "3", "--cluster", cluster)
+    call = [*PROGRAM, "predict", slides, *asked, "-o", "out"]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         deadline = time.monotonic() + 200
@@ -166,7 +166,7 @@ def test_what_is_wrong_with_a_cluster_is_said_before_anything_is_predicted(
 
 def test_a_file_that_only_some_machines_see_is_named(tiny_model, cluster):
     work = Work(tiny_model.path, "of another file", Request(), 1)
-    with pytest.raises(ModelFileError, match="another model of this name"):
+    with pytest.raises(ModelFileError, match="not the model of this name"):
         model_of(work)
     done = run("predict", "gone.tif", SLIDE, "-m", tiny_model.path, *EAGER, "-o", "out", "--cluster", cluster)
     assert done.exit_code == 1

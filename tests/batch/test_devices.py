@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from calls import run
-from conftest import GENES, make_model
 from same_results import assert_same
 from slides_to_try import tiff_pyramid
 
@@ -21,7 +20,6 @@ from stpredict.batch.processes import Work
 from stpredict.engines.engine import EngineRequest
 from stpredict.errors import SlideError, UsageError
 from stpredict.model.file import load_model
-from stpredict.networks.m2ort import M2ORTConfig
 from stpredict.prediction.request import Request
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -32,32 +30,24 @@ LAST = "000005"
 
 
 @pytest.fixture(scope="module")
-def model_path(tmp_path_factory) -> Path:
-    """A model of small patches, which does many spots a second."""
-    config = M2ORTConfig(n_genes=len(GENES), channels=12, depth=1, heads=1, head_dim=12, patch_px=32)
-    return make_model(tmp_path_factory.mktemp("models") / "quick.safetensors", config=config, patch_px=32)
-
-
-@pytest.fixture(scope="module")
-def slides(model_path, tmp_path_factory, region) -> tuple[list[str], list[Path]]:
+def slides(quick_model_path, tmp_path_factory, region) -> tuple[list[str], list[Path]]:
     """A slide of many shards and a small one, and what one process makes of them."""
     folder = tmp_path_factory.mktemp("slides")
     for name, px in (("giant", 780), ("small", 150)):
         tiff_pyramid(folder / f"{name}.tif", region[1200 : 1200 + px, 900 : 900 + px], (0.5, 0.5), levels=1)
     names = [str(folder / f"{name}.tif") for name in ("giant", "small")]
-    done = run("predict", *names, "-m", model_path, *EAGER, "--pitch", PITCH_UM, "-o", folder / "alone")
+    done = run("predict", *names, "-m", quick_model_path, *EAGER, "--pitch", PITCH_UM, "-o", folder / "alone")
     assert done.exit_code == 0, done.output
     return names, [folder / f"alone/{name}.h5ad" for name in ("giant", "small")]
 
 
-def predict(model_path: Path, slides: list[str], progress=lambda *_: None):
-    model = load_model(model_path)
+def predict(quick_model_path: Path, slides: list[str], progress=lambda *_: None):
+    model = load_model(quick_model_path)
     jobs = find_jobs(slides, Path("out"), print)
     Path("out").mkdir()
     engine = EngineRequest("eager", "fp32", threads=2)
-    work = Work(
-        model_path, model.sha256, Request(genes=("GNAS",), pitch_um=PITCH_UM, min_tissue=0.0, engine=engine), len(jobs)
-    )
+    request = Request(genes=("GNAS",), pitch_um=PITCH_UM, min_tissue=0.0, engine=engine)
+    work = Work(quick_model_path, model.sha256, request, len(jobs))
     return list(predict_on_devices(jobs, work, ["cpu", "cpu"], progress))
 
 
@@ -74,7 +64,7 @@ def resume_when_helped(pid: int, helped: list[bool]) -> None:
     os.kill(pid, signal.SIGCONT)
 
 
-def test_slides_of_one_call_go_to_all_devices_and_who_has_none_helps(model_path, slides):
+def test_slides_of_one_call_go_to_all_devices_and_who_has_none_helps(quick_model_path, slides):
     names, alone = slides
     helped: list[bool] = []
     waiting: list[threading.Thread] = []
@@ -86,7 +76,7 @@ def test_slides_of_one_call_go_to_all_devices_and_who_has_none_helps(model_path,
             waiting.append(threading.Thread(target=resume_when_helped, args=(pid, helped)))
             waiting[0].start()
 
-    outcomes = predict(model_path, names, progress)
+    outcomes = predict(quick_model_path, names, progress)
     assert sorted(outcome.job.result.stem for outcome in outcomes) == ["giant", "small"]
     assert {outcome.status for outcome in outcomes} == {"done"}
     for outcome in outcomes:
@@ -95,7 +85,7 @@ def test_slides_of_one_call_go_to_all_devices_and_who_has_none_helps(model_path,
     assert sorted(path.name for path in Path("out").iterdir()) == ["giant.h5ad", "small.h5ad"]
 
 
-def test_a_slide_goes_on_where_its_process_was_killed(model_path, slides):
+def test_a_slide_goes_on_where_its_process_was_killed(quick_model_path, slides):
     names, alone = slides
     killed = []
 
@@ -104,23 +94,23 @@ def test_a_slide_goes_on_where_its_process_was_killed(model_path, slides):
             killed.append(json.loads(Path("out/giant.h5ad.lease").read_text())["pid"])
             os.kill(killed[0], signal.SIGKILL)
 
-    (outcome,) = predict(model_path, names[:1], progress)
+    (outcome,) = predict(quick_model_path, names[:1], progress)
     assert killed
     assert outcome.status == "done"
     assert_same(outcome.job.result, alone[0])
     assert [path.name for path in Path("out").iterdir()] == ["giant.h5ad"]
 
 
-def test_a_slide_that_fails_costs_only_itself(model_path, slides, tmp_path):
+def test_a_slide_that_fails_costs_only_itself(quick_model_path, slides, tmp_path):
     (tmp_path / "broken.tif").write_bytes(b"II*" * 40)
-    outcomes = predict(model_path, [str(tmp_path / "broken.tif"), slides[0][1]])
+    outcomes = predict(quick_model_path, [str(tmp_path / "broken.tif"), slides[0][1]])
     assert {outcome.job.result.stem: outcome.status for outcome in outcomes} == {"broken": "failed", "small": "done"}
     assert isinstance(next(outcome.error for outcome in outcomes if outcome.error), SlideError)
 
 
-def test_a_lone_slide_that_the_user_has_to_mend_ends_the_call(model_path):
+def test_a_lone_slide_that_the_user_has_to_mend_ends_the_call(quick_model_path):
     with pytest.raises(UsageError, match=r"none\.svs"):
-        predict(model_path, ["none.svs"])
+        predict(quick_model_path, ["none.svs"])
 
 
 def test_each_device_has_its_share_of_threads_and_of_the_slides():
@@ -133,8 +123,8 @@ def test_each_device_has_its_share_of_threads_and_of_the_slides():
     ("device", "said"),
     [("cuda:1,cuda:1", "a GPU twice"), ("cpu,cpu", "choose auto"), ("cuda:0,cpu", "choose auto"), ("cuda,", "choose")],
 )
-def test_what_no_call_can_do_is_refused(device, said, model_path, slides):
-    done = run("predict", slides[0][1], "-m", model_path, "--device", device)
+def test_what_no_call_can_do_is_refused(device, said, quick_model_path, slides):
+    done = run("predict", slides[0][1], "-m", quick_model_path, "--device", device)
     assert done.exit_code == 2
     assert said in done.stderr
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calls import PROGRAM, run
+from calls import LIGHT, PROGRAM, run
 from conftest import GENES, SLIDE, make_model
 from slides_to_try import tiff_pyramid
 
@@ -75,19 +75,7 @@ def test_names_that_are_no_text_cost_nothing(slides, tiny_model_path, tmp_path):
     strange = os.fsdecode(b"Pat_\xe4")
     (slides / "one").rename(slides / strange)
     (slides / "damaged.svs").rename(slides / f"{strange}.svs")
-    call = [
-        *PROGRAM,
-        "predict",
-        slides,
-        "-m",
-        tiny_model_path,
-        "--genes",
-        "GNAS",
-        "--pitch",
-        "100",
-        "--engine",
-        "eager",
-    ]
+    call = [*PROGRAM, "predict", slides, "-m", tiny_model_path, "--genes", "GNAS", "--pitch", "100", *LIGHT]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == 1, done.stderr
@@ -163,7 +151,7 @@ def test_only_reliable_genes_on_request(slides, tmp_path):
     silent = make_model(tmp_path / "silent.safetensors")
     refused = run(*some, "-m", silent, "--genes", "reliable", "-o", "o")
     assert refused.exit_code == 2
-    assert "does not say which are" in refused.stderr
+    assert "does not say which are reliable" in refused.stderr
 
 
 def test_a_mask_is_part_of_the_settings(slides, tiny_model_path):
@@ -220,12 +208,12 @@ def test_a_slide_that_another_process_is_at_is_left_to_it(slides, tiny_model_pat
     assert not lease.exists()
 
 
-def test_two_calls_on_one_folder_do_each_slide_once(tmp_path, region):
-    model = make_model(tmp_path / "tiny.safetensors")
+def test_two_calls_on_one_folder_do_each_slide_once(quick_model_path, tmp_path, region):
     (tmp_path / "slides").mkdir()
     for i in range(4):
-        tiff_pyramid(tmp_path / "slides" / f"{i}.tif", region, (0.5, 0.5), levels=1)
-    call = [*PROGRAM, "predict", "slides", "-m", model, "--engine", "eager", "--pitch", "50", "-o", "out", "-v"]
+        tiff_pyramid(tmp_path / "slides" / f"{i}.tif", region[1000:1800, 600:1400], (0.5, 0.5), levels=1)
+    asked = ("-m", quick_model_path, *LIGHT, "--pitch", "7")
+    call = [*PROGRAM, "predict", "slides", *asked, "-o", "out", "-v"]
     both = [
         subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
         for _ in range(2)
@@ -238,9 +226,8 @@ def test_two_calls_on_one_folder_do_each_slide_once(tmp_path, region):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{i}.h5ad" for i in range(4)]
 
 
-def test_a_killed_call_is_taken_up_at_once(tmp_path):
-    model = make_model(tmp_path / "slow.safetensors")
-    call = [*PROGRAM, "predict", SLIDE, "-m", model, "--pitch", "14", "--engine", "eager", "--threads", "1"]
+def test_a_killed_call_is_taken_up_at_once(quick_model_path, tmp_path):
+    call = [*PROGRAM, "predict", SLIDE, "-m", quick_model_path, "--pitch", "12", *LIGHT]
     parts = tmp_path / "CMU-1-Small-Region.h5ad.parts"
     with subprocess.Popen(call, stderr=subprocess.DEVNULL, cwd=tmp_path) as process:
         deadline = time.monotonic() + 120

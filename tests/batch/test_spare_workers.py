@@ -16,13 +16,18 @@ from pathlib import Path
 
 import pytest
 from calls import PROGRAM, run
-from conftest import make_model
 from distributed import Client
 from same_results import assert_same
 from slides_to_try import tiff_pyramid
 from test_cluster import EAGER, two_workers
 
+from stpredict.prediction.shards import SHARD_SPOTS
+from stpredict.result.file import read_result
+
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
+#: Of the giant's spots, and the last of its shards.
+PITCH_UM, LAST = "2.5", 19
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +37,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def giant(tmp_path_factory, region) -> tuple[Path, Path, Path]:
-    """A slide of several shards, a model for it, and what one process makes of it."""
+def giant(quick_model_path, tmp_path_factory, region) -> tuple[Path, Path, Path]:
+    """A slide of many shards, a model for it, and what one process makes of it."""
     folder = tmp_path_factory.mktemp("giant")
     tiff_pyramid(folder / "giant.tif", region[1000:1800, 600:1400], (0.5, 0.5))
-    model = make_model(folder / "slow.safetensors")
-    alone = run("predict", folder / "giant.tif", "-m", model, *EAGER, "--pitch", "4.5", "-o", folder / "alone")
+    asked = ("-m", quick_model_path, *EAGER, "--pitch", PITCH_UM)
+    alone = run("predict", folder / "giant.tif", *asked, "-o", folder / "alone")
     assert alone.exit_code == 0, alone.output
-    return folder / "giant.tif", model, folder / "alone/giant.h5ad"
+    assert (len(read_result(folder / "alone/giant.h5ad").spots) - 1) // SHARD_SPOTS == LAST
+    return folder / "giant.tif", quick_model_path, folder / "alone/giant.h5ad"
 
 
 @contextmanager
@@ -48,18 +54,19 @@ def both_workers_at(slide: Path, model: Path, cluster: str) -> Iterator[subproce
 
     A lone worker would come to the last shard when it has written all others.
     """
-    call = [*PROGRAM, "predict", slide, "-m", model, *EAGER, "--pitch", "4.5", "-o", "out", "--cluster", cluster]
+    asked = ("-m", model, *EAGER, "--pitch", PITCH_UM, "--cluster", cluster)
+    call = [*PROGRAM, "predict", slide, *asked, "-o", "out"]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with Client(cluster, set_as_default=False) as client:
         client.wait_for_workers(2, timeout=60)  # one that was killed is started again
         client.run(lambda: __import__("stpredict.engines.eager"))  # so that the second one is not late
     with subprocess.Popen(call, stdout=-1, stderr=-1, text=True, preexec_fn=heed) as process:
         deadline = time.monotonic() + 200
-        while not {"000000", "000006"} <= (written := shards_of("out/giant.h5ad")):
+        while not {"000000", f"{LAST:06}"} <= (written := shards_of("out/giant.h5ad")):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        assert len(written) < 6
+        assert len(written) < LAST
         yield process
 
 
@@ -98,7 +105,7 @@ def test_a_slide_survives_the_loss_of_either_worker_that_is_at_it(giant, cluster
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert output == "out/giant.h5ad\n"
-    assert ("a process that was at it was lost" in errors) == (killed == "owner")
+    assert ("a process that was predicting it was lost" in errors) == (killed == "owner")
     assert_same(Path("out/giant.h5ad"), alone)
     assert [path.name for path in Path("out").iterdir()] == ["giant.h5ad"]
 
@@ -116,7 +123,7 @@ def test_what_helpers_of_an_interrupted_call_leave_is_no_obstacle(giant, cluster
     wait_for_workers(cluster)
     assert [path.name for path in Path("out").iterdir()] == ["giant.h5ad"]
     Path("later/giant.h5ad.lease").unlink(missing_ok=True)
-    gone_on = run(*asked[:-1], "later", "--pitch", "4.5")
+    gone_on = run(*asked[:-1], "later", "--pitch", PITCH_UM)
     assert gone_on.exit_code == 0, gone_on.output
     assert_same(Path("later/giant.h5ad"), alone)
     assert [path.name for path in Path("later").iterdir()] == ["giant.h5ad"]

@@ -125,18 +125,18 @@ def test_a_lease_is_renewed_while_it_is_held(tmp_path, monkeypatch):
         path.stat()
 
 
-def test_a_call_that_slept_while_another_finished_its_slide_finds_the_result(tiny_model, tmp_path):
+def test_a_call_that_slept_while_another_finished_its_slide_finds_the_result(quick_model, tmp_path):
     lease = tmp_path / "CMU-1-Small-Region.h5ad.lease"
     others = []
 
     def sleep(_job: Job, done: int, _total: int) -> None:
         if done and not others:
             os.utime(lease, (0, 0))
-            others.extend(predict(tiny_model, tmp_path, genes=("GNAS",), pitch_um=50.0))
+            others.extend(predict(quick_model, tmp_path, genes=("GNAS",), pitch_um=50.0))
 
     (job,) = find_jobs([str(SLIDE)], tmp_path, print)
     request = Request(engine=EAGER, genes=("GNAS",), pitch_um=50.0)
-    (outcome,) = predict_slides([job], tiny_model, request, print, sleep)
+    (outcome,) = predict_slides([job], quick_model, request, print, sleep)
     assert [other.status for other in others] == ["done"]
     assert outcome.status == "up to date", outcome.error
     assert [path.name for path in tmp_path.iterdir()] == ["CMU-1-Small-Region.h5ad"]

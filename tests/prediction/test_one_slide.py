@@ -119,7 +119,7 @@ def test_what_the_card_says_of_each_gene_reaches_the_result_and_the_user(judged_
     np.testing.assert_allclose(var["held_out_low"], [0.15, -0.1])
     np.testing.assert_allclose(var["held_out_ridge"], [0.1, 0.0])
     assert read_result(outcome.job.result).genes[1].held_out_low == pytest.approx(-0.1)
-    assert "1 of these 2 genes are not reliable" in lines[0]
+    assert "does not predict 1 of these 2 genes reliably" in lines[0]
     assert "95 % made up" in lines[0]
     assert lines[1] == "held-out correlation of each gene (95 % made up), and that of ridge regression:"
     assert lines[2] == "  CD74    0.20 (0.15 to 0.40), ridge 0.10"
@@ -130,9 +130,7 @@ def test_of_many_genes_only_the_range_is_told(judged_model, monkeypatch):
     monkeypatch.setattr("stpredict.prediction.request.MAX_LISTED", 2)
     lines: list[str] = []
     warn_of_unpredicted_genes(judged_model, ["GNAS", "DDX5", "CD74"], lines.append)
-    assert lines[1:] == [
-        "held-out correlation of these 3 genes: 0.01 to 0.30, median 0.20; each one's stands in the result"
-    ]
+    assert lines[1:] == ["held-out correlation of these 3 genes: 0.01 to 0.30, median 0.20; the result holds each one"]
 
 
 def test_a_result_that_does_not_know_reliability_is_read(result):

@@ -21,7 +21,6 @@ from slides_to_try import tiff_pyramid
 from stpredict.errors import ResultError
 from stpredict.model.file import load_model
 from stpredict.model.reference import (
-    HED_FROM_RGB,
     SHRINKAGE,
     UNUSUAL_QUANTILE,
     colour_features,
@@ -37,7 +36,7 @@ from stpredict.result.file import FLAGS, read_result
 from stpredict.slides.lattice import lattice
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import Bounds, Mpp, open_slide
-from stpredict.statistics.colour_texture import patch_features
+from stpredict.statistics.colour_texture import HED_FROM_RGB, patch_features
 
 SPOTS = lattice(Bounds(0, 0, 600, 400), Mpp(0.5, 0.5), 40.0)
 MADE_UP = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
 import anndata
+import h5py
 import pytest
 from results_to_draw import draw, predict
 
@@ -51,3 +53,14 @@ def test_pictures_of_a_table_that_was_changed_are_others(result, tmp_path):
     for name in ("fewer.h5ad", "zero.h5ad"):
         with pytest.raises(ResultError, match="exists with other settings"):
             draw(read_result(tmp_path / name), tmp_path, "heatmap")
+
+
+def test_a_picture_stands_where_only_genes_that_it_does_not_show_were_changed(result, tmp_path):
+    """So that a picture of one gene of a whole transcriptome does not wait for all of them to be read."""
+    draw(result, tmp_path, "heatmap")  # of GNAS, the first
+    changed = Path(shutil.copy(result.path, tmp_path / "changed.h5ad"))
+    for gene, outcome in ((2, contextlib.nullcontext()), (0, pytest.raises(ResultError, match="other settings"))):
+        with h5py.File(changed, "r+") as file:
+            file["X"][:, gene] += 1
+        with outcome:
+            draw(read_result(changed), tmp_path, "heatmap")

@@ -129,7 +129,7 @@ def test_an_option_that_no_style_uses_is_refused(style, option, users):
     refused = run("render", "s.h5ad", "--style", style, *option, "-o", "new")
     assert refused.exit_code == 2
     named = ", ".join(style.split(","))
-    assert refused.stderr == f"stpredict: {option[0]}: for {users}, and --style names {named}.\n"
+    assert refused.stderr == f"stpredict: {option[0]}: only for {users}; --style names {named}.\n"
     assert not Path("new").exists()
 
 

@@ -224,7 +224,7 @@ def test_a_damaged_result_costs_only_itself():
     assert [row["slide"] for row in table(Path("cohort.csv").read_text())] == ["a"]
     twice = run("summary", "a.h5ad", "again.h5ad")
     assert twice.exit_code == 1
-    assert "again.h5ad: of the same slide as a.h5ad" in twice.stderr
+    assert "again.h5ad: its slide is in the table already, from a.h5ad" in twice.stderr
 
 
 @pytest.mark.parametrize(
@@ -245,6 +245,24 @@ def test_calls_that_cannot_work(arguments, says):
     assert done.exit_code == 2, done.output
     assert says in done.stderr
     assert not done.stdout
+
+
+def test_the_table_as_json_has_the_numbers_of_the_csv():
+    random_result("a.h5ad")
+    random_result("b.h5ad", seed=1)
+    asked = ("summary", "a.h5ad", "b.h5ad", "--genes", "G1")
+    told, written = json.loads(run(*asked, "--json").stdout), table(run(*asked).stdout)
+    assert [row["slide"] for row in told] == ["a", "b"]
+    assert told[0].keys() == {*FACTS, "genes"}
+    assert list(told[0]["genes"]) == ["G1"]
+    for row, cells in zip(told, written, strict=True):
+        assert row["genes"]["G1"] == {
+            name: float(cells[f"G1.{name}"]) for name in ("mean", "p5", "p25", "p50", "p75", "p95")
+        }
+        assert row["spots"] == int(cells["spots"])
+    refused = run(*asked, "--json", "-o", "t.csv")
+    assert refused.exit_code == 2
+    assert "leave --out" in refused.stderr
 
 
 def test_no_name_from_a_file_is_a_formula_or_a_second_line():
