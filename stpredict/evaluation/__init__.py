@@ -5,5 +5,5 @@ It may import `prediction` and what lies below it; not `rendering`, `training` o
 
 from __future__ import annotations
 
-#: Spots of fewer counts are left out of scores, unless told otherwise: they are mostly noise.
+#: Scores leave out spots with fewer counts by default, as these are mostly noise.
 MIN_DEPTH = 500

@@ -1,9 +1,9 @@
-"""How good a model or a result is on measured sections that it has not seen, beside baselines trained on those."""
+"""Score a model or a result on measured sections that it has not seen, beside baselines trained on these sections."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,56 +13,64 @@ from scipy.spatial import cKDTree
 
 from stpredict.arrays import Int, Labels
 from stpredict.data.bins import Bins
-from stpredict.data.cutting import write_tiles
-from stpredict.data.dataset import read_dataset
+from stpredict.data.cutting import Cut, settle_cut, write_tiles
+from stpredict.data.dataset import read_asked, read_dataset
+from stpredict.data.reading import AS_IT_IS, Reading
 from stpredict.data.section import demand_slides
+from stpredict.data.section_patches import SectionPatches
 from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles
 from stpredict.data.twins import told_twins
+from stpredict.data.whole_depth import whole_depth
 from stpredict.engines.engine import EngineRequest
 from stpredict.engines.opening import open_engine
-from stpredict.errors import DatasetError, UsageError, some
+from stpredict.errors import DatasetError, UsageError, counted, some
+from stpredict.evaluation.described import MOST_DESCRIBED, describe_drawn
 from stpredict.evaluation.maps import picture_of_patches
+from stpredict.evaluation.measured import Predicted, Shares
 from stpredict.evaluation.naming import demand_shared_genes, in_the_panels_names
-from stpredict.evaluation.scores import Assessment, Predicted, Shares, score_all
+from stpredict.evaluation.scores import Assessment, score_all
+from stpredict.machine import limit_threads
 from stpredict.model.file import Model
 from stpredict.model.reliability import held_out_correlation
 from stpredict.prediction.pipeline import fixed_batches
+from stpredict.prediction.relative import measured_in_training
 from stpredict.prediction.surroundings import look_around_sections, predict_in_sections
 from stpredict.result.file import Result
 from stpredict.slides.slide import open_slide
 from stpredict.slides.views import ONE_VIEW, Views
-from stpredict.statistics.colour_texture import colour_texture_features
-from stpredict.statistics.normalisation import Normalisation, find_normalisation
+from stpredict.statistics.normalisation import NORMALISATIONS, Normalisation, find_normalisation
 
 Report = Callable[[str], None]
-#: Patches that the engine is checked on.
+#: With more of its genes unmeasured than this part, sections' depths are of another whole than a model's.
+MANY_UNMEASURED = 0.1
+#: The number of patches that check the engine.
 N_SAMPLE = 64
-#: A correlation over fewer spots says nothing.
+#: A correlation over fewer spots means nothing.
 MIN_SECTION_SPOTS = 10
-#: Of a spot's diameter, how far the predicted spot may lie from the measured one.
+#: The greatest distance between a predicted spot and the measured one, in spot diameters.
 MATCHED_WITHIN = 0.5
 
 
 def assess(
     what: Model | Result, dataset: Path, *, min_depth: int, allow_patient_leak: bool, engine: EngineRequest,
-    report: Report,
+    report: Report, reading: Reading = AS_IT_IS,
 ) -> Assessment:  # fmt: skip
-    """Score what a model predicts for the spots of a data set, or a result for those of its own slide.
+    """Score a model's predictions for the spots of a data set, or a result's for the spots of its own slide.
 
-    Spots of fewer than `min_depth` counts are left out, and sections that have hardly any others; baselines may train
-    on all others of the data set. Patients that the model was trained on are not scored unless `allow_patient_leak`.
-    All of it is in the model's unit. Raises UsageError for a unit that no measurement has, and where nobody is left to
-    be scored; DatasetError for data that do not fit.
+    Spots with fewer than `min_depth` counts are left out, and sections that have hardly any others. Baselines may train
+    on all other spots of the data set. Patients that the model was trained on are not scored unless
+    `allow_patient_leak`. Scores are in the model's unit; if measurements cannot have this unit, only scores that need
+    none are computed. Raises UsageError if no patient is left to score, and DatasetError for data that do not fit.
     """
+    limit_threads(engine.threads)
     card = what.card if isinstance(what, Model) else what.provenance.get("card", {})
     name = what.name
     unit = (card if isinstance(what, Model) else what.provenance)["expression_unit"]
-    normalisation = find_normalisation(unit)
-    if normalisation is None:
-        raise UsageError(f"{name}: predicts {unit!r}, and no measurement is known in that unit to compare it with.")
+    known_unit = find_normalisation(unit)
+    normalisation = known_unit or NORMALISATIONS["total"]
 
     if isinstance(what, Result):
-        demand_own_slide(what, dataset)
+        demand_own_slide(what, dataset, reading)
 
     panel = list(dict.fromkeys([*panel_of(what), *card.get("panel", [])]))
 
@@ -73,38 +81,55 @@ def assess(
 
     views = what.views if isinstance(what, Model) else None
     with tempfile.TemporaryDirectory() as folder:
-        tiles = open_tiles(dataset, card, views, Path(folder), report, scored_and_notes)
+        tiles, left_out = open_tiles(
+            dataset, card, views, Path(folder), report, scored_and_notes, reading, engine.threads
+        )
         scored, about_patients = scored_and_notes(tiles)
         tiles, about_names = in_the_panels_names(panel, tiles)
-        shares = shares_of(tiles, card, normalisation)
+        shares = replace(shares_of(tiles, card, normalisation), foreign_unit=None if known_unit else unit)
         deep = tiles.depth >= min_depth
         known: Int = np.flatnonzero(deep & (shares.depth > 0))
         own = np.intersect1d(scored, known)
         sections, n_own = np.unique(tiles.section[own], return_counts=True)
         small = sections[n_own < MIN_SECTION_SPOTS].tolist()
         own = own[~np.isin(tiles.section[own], small)]
+        untaught = unmeasured_in_training(what) if isinstance(what, Model) else set()
+        elsewhere = measured_nothing(tiles, own, [gene for gene in panel_of(what) if gene not in untaught])
+        own = own[~np.isin(tiles.section[own], elsewhere)]
+        if elsewhere and not len(own):
+            raise DatasetError(
+                f"{name}: the sections that can be scored measured none of its genes: {some(elsewhere)}."
+            )
         if isinstance(what, Model):
             check_slides_at_hand(what, dataset)
-            predicted = predict_spots(what, tiles, own, shares, engine, report, dataset, Path(folder))
+            predicted = predict_spots(what, tiles, own, shares, engine, report, dataset, Path(folder), reading)
         else:
             predicted = match_spots(what, tiles, own, shares)
-        report(f"colour and texture of {len(known)} patches, for the baselines")
-        features = colour_texture_features((tiles.read_patch(i) for i in known), engine.threads)
+        report(f"colour and texture of {min(len(known), MOST_DESCRIBED)} patches, for the baselines")
+        features = describe_drawn(tiles, known, engine.threads)
         shallow = int((~deep[scored]).sum())
         uncounted = int(deep[scored].sum()) - len(np.intersect1d(scored, known))
         notes = [
             *told_twins(tiles.twins),
+            *about_broken(left_out),
             *about_patients,
-            f"{shallow} of {len(scored)} spots have fewer than {min_depth} counts and are left out",
+            f"left out: {shallow} of {counted(len(scored), 'spot')}, with fewer than {min_depth} counts",
         ]
         if uncounted:
-            notes.append(f"{uncounted} further spots have no counts in the panel and are left out")
+            notes.append(f"left out: {counted(uncounted, 'further spot')}, without counts in the panel")
         if small:
             notes.append(f"sections with fewer than {MIN_SECTION_SPOTS} other spots are left out: {some(small)}")
+        if elsewhere:
+            notes.append(f"sections that measured none of the predicted genes are left out: {some(elsewhere)}")
         notes += about_names
         unmeasured = set(panel_of(what)) - set(tiles.genes)
         if unmeasured:
             notes.append(f"{len(unmeasured)} of the {len(panel_of(what))} predicted genes were not measured there")
+        if len(unmeasured) > MANY_UNMEASURED * len(panel_of(what)):
+            notes.append(
+                "so these sections' shares are of fewer genes than those that the model learnt from: RMSE, MSE, MAE, "
+                "slopes and intervals are off by that"
+            )
         if normalisation.of_panel:
             lacking = len(set(card["panel"]) - set(tiles.genes))
             notes.append(f"depth is the sum over the panel, of whose genes {lacking} were not measured")
@@ -120,11 +145,27 @@ def assess(
         for section in sorted({one.section for one in found.maps}):
             own = predicted.index[tiles.section[predicted.index] == section]
             pictures[section] = picture_of_patches(tiles, own)
-        return replace(found, pictures=pictures)
+        return replace(found, pictures=pictures, left_out=left_out)
+
+
+def measured_nothing(tiles: Tiles, own: Int, panel: Sequence[str]) -> list[str]:
+    """The sections of some spots that measured no gene of a panel."""
+    sections: list[str] = sorted(set(tiles.section[own].tolist()))
+    return [name for name, genes in zip(sections, tiles.measured_by(sections, panel), strict=True) if not genes.any()]
+
+
+def about_broken(left_out: Mapping[str, str]) -> list[str]:
+    """A note on sections that could not be read, if there are any."""
+    return [f"left out, as they could not be read: {some(left_out)}"] if left_out else []
 
 
 def check_training_patients(name: str, card: dict[str, Any], patient: Labels, allow: bool) -> list[str]:
     """A note if the model was trained on patients of these names. Raises UsageError for it unless `allow`."""
+    if card.get("training", {}).get("anonymous"):
+        unknown = "the model's card does not name the patients that it was trained on, who may be among these"
+        if not allow:
+            raise UsageError(f"{name}: {unknown}. --allow-patient-leak scores them all the same.")
+        return [f"LEAK: {unknown}"]
     leak = sorted(training_patients(card) & set(patient.tolist()))
     if leak and not allow:
         raise UsageError(
@@ -137,13 +178,13 @@ def check_training_patients(name: str, card: dict[str, Any], patient: Labels, al
 def unseen(
     name: str, card: dict[str, Any], found: Tiles | Measured, scored: Int, allow_patient_leak: bool
 ) -> tuple[Int, list[str]]:
-    """The spots to be scored, those of patients that the model was not trained on if there are any, and a note.
+    """The spots to score, and a note: those of patients that the model was not trained on, if there are any.
 
-    Raises UsageError where there are none, unless `allow_patient_leak`.
+    If there are none, raises UsageError, unless `allow_patient_leak`.
     """
     seen = np.isin(found.patient, sorted(training_patients(card)))
-    seen = np.isin(found.kin, found.kin[seen])  # and who shares a section with one of them
-    if allow_patient_leak or seen[scored].all():
+    seen = np.isin(found.kin, found.kin[seen])  # and patients who share a section with one of them
+    if allow_patient_leak or seen[scored].all() or card.get("training", {}).get("anonymous"):
         leak = check_training_patients(name, card, found.patient[scored], allow_patient_leak)
         known = sorted(set(card.get("training", {}).get("sections", [])) & set(found.section[scored].tolist()))
         return scored, [f"{note}; and on sections of these: {', '.join(known)}" if known else note for note in leak]
@@ -153,7 +194,7 @@ def unseen(
 
 
 def training_patients(card: dict[str, Any]) -> set[str]:
-    """Whom the model learnt from, by image or by counts alone."""
+    """The patients that the model learnt from, by image or by counts alone."""
     training = card.get("training", {})
     return {*training.get("patients", []), *training.get("counts_only_patients", [])}
 
@@ -162,14 +203,14 @@ def panel_of(what: Model | Result) -> list[str]:
     return what.panel if isinstance(what, Model) else [gene.name for gene in what.genes]
 
 
-def demand_own_slide(result: Result, dataset: Path) -> None:
-    """Raises DatasetError where the only section of a folder is called otherwise than the result, and is another slide.
+def demand_own_slide(result: Result, dataset: Path, reading: Reading) -> None:
+    """Raises DatasetError if a folder's only section has another name than the result, and is another slide.
 
-    Where a section has the result's name that is enough: its image may be another file of the same tissue.
+    If a section has the result's name, its image may be another file of the same tissue.
     """
     if dataset.suffix == ".h5":
         return
-    sections = read_dataset(dataset)
+    sections = read_dataset(dataset, reading)
     if len(sections) > 1 or sections[0].name == result.name:
         return
     demand_slides(sections, f"a result of another name ({result.name})")
@@ -183,19 +224,27 @@ def demand_own_slide(result: Result, dataset: Path) -> None:
 
 def open_tiles(
     dataset: Path, card: dict[str, Any], views: Views | None, folder: Path, report: Report,
-    check: Callable[[Measured], object],
-) -> Tiles:  # fmt: skip
-    """A data set's patches as the model wants them, cut into `folder` unless they are tiles already.
+    check: Callable[[Measured], object], reading: Reading = AS_IT_IS, threads: int = 2,
+) -> tuple[Tiles, dict[str, str]]:  # fmt: skip
+    """A data set's patches as the model needs them, and the broken sections that the reading skips, with reasons.
 
-    Any `views` will do where nothing is to be predicted. What is to be cut is shown to `check` first, which may raise.
+    Unless the data set is a tiles file, patches are cut when they are read. The `folder` then holds one section's
+    patches at a time, and the data set's tables. `views` may be None if nothing is to be predicted. `check` sees the
+    measurements before anything is cut, and may raise.
     """
     patch_px, mpp = card.get("patch_px", 224), card.get("mpp")
     if dataset.suffix != ".h5":
         path = folder / "dataset.tiles.h5"
-        sections = read_dataset(dataset, bins_of(card))
+        sections, left_out = read_asked(dataset, with_bins_of(card, reading))
         check(measured_in(sections, ()))
-        write_tiles(sections, path, patch_px=patch_px, views=views or ONE_VIEW, mpp=mpp, report=report)
-        return read_tiles(path)
+        views = views or ONE_VIEW
+        how = Cut(patch_px, views, settle_cut(sections, patch_px, views, mpp), threads)
+        write_tiles(
+            sections, path, patch_px=patch_px, views=views, mpp=mpp, keep_table=False, with_patches=False, report=report
+        )
+        patches = SectionPatches(sections, how, folder, report)
+        del sections  # before their counts are read again as tiles
+        return replace(read_tiles(path), patches_from=patches), left_out
     tiles = read_tiles(dataset)
     if tiles.patch_px != patch_px or (mpp and abs(tiles.mpp / mpp - 1) > 0.01):
         raise DatasetError(
@@ -205,22 +254,22 @@ def open_tiles(
         )
     if views:
         check_views(tiles, views)
-    return tiles
+    return tiles, {}
 
 
-def bins_of(card: dict[str, Any]) -> Bins:
-    """Bins are pooled to squares as large as the spots that a model learnt from, where they fit."""
-    return Bins(like_um=card.get("spot_diameter_um"))
+def with_bins_of(card: dict[str, Any], reading: Reading) -> Reading:
+    """The reading, with bins pooled to squares as large as the spots that a model learnt from, if these fit."""
+    return replace(reading, bins=Bins(like_um=card.get("spot_diameter_um")))
 
 
 def shares_of(tiles: Tiles, card: dict[str, Any], normalisation: Normalisation) -> Shares:
-    """What the shares that a model predicts are of, in a data set's spots."""
+    """The counts, per spot of a data set, of which the model's predictions are shares."""
     panel = tiles.panel_counts(card["panel"]) if normalisation.of_panel else np.empty((len(tiles.spot), 0))
-    return Shares(normalisation.depth(panel, tiles.depth), normalisation)
+    return Shares(normalisation.depth(panel, whole_depth(tiles)), normalisation)
 
 
 def check_slides_at_hand(model: Model, dataset: Path) -> None:
-    """Raises DatasetError for a model that looks at slides around spots, and data that do not hold them."""
+    """Raises DatasetError if a model looks at the slides around spots and the data do not hold them."""
     if model.reads_slide and dataset.suffix == ".h5":
         raise DatasetError(
             f"{dataset}: does not hold the slides around the spots, which {model.name} looks at; name the folder that "
@@ -230,13 +279,13 @@ def check_slides_at_hand(model: Model, dataset: Path) -> None:
 
 def predict_spots(
     model: Model, tiles: Tiles, index: Int, shares: Shares, request: EngineRequest, report: Report, dataset: Path,
-    folder: Path,
+    folder: Path, reading: Reading = AS_IT_IS,
 ) -> Predicted:  # fmt: skip
-    """The model's prediction of some spots, for those of its genes that were measured.
+    """The model's prediction for some spots, for those of its genes that were measured.
 
-    What a model wants to know beside the spots' patches is made from the data set's images, in the `folder`.
+    If the model needs more than the spots' patches, that is made from the data set's images, in the `folder`.
     """
-    measured = set(tiles.genes)
+    measured = set(tiles.genes) - unmeasured_in_training(model)
     panel = [gene for gene in model.panel if gene in measured]
     if not len(index):
         raise DatasetError(f"{model.name}: no spot has counts enough there.")
@@ -244,7 +293,7 @@ def predict_spots(
     engine = open_engine(model, request, sample, report)
     columns = [model.panel.index(gene) for gene in panel]
     if engine.two_passes:
-        sections = read_dataset(dataset, bins_of(model.card))
+        sections = read_dataset(dataset, with_bins_of(model.card, reading))
         known = look_around_sections(sections, tiles, engine.two_passes, model.card["pitch_um"], folder, report)
         expression = predict_in_sections(engine.two_passes, known, tiles, index)[:, columns]
     else:
@@ -254,8 +303,14 @@ def predict_spots(
     return Predicted(index, panel, expression, held_out_correlation(model.card)[columns], shares)
 
 
+def unmeasured_in_training(model: Model) -> set[str]:
+    """Genes of a model that none of its training sections measured. Its values for these are no predictions."""
+    measured = measured_in_training(model)
+    return set() if measured is None else {g for g, known in zip(model.panel, measured, strict=True) if not known}
+
+
 def own_section(result: Result, tiles: Tiles | Measured) -> Int:
-    """The measured spots of the section that has the result's name, or the only one."""
+    """The measured spots of the section with the result's name, or of the only section."""
     sections = sorted(set(tiles.section.tolist()))
     if len(sections) > 1 and result.name not in sections:
         raise DatasetError(f"{result.path.name}: no section is called {result.name} ({', '.join(sections)}).")
@@ -264,12 +319,12 @@ def own_section(result: Result, tiles: Tiles | Measured) -> Int:
 
 
 def match_spots(result: Result, tiles: Tiles, own: Int, shares: Shares) -> Predicted:
-    """A result's expression at those measured spots that it has a predicted one near to."""
+    """A result's expression at the measured spots that have a predicted spot near them."""
     mpp = np.array(result.canvas.mpp)
     far, nearest = cKDTree(result.spots.centres * mpp).query(tiles.centres[own] * mpp)
     matched = far <= MATCHED_WITHIN * result.canvas.spot_diameter_um
     measured = set(tiles.genes)
-    genes = [gene for gene in result.genes if gene.name in measured]
+    genes = [gene for gene in result.genes if gene.name in measured and gene.measured_in_training != 0]
     if matched.sum() < 3:
         raise DatasetError(
             f"{result.path.name}: {matched.sum()} of {len(own)} measured spots lie within "

@@ -13,15 +13,15 @@ from stpredict.evaluation.maps import map_frame
 COLOUR_MAP = "viridis"
 COLOURS = 24
 PERCENTILES = (2, 98)
-#: Spots overlap their neighbours a little less than they touch them.
+#: A dot's width in pitches: neighbouring dots almost touch.
 DOT_PER_PITCH = 0.96
 SPREAD_PERCENTILES = (5, 25, 50, 75, 95)
 
 
 def spot_map(centres: Float, values: Float, label: str) -> str:
-    """A map of spots at `centres` (n x 2), from the colours' first to last over the values' percentiles 2 to 98.
+    """A map of spots at `centres` (n x 2). Its colours span the values' percentiles 2 to 98.
 
-    One path per colour, and in it a line of no length per spot, whose round ends make a dot: few bytes per spot.
+    Each colour is one path, and each spot in it a line of no length, whose round ends make a dot: few bytes per spot.
     """
     (left, top), (width, height), pitch = map_frame(centres)
     scale = 1000 / width
@@ -40,7 +40,7 @@ def spot_map(centres: Float, values: Float, label: str) -> str:
 
 
 def ramp(n: int) -> list[str]:
-    """So many colours of the map, first to last, as #rrggbb."""
+    """`n` colours of the colour map, first to last, as #rrggbb."""
     table = lookup_table(COLOUR_MAP)[np.linspace(0, 255, n).round().astype(int)]
     return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in table.tolist()]
 
@@ -58,7 +58,7 @@ def spread(values: Float, low: float, high: float, ours: bool) -> str:
 
 
 def axis(low: float, high: float) -> str:
-    """The numbers below such lines."""
+    """The numbers below the lines of `spread`."""
     texts = (f'<text x="{_at(x, low, high)}" y="12" text-anchor="middle">{x:.1f}</text>' for x in _ticks(low, high))
     return f'<svg class="axis" aria-hidden="true">{"".join(texts)}</svg>'
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,15 @@ from typing import Any
 import numpy as np
 
 import stpredict
-from stpredict.arrays import Float
-from stpredict.evaluation.figures import axis, calibration_curve, ramp, spot_map, spread
+from stpredict.evaluation.figures import calibration_curve, spot_map
 from stpredict.evaluation.maps import GeneMap
+from stpredict.evaluation.page_parts import distribution, fill, items, style, table
 from stpredict.evaluation.scores import CEILING, MODEL, Assessment
 from stpredict.evaluation.splits import RIDGE
 from stpredict.evaluation.tables import COLUMNS, PAPERS_COLUMNS, shown
 from stpredict.storage.files import atomic_path
 
-PAGE = Path(__file__).parent / "page"
-#: Notes that begin like this stand above everything else.
+#: A note that begins with one of these stands above everything else.
 WARNINGS = ("LEAK", "the model has learnt nothing")
 KINDS = {"best": "among the best predicted", "middling": "in the middle", "worst": "among the worst predicted"}
 #: Sections in the table; a cohort has hundreds, and the worst ones matter.
@@ -34,24 +31,24 @@ def write_page(path: Path, assessment: Assessment) -> None:
     others = [note for note in assessment.notes if note not in warnings]
     parts = {
         "title": escape(assessment.title),
-        "css": _part("page.css").replace("{{ramp}}", ", ".join(ramp(9))),
-        "warnings": f'<ul id="warnings" aria-label="Warnings">{_items(warnings)}</ul>' if warnings else "",
+        "css": style(),
+        "warnings": f'<ul id="warnings" aria-label="Warnings">{items(warnings)}</ul>' if warnings else "",
         "summary": "\n".join(f"<p>{escape(sentence)}</p>" for sentence in summary(assessment)),
-        "distribution": _distribution(assessment.by_row),
+        "distribution": distribution({_row(name): values for name, values in assessment.by_row.items()}, {_row(MODEL)}),
         "maps": "\n".join(_gene(one, assessment.pictures.get(one.section)) for one in assessment.maps),
         "calibration": _calibration(assessment),
         "sections": _sections(assessment),
         "scores": "".join(_scores(assessment, columns) for columns in (COLUMNS, PAPERS_COLUMNS)),
-        "notes": f"<ul>{_items(others)}</ul>",
+        "notes": f"<ul>{items(others)}</ul>",
         "version": escape(stpredict.__version__),
     }
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _part("page.html"))
+    page = fill("page.html", parts)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
 
 
 def summary(assessment: Assessment) -> list[str]:
-    """What a reader in a hurry should take away, in whole sentences."""
+    """The main results for a hurried reader, in whole sentences."""
     ours = assessment.rows[MODEL]["depth_controlled"]
     known = np.isfinite(assessment.by_row[MODEL])
     if ours is None:
@@ -73,23 +70,8 @@ def summary(assessment: Assessment) -> list[str]:
     return sentences
 
 
-def _distribution(by_row: dict[str, Float]) -> str:
-    known = {name: values[np.isfinite(values)] for name, values in by_row.items()}
-    known = {name: values for name, values in known.items() if len(values)}
-    ends = np.concatenate([np.percentile(values, (5, 95)) for values in known.values()] or [np.zeros(1)])
-    low, high = min(-0.1, np.floor(ends.min() * 10) / 10), max(0.3, np.ceil(ends.max() * 10) / 10)
-    lines = []
-    for name, values in known.items():
-        ours = " ours" if name == MODEL else ""
-        lines.append(
-            f'<span class="name{ours}">{escape(_row(name))}</span>{spread(values, low, high, bool(ours))}'
-            f'<span class="value{ours}" title="mean">{values.mean():.2f}</span>'
-        )
-    return f'<div class="spread">{"".join(lines)}<span class="name"></span>{axis(low, high)}<span></span></div>'
-
-
 def _gene(one: GeneMap, picture: bytes | None) -> str:
-    """One gene: the tissue, what was measured, what was predicted."""
+    """One gene: the tissue, a map as measured, a map as predicted."""
     gene, section = escape(one.gene), escape(one.section)
     figures = []
     if picture:
@@ -100,7 +82,7 @@ def _gene(one: GeneMap, picture: bytes | None) -> str:
     drawn = "".join(
         f'<figure class="{kind}"><figcaption>{title}</figcaption>{it}</figure>' for kind, title, it in figures
     )
-    correlation = f"correlation {one.in_section:.2f}; over all sections {one.correlation:.2f}"
+    correlation = f"correlation {one.in_section:.2f}; over {one.sections} {one.correlation:.2f}"
     return (
         f'<div class="gene"><h3>{gene}<span class="kind">{KINDS[one.kind]}</span></h3>'
         f'<p class="note">Section {section}: {correlation}</p><div class="three">{drawn}</div></div>'
@@ -109,6 +91,8 @@ def _gene(one: GeneMap, picture: bytes | None) -> str:
 
 def _calibration(assessment: Assessment) -> str:
     predicted, measured = (assessment.whole["calibration"][key] for key in ("predicted", "measured"))
+    if not predicted:
+        return '<p class="note">The model predicts in a unit that the measurements do not have.</p>'
     if None in predicted or None in measured:
         return '<p class="note">There are too few spots in each section to say.</p>'
     text = (
@@ -126,46 +110,27 @@ def _calibration(assessment: Assessment) -> str:
 
 def _sections(assessment: Assessment) -> str:
     shown_rows = [name for name in (MODEL, RIDGE) if name in assessment.rows]
-    head = ["section", "patient", "spots", "median counts", *map(_row, shown_rows), "noise ceiling"]
+    head = ["section", "patient", "spots", "genes", "median counts", *map(_row, shown_rows), "noise ceiling"]
     body = [
-        [one["section"], one["patient"], str(one["spots"]), f"{one['median_depth']:.0f}",
+        [one["section"], one["patient"], str(one["spots"]), str(one["genes"]), f"{one['median_depth']:.0f}",
          *(shown("", one["rows"][name]) for name in shown_rows), shown("", one["noise_ceiling"])]
         for one in assessment.sections[:MAX_SECTIONS]
     ]  # fmt: skip
     rest = len(assessment.sections) - MAX_SECTIONS
     more = f'<p class="note">{rest} better sections stand in the .evaluation.json.</p>' if rest > 0 else ""
-    return _table(head, body) + more
+    return table(head, body, {_row(MODEL)}) + more
 
 
 def _scores(assessment: Assessment, columns: dict[str, str]) -> str:
     body = [[_row(name), *(_with_interval(key, row) for key in columns)] for name, row in assessment.rows.items()]
-    return _table(["", *columns.values()], body)
+    return table(["", *columns.values()], body, {_row(MODEL)})
 
 
 def _with_interval(key: str, row: dict[str, Any]) -> str:
-    """A score as text, the first one with its interval if there is one."""
+    """A score as text; the first score comes with its interval, if it has one."""
     interval = row["interval"] if key == "depth_controlled" else None
     return shown(key, row[key]) + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
 
-def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    titles = "".join(f'<th scope="col">{escape(title)}</th>' for title in head)
-    rows = "".join(
-        f'<tr class="{"ours" if row[0] == _row(MODEL) else "other"}"><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in body
-    )
-    return f'<div class="table"><table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
 def _row(name: str) -> str:
     return "this model" if name == MODEL else name
-
-
-def _items(notes: Iterable[str]) -> str:
-    return "".join(f"<li>{escape(note)}</li>" for note in notes)
-
-
-def _part(name: str) -> str:
-    return (PAGE / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Which genes an evaluation shows as maps, and the tissue they lie on."""
+"""Choose the genes that an evaluation shows as maps, and draw the tissue below them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from PIL import Image
 
 from stpredict.arrays import Float, Int, Labels
 from stpredict.data.tiles import Tiles
+from stpredict.statistics.masks import measured_by_section
 from stpredict.statistics.metrics import correlation_per_gene, mean_of_known, pearson_residuals
 from stpredict.statistics.spatial import spot_distance
 
-#: Genes of each kind that are shown.
+#: How many genes of each kind are shown.
 SHOWN = 2
 PICTURE_PX = 480
 QUALITY = 80
@@ -21,7 +22,7 @@ QUALITY = 80
 
 @dataclass(frozen=True)
 class GeneMap:
-    """One gene in the section where its correlation is nearest to its mean over sections.
+    """One gene, in the section whose correlation is nearest to the gene's mean over sections that measured it.
 
     `centres` (n x 2) are level-0 pixels, `measured` Pearson residuals, `predicted` expression.
     """
@@ -29,6 +30,7 @@ class GeneMap:
     kind: str  # "best" | "middling" | "worst"
     gene: str
     section: str
+    sections: str  # the sections that measured it, in words
     correlation: float
     in_section: float
     centres: Float
@@ -39,7 +41,7 @@ class GeneMap:
 def choose_maps(
     genes: list[str], predicted: Float, counts: Float, depth: Float, section: Labels, centres: Float
 ) -> list[GeneMap]:
-    """Two genes each with the highest, the middle and the lowest depth-controlled correlation; all if there are few."""
+    """The two genes each of highest, middle and lowest depth-controlled correlation; all genes if there are few."""
     names = np.unique(section)
     rows = [section == name for name in names]
     residuals = [pearson_residuals(counts[own], depth[own]) for own in rows]
@@ -51,19 +53,25 @@ def choose_maps(
     middle = max(len(order) // 2 - SHOWN // 2, 0)
     kinds = {"best": order[:SHOWN], "worst": order[-SHOWN:], "middling": order[middle : middle + SHOWN]}
     chosen = {gene: kind for kind in ("middling", "worst", "best") for gene in kinds[kind]}
+    measured = measured_by_section(counts, section).sum(axis=0)
     maps = []
     for gene in sorted(chosen, key=order.index):
         far = abs(by_section[:, gene] - correlation[gene])
         own = int(np.nanargmin(far))
         maps.append(GeneMap(
-            chosen[gene], genes[gene], str(names[own]), float(correlation[gene]), float(by_section[own, gene]),
-            centres[rows[own]], residuals[own][:, gene], predicted[rows[own], gene],
+            chosen[gene], genes[gene], str(names[own]), _in_words(measured[gene], len(names)),
+            float(correlation[gene]), float(by_section[own, gene]), centres[rows[own]],
+            residuals[own][:, gene], predicted[rows[own], gene],
         ))  # fmt: skip
     return maps
 
 
+def _in_words(measured: int, n_sections: int) -> str:
+    return "all sections" if measured == n_sections else f"the {measured} of {n_sections} sections that measured it"
+
+
 def picture_of_patches(tiles: Tiles, index: Int) -> bytes:
-    """A WebP of one section, its spots' patches each in its place, in the frame that `map_frame` gives.
+    """A WebP of one section, with each spot's patch in its place, in the frame that `map_frame` gives.
 
     Between the patches it is transparent, so that it does not glare on a dark page.
     """
@@ -81,7 +89,7 @@ def picture_of_patches(tiles: Tiles, index: Int) -> bytes:
 
 
 def map_frame(centres: Float) -> tuple[Float, Float, float]:
-    """Top left corner and size of a map of spots, a pitch wider than they on each side, and that pitch; level-0 px."""
+    """Top left corner and size of a map of spots, with a margin of one pitch, and that pitch; all in level-0 px."""
     pitch = spot_distance(centres)
     low, high = centres.min(axis=0) - pitch, centres.max(axis=0) + pitch
     return low, high - low, pitch

@@ -1,4 +1,4 @@
-"""The genes of a model in data that may call them otherwise: the one by symbols, the other by Ensembl ids."""
+"""Find a model's genes in data that may name them differently: one by symbols, the other by Ensembl ids."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from stpredict.data.genes import are_ensembl, pair_by_id, why_not_shared
 from stpredict.data.tiles import Measured, Tiles
-from stpredict.errors import DatasetError, some
+from stpredict.errors import DatasetError, counted, some
 
 
 def demand_shared_genes(name: str, predicted: Sequence[str], panel: Sequence[str], found: Tiles | Measured) -> None:
-    """Raises DatasetError where none of the genes of a panel that `name` predicts was measured, by whatever name."""
+    """Raises DatasetError if none of the panel's genes that `name` predicts was measured, under any name."""
     genes = found.counted_genes if isinstance(found, Measured) else found.genes
     if set(predicted) & {*genes, *pair_by_id(panel, genes, found.gene_ids)[0]}:
         return
@@ -27,16 +27,15 @@ def demand_shared_genes(name: str, predicted: Sequence[str], panel: Sequence[str
 
 
 def in_the_panels_names(panel: Sequence[str], tiles: Tiles) -> tuple[Tiles, list[str]]:
-    """The tiles, those genes of the panel that they call otherwise by its names, and notes on these."""
+    """The tiles, with the panel's genes under the panel's names, and notes on genes that had other names."""
     pairs, ambiguous = pair_by_id(panel, tiles.genes, tiles.gene_ids)
     notes = []
     if pairs:
         named = [f"{name} as {gene}" for name, gene in pairs.items()]
-        notes.append(f"{len(pairs)} genes have other names there and were paired by Ensembl id: {some(named)}")
+        notes.append(f"{counted(len(pairs), 'gene')} of other names there, paired by Ensembl id: {some(named)}")
     if ambiguous:
-        notes.append(
-            f"{len(ambiguous)} genes are left out, since their names or ids could mean several there: {some(ambiguous)}"
-        )
+        left_out = counted(len(ambiguous), "gene")
+        notes.append(f"{left_out} left out because a name or id could mean several there: {some(ambiguous)}")
     lacking = set(panel) - set(tiles.genes) - set(pairs) - set(ambiguous)
     ours, theirs = (kind_of_names(names) for names in (panel, tiles.genes))
     if lacking and ours != theirs:

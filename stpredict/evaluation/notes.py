@@ -1,4 +1,4 @@
-"""What an evaluation says in words below its tables, a clause each."""
+"""The notes below an evaluation's tables, a clause each."""
 
 from __future__ import annotations
 
@@ -7,15 +7,51 @@ from typing import Any
 
 import numpy as np
 
-from stpredict.arrays import Float
+from stpredict.arrays import Bool, Float
+from stpredict.errors import counted
 from stpredict.evaluation.splits import RIDGE
 from stpredict.evaluation.tables import shown
 from stpredict.statistics.conformal import describe_intervals
 from stpredict.statistics.metrics import FALSE_DISCOVERIES, PATIENTS_FOR_INTERVALS
 
 
+def about_foreign_unit(foreign: str | None, unit: str) -> Iterator[str]:
+    """A note on the scores of a prediction whose unit measurements cannot have."""
+    if foreign:
+        yield (
+            f"the model predicts {foreign!r}, a unit that these measurements do not have: correlations of each gene "
+            f"and its maps make sense, and stand beside {unit} as measured; what compares values of different genes or "
+            "needs one unit (per spot, RMSE, MSE, MAE, slopes, calibration, intervals), does not, and is left out"
+        )
+
+
+def about_measured(there: Bool) -> Iterator[str]:
+    """A note on genes that only some scored sections measured; `there` is sections x genes."""
+    n_sections, in_sections = len(there), there.sum(axis=0)
+    rare = in_sections[(in_sections > 0) & (in_sections < n_sections)]
+    if len(rare):
+        low, high = rare.min(), rare.max()
+        how_many = f"{low}" if low == high else f"{low} to {high}"
+        yield (
+            f"{counted(int((in_sections == n_sections).sum()), 'gene')} measured in all {n_sections} sections, "
+            f"{len(rare):,} in {how_many} of {n_sections}; each is scored in the sections that measured it"
+        )
+    if none := int((in_sections == 0).sum()):
+        yield f"{counted(none, 'gene')} measured in none of the scored sections, and without a score"
+
+
+def about_what_baselines_know(baselines: dict[str, Float], counts: Float) -> Iterator[str]:
+    """A note on genes that scored spots measured (spots x genes) and no section did that the baselines learn from."""
+    if RIDGE not in baselines:
+        return
+    measured, known = ~np.isnan(counts), np.isfinite(baselines[RIDGE])
+    if unknown := int((measured.any(axis=0) & ~(measured & known).any(axis=0)).sum()):
+        genes = counted(unknown, "gene")
+        yield f"the baselines know nothing of {genes}, measured in none of the sections that they learn from"
+
+
 def about_constants(constant: dict[str, int], pairs: int) -> Iterator[str]:
-    """A sentence for each kind of thing that cannot be correlated, where there is any."""
+    """A sentence for each kind of value that has no correlation, if there are any."""
     said = {
         "genes_never_counted": "of the genes never counted, which have no score",
         "genes_not_counted_in_a_section": f"of {pairs} pairs of gene and section not counted, left out of the means",
@@ -26,7 +62,7 @@ def about_constants(constant: dict[str, int], pairs: int) -> Iterator[str]:
 
 
 def about_model(whole: dict[str, Any], n_sections: int) -> Iterator[str]:
-    """On chance, smoothness, and differences between sections and patients."""
+    """Notes on chance, smoothness, and differences between sections and patients."""
     yield (
         f"{whole['genes_beyond_chance']} of {whole['genes_tested']} genes correlate beyond what unrelated maps as "
         f"smooth would (modified t-test, false discovery rate {FALSE_DISCOVERIES:.0%})"
@@ -49,7 +85,7 @@ def about_model(whole: dict[str, Any], n_sections: int) -> Iterator[str]:
 def about_prediction_intervals(
     intervals: list[dict[str, Any]], n_patients: int, leak: bool, unit: str
 ) -> Iterator[str]:
-    """On the intervals that are to hold a measurement of a new patient, with its noise; none under a `leak`."""
+    """Notes on the intervals meant to hold a new patient's measurement with its noise; none if there is a `leak`."""
     if leak:
         yield "no prediction intervals: the model was trained on patients of these names"
         return
@@ -57,7 +93,7 @@ def about_prediction_intervals(
 
 
 def about_intervals(n_patients: int, known: bool) -> str:
-    """On the intervals of the mean scores, if they are `known`."""
+    """A note on the intervals of the mean scores, or on why there are none."""
     if known:
         return (
             "depth-controlled means are over patients, each counting once, the other scores over sections; "
@@ -69,9 +105,9 @@ def about_intervals(n_patients: int, known: bool) -> str:
 
 
 def about_baselines(model: str, rows: dict[str, dict[str, Any]], by_row: dict[str, Float]) -> Iterator[str]:
-    """Whether the row `model` beats the others."""
+    """Notes on whether the row `model` beats the others."""
     if RIDGE in by_row:
-        known = np.isfinite(by_row[model])
+        known = np.isfinite(by_row[model]) & np.isfinite(by_row[RIDGE])
         share = float((by_row[model] > by_row[RIDGE])[known].mean()) if known.any() else float("nan")
         yield f"the model beats ridge on {share:.0%} of the genes"
     ours = rows[model]["depth_controlled"]

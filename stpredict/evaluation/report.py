@@ -20,13 +20,13 @@ from stpredict.storage.files import atomic_path
 
 JSON_SUFFIX = ".evaluation.json"
 PAGE_SUFFIX = ".evaluation.html"
-#: What is not written as JSON: it stands in the table of genes, or is drawn.
+#: Fields that are not written as JSON: the table of genes has them, or they are drawn.
 NOT_IN_JSON = ("per_gene", "by_row", "genes", "maps", "pictures")
 WIDTH = 30
 
 
 def show(assessment: Assessment) -> Iterator[str]:
-    """The tables and what to know of them."""
+    """The tables and notes on them."""
     yield assessment.title
     yield f"{'':{WIDTH}}" + "".join(f"{title:>20}" for title in COLUMNS.values())
     for name, row in assessment.rows.items():
@@ -47,7 +47,7 @@ def show(assessment: Assessment) -> Iterator[str]:
 
 
 def write(assessment: Assessment, stem: Path, what: dict[str, Any]) -> Iterator[Path]:
-    """Write STEM.evaluation.html, STEM.evaluation.json, which also says `what` was scored, and STEM.genes.csv."""
+    """Write STEM.evaluation.html, STEM.evaluation.json and STEM.genes.csv. The JSON also says `what` was scored."""
     path = stem.with_name(f"{stem.name}{PAGE_SUFFIX}")
     write_page(path, assessment)
     yield path

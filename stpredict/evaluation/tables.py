@@ -9,7 +9,7 @@ COLUMNS = {
     "log_cpm_pearson": "expression Pearson",
     "log_cpm_spearman": "Spearman",
 }
-#: Scores of expression, ln(1 + CPM) unless the model has another unit, as the M2ORT and TRIPLEX papers define them.
+#: Scores as the M2ORT and TRIPLEX papers define them, of ln(1 + CPM) or the model's own unit of expression.
 PAPERS_COLUMNS = {
     "log_cpm_per_spot": "per spot",
     "log_cpm_rmse": "RMSE",
@@ -21,7 +21,7 @@ PAPERS_COLUMNS = {
 
 
 def shown(key: str, value: float | list[float] | None) -> str:
-    """A score as text, of a column's `key`."""
+    """A score as text; `key` names its column."""
     if value is None:
         return "-"
     if isinstance(value, list):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calls import run
-from conftest import GENES, SLIDE, make_model
+from conftest import GENES, SLIDE, make_quick_model
 from results_to_draw import predict
 from scipy import stats
 from scipy.sparse import csr_array
@@ -19,8 +19,9 @@ from stpredict.data.tiles import Tiles
 from stpredict.engines.engine import EngineRequest
 from stpredict.errors import DatasetError, UsageError
 from stpredict.evaluation.assessment import assess
+from stpredict.evaluation.measured import Predicted, Shares
 from stpredict.evaluation.report import show, write
-from stpredict.evaluation.scores import Predicted, Shares, score_all
+from stpredict.evaluation.scores import score_all
 from stpredict.model.file import load_model
 from stpredict.result.file import read_result
 from stpredict.statistics import metrics
@@ -211,7 +212,7 @@ def test_maps_are_of_the_best_the_middling_and_the_worst_genes():
 
 def test_patients_that_the_model_was_trained_on_are_refused(dataset, tmp_path):
     training = {"patients": ["A", "B"], "sections": ["A1", "B1"]}
-    model = load_model(make_model(tmp_path / "m.safetensors", training=training))
+    model = load_model(make_quick_model(tmp_path / "m.safetensors", training=training))
     with pytest.raises(UsageError, match=r"patients of these names \(A, B\).*--allow-patient-leak"):
         assess_quietly(model, dataset)
     found = assess_quietly(model, dataset, allow_patient_leak=True)
@@ -221,7 +222,7 @@ def test_patients_that_the_model_was_trained_on_are_refused(dataset, tmp_path):
 
 
 def test_patients_that_the_model_has_not_seen_are_scored_and_baselines_learn_from_the_others(dataset, tmp_path):
-    model = load_model(make_model(tmp_path / "m.safetensors", training={"patients": ["A"]}))
+    model = load_model(make_quick_model(tmp_path / "m.safetensors", training={"patients": ["A"]}))
     found = assess_quietly(model, dataset)
     assert [section["section"] for section in found.sections] == ["B1"]
     assert "not scored, as the model was trained on patients of these names: A" in found.notes
@@ -266,7 +267,7 @@ def patients_of(tiles, predicted):
 def test_data_that_do_not_fit_are_named(tiny_model, tmp_path, dataset):
     with pytest.raises(DatasetError, match="no spot has counts enough"):
         assess_quietly(tiny_model, dataset, min_depth=10**9)
-    other = load_model(make_model(tmp_path / "o.safetensors", names=["NONE1", "NONE2"], held_out=[]))
+    other = load_model(make_quick_model(tmp_path / "o.safetensors", names=["NONE1", "NONE2"], held_out=[]))
     with pytest.raises(DatasetError, match="none of its genes was measured"):
         assess_quietly(other, dataset)
     with pytest.raises(DatasetError, match="no such file"):
@@ -286,8 +287,13 @@ def test_tiles_of_two_runs_are_evaluated_into_one_folder(tiny_model_path, datase
         folder = Path(f"{name}.run")
         folder.mkdir()
         shutil.copy("small.tiles.h5", folder / "dataset.tiles.h5")  # as train calls them
-        done = run("evaluate", tiny_model_path, folder / "dataset.tiles.h5", *how)
+        done = run("evaluate", tiny_model_path, folder / "dataset.tiles.h5", *how, "--json")
         assert done.exit_code == 0, done.output
+        told = json.loads(done.stdout)
+        files = [f"out/tiny-{name}.{kind}" for kind in ("evaluation.html", "evaluation.json", "genes.csv")]
+        assert told.pop("files") == files
+        assert told == json.loads(Path(files[1]).read_text())
+        assert {"model", "data_set", "min_depth", "title", "rows", "sections", "notes", "stpredict"} <= told.keys()
     monkeypatch.chdir(small)
     done = run("evaluate", tiny_model_path, ".", *how[:-1], tmp_path / "out")
     assert done.exit_code == 0, done.output

@@ -67,4 +67,4 @@ def test_the_command_prints_its_own_table(tiny_model_path, dataset, tmp_path, mo
     assert "--protocol hest has its own settings; leave --engine, --min-depth out." in refused.stderr
     other = run("evaluate", tiny_model_path, dataset, "--protocol", "m2ort")
     assert other.exit_code == 2
-    assert "those of train" in other.stderr
+    assert "belong to train" in other.stderr

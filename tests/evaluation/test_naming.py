@@ -6,7 +6,7 @@ import h5py
 import pandas as pd
 import pytest
 from calls import run
-from conftest import make_model
+from conftest import make_quick_model
 from test_annotated import IDS, SYMBOLS, make_data, write_folder
 from test_assessment import assess_quietly
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Variable names are not unique", 
 
 
 def model_of(folder: Path, names: list[str]):
-    return load_model(make_model(folder / f"m{len(list(folder.iterdir()))}.safetensors", names=names))
+    return load_model(make_quick_model(folder / f"m{len(list(folder.iterdir()))}.safetensors", names=names))
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_panel_of_ids_is_scored_on_symbols_as_a_panel_of_symbols_is(with_table
     assert ids.rows == symbols.rows
     assert ids.per_gene["depth_controlled"].tolist() == symbols.per_gene["depth_controlled"].tolist()
     pairs = [f"{gene} as {name}" for gene, name in zip(UNVERSIONED, BY_SYMBOL, strict=True)]
-    assert f"4 genes have other names there and were paired by Ensembl id: {', '.join(pairs)}" in ids.notes
+    assert f"4 genes of other names there, paired by Ensembl id: {', '.join(pairs)}" in ids.notes
     assert "1 of the 5 predicted genes were not measured there" in ids.notes
     assert any("named by symbols there, by Ensembl ids in the panel" in note for note in ids.notes)
     assert not any("Ensembl" in note for note in symbols.notes)
@@ -57,7 +57,7 @@ def test_tiles_know_the_ids_and_older_ones_are_still_read(with_table: Path, tmp_
     with h5py.File(tiles, "r+") as file:
         del file["gene_ids"]
     older = assess_quietly(model, tiles)
-    assert any(note.startswith("2 genes have other names there") for note in older.notes)  # those with ids in brackets
+    assert any(note.startswith("2 genes of other names there") for note in older.notes)  # those with ids in brackets
     with h5py.File(tiles, "r+") as file:
         file["gene_ids"] = ["ENSG00000087460"]
     with pytest.raises(DatasetError, match=r"table.tiles.h5: cannot be read, or is damaged \(1 ids of 4 genes\)"):
@@ -66,12 +66,12 @@ def test_tiles_know_the_ids_and_older_ones_are_still_read(with_table: Path, tmp_
 
 def test_a_symbol_of_several_ids_is_not_guessed(with_table: Path, tmp_path: Path):
     found = assess_quietly(model_of(tmp_path, ["GNAS", "MATR3", "DDX5"]), with_table)
-    assert "1 genes are left out, since their names or ids could mean several there: MATR3" in found.notes
+    assert "1 gene left out because a name or id could mean several there: MATR3" in found.notes
 
 
 def test_a_gene_that_the_panel_names_twice_is_not_guessed(with_table: Path, tmp_path: Path):
     found = assess_quietly(model_of(tmp_path, ["GNAS", UNVERSIONED[0], "DDX5"]), with_table)
-    assert f"1 genes are left out, since their names or ids could mean several there: {UNVERSIONED[0]}" in found.notes
+    assert f"1 gene left out because a name or id could mean several there: {UNVERSIONED[0]}" in found.notes
 
 
 def test_a_panel_of_symbols_on_data_of_ids_says_what_is_missing(by_id: Path, tmp_path: Path):
@@ -79,7 +79,7 @@ def test_a_panel_of_symbols_on_data_of_ids_says_what_is_missing(by_id: Path, tmp
                        r"Ensembl ids, and no table there has both, as .* of an .h5ad's var do\.$"):  # fmt: skip
         assess_quietly(model_of(tmp_path, ["GNAS", "DDX5"]), by_id)
     found = assess_quietly(model_of(tmp_path, BY_SYMBOL), by_id)  # of two genes the model itself knows the ids
-    assert any(note.startswith("2 genes have other names there") for note in found.notes)
+    assert any(note.startswith("2 genes of other names there") for note in found.notes)
     assert any("named by Ensembl ids there, by symbols in the panel" in note for note in found.notes)
 
 

@@ -1,0 +1,76 @@
+"""Measurements in the spots that are scored, and predictions for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from stpredict.arrays import Float, Int, Labels
+from stpredict.data.tiles import Tiles
+from stpredict.data.twins import tied_patients
+from stpredict.statistics.normalisation import Normalisation
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How counts become expression: as shares of `depth`, which has a value for each spot of the data set."""
+
+    depth: Float
+    normalisation: Normalisation
+    foreign_unit: str | None = None  # of the prediction, if measurements cannot have it
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Expression of the data set's spots `index` for the genes `panel`, and each gene's correlation in the card."""
+
+    index: Int
+    panel: list[str]
+    expression: Float
+    in_card: Float
+    shares: Shares
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measurements in the scored spots. `counts` are spots x genes of the panel, `centres` level-0 pixels.
+
+    A count is NaN if the spot's section did not measure the gene. Expression is ln(1 + `per` x counts / `depth`).
+    If two names stand for one section, both have the same `part`, and their patients one label.
+    """
+
+    counts: Float
+    depth: Float
+    section: Labels
+    patient: Labels
+    centres: Float
+    per: float
+    part: Labels
+
+
+def measure(tiles: Tiles, predicted: Predicted, index: Int) -> Measured:
+    """The measurements in the spots `index`."""
+    return Measured(
+        tiles.panel_counts(predicted.panel)[index], predicted.shares.depth[index], tiles.section[index],
+        tiles.kin[index], tiles.centres[index], predicted.shares.normalisation.per,
+        tied_patients(tiles.section, tiles.section, tiles.twins)[index],
+    )  # fmt: skip
+
+
+def in_section(values: Float, measured: Measured, name: str) -> tuple[Float, Measured]:
+    """The prediction and the measurements of one section's spots."""
+    rows = np.flatnonzero(measured.section == name)
+    return values[rows], at(measured, rows)
+
+
+def at(measured: Measured, spots: Int) -> Measured:
+    """The measurements in some of the spots."""
+    per_spot = ("counts", "depth", "section", "patient", "centres", "part")
+    return replace(measured, **{name: getattr(measured, name)[spots] for name in per_spot})
+
+
+def where_predicted(predicted: Float, measured: Measured) -> tuple[Float, Measured]:
+    """A baseline's prediction and the measurements, for the spots that it predicts; for all if it predicts none."""
+    rows = np.flatnonzero(np.isfinite(predicted).any(axis=1))
+    return (predicted, measured) if len(rows) in (0, len(predicted)) else (predicted[rows], at(measured, rows))
