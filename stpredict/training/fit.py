@@ -2,87 +2,53 @@
 
 from __future__ import annotations
 
-import csv
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from skimage.color import rgb_from_hed
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from stpredict.arrays import Float, Int, UInt8
+from stpredict.arrays import Float, Int, Labels
 from stpredict.data.tiles import Tiles
 from stpredict.errors import UsageError
 from stpredict.evaluation.baselines import fit_ridge
-from stpredict.machine import multiplies_bf16
-from stpredict.networks import Network, architecture_config, make_network
+from stpredict.evaluation.described import is_described
+from stpredict.networks import BankNetwork, Network, architecture_config, make_network
+from stpredict.networks.draws import Share, sharing
 from stpredict.networks.head import Head
 from stpredict.networks.patch_level import PatchNetwork
 from stpredict.networks.triplex import Triplex
-from stpredict.slides.symmetry import SYMMETRIES, turn
+from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.statistics import metrics
 from stpredict.statistics.objectives import Objective
-from stpredict.storage.files import atomic_path
-from stpredict.training.settings import Settings
+from stpredict.training.augmentation import augment, jitter_stain
+from stpredict.training.held_signals import held_signals
+from stpredict.training.log import Log
+from stpredict.training.optimisers import make_optimiser, make_schedule
+from stpredict.training.processes import in_bf16, sum_over_all, world_and_rank
+from stpredict.training.progress import Pace, watching_steps
+from stpredict.training.reading import read_ahead
+from stpredict.training.settings import Settings, teach_learning_rate
+from stpredict.training.states import SAVE_BEFORE_SCORING_S, HasState, Place, State
 
-Report = Callable[[str], None]
-#: From the network, patches and which items they are of, the mean loss.
+#: The mean loss, from the network, patches and the indices of their items.
 Step = Callable[[nn.Module, Tensor, Int], Tensor]
-LOG_COLUMNS = ("stage", "epoch", "loss", "validation", "seconds")
-#: Standardised features and ridge predictions beyond this many spreads are artefacts; they would rule the teaching.
+#: Standardised features and ridge predictions beyond this many spreads are artefacts that would dominate the teaching.
 TAUGHT_LIMIT = 4.0
-#: For a process that waits while the first one cuts patches.
-LONGEST_WAIT = timedelta(hours=24)
-
-
-@dataclass
-class Log:
-    """The training log of one network: a CSV file, rewritten whole after each epoch."""
-
-    path: Path
-    report: Report
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                self.rows = [{**row, "epoch": int(row["epoch"])} for row in csv.DictReader(file)]
-
-    def add(self, stage: str, epoch: int, loss: float, seconds: float, validation: float | None = None) -> None:
-        self.rows = [row for row in self.rows if row["stage"] != stage or row["epoch"] < epoch]
-        shown = "" if validation is None else f"{validation:.4f}"
-        self.rows.append(dict(zip(LOG_COLUMNS, (stage, epoch, f"{loss:.5f}", shown, f"{seconds:.0f}"), strict=True)))
-        score = f", validation depth-controlled correlation {shown}" if shown else ""
-        self.report(f"{stage} epoch {epoch}: loss {loss:.4f}{score} ({seconds:.0f} s)")
-        if is_main_process():
-            with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, LOG_COLUMNS)
-                writer.writeheader()
-                writer.writerows(self.rows)
-
-    def best_epoch(self, stage: str) -> int | None:
-        """The epoch with the best validation score."""
-        scored = [
-            (float(row["validation"]), -row["epoch"])
-            for row in self.rows
-            if row["stage"] == stage and row["validation"]
-        ]
-        return -max(scored)[1] if scored else None
 
 
 @dataclass(frozen=True)
 class Course:
-    """What all stages of one network's training share: how it is trained, its log, its states' folder, its device."""
+    """Shared by all stages of one network's training: the settings, its log, the folder of its states, its device."""
 
     settings: Settings
     log: Log
@@ -92,99 +58,52 @@ class Course:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of training: the items that it trains on, how often, and the peak of its learning rate."""
+    """A stage of training: the items that it trains on, how often, and the peak of its learning rate.
+
+    A batch holds any items or, with labels `together` (one for each item of any stage), all items of one label. If
+    `varied`, patches are turned and their stains varied at random; it is false if there are no patches, or if the step
+    turns them with their lessons. The loss is a mean over values; `values` is their number per item, None if all items
+    have equally many.
+    """
 
     name: str
     items: Int
     epochs: int
     learning_rate: float
+    together: Labels | None = None
+    varied: bool = True
+    values: Int | None = None
+
+    def n_values(self, items: Int) -> int:
+        """The number of values in the mean loss of some items; of items, if all have equally many values."""
+        return len(items) if self.values is None else int(self.values[items].sum())
+
+    def batches(self, order: Int, batch_size: int) -> list[Int]:
+        """The items, in this order, divided into batches."""
+        if self.together is None:
+            return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        labels = self.together[order]
+        return [order[labels == label] for label in dict.fromkeys(labels.tolist())]
 
 
 @dataclass(frozen=True)
 class Student:
-    """A network that is trained on measured spots, the loss of a batch, and its raw output for spots."""
+    """A network that is trained on measured spots, the loss of a batch, and its raw output for spots.
+
+    `read` gives the patches of some spots, or features in their place. The output is z, which an objective turns into
+    expression; if `says_z` is false, it is expression. A student that `knows` something may be best before any epoch.
+    """
 
     network: Network
     step: Step
     predict: Callable[[Int], Float]
-
-
-def is_main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-@contextmanager
-def process_group(device: str) -> Iterator[None]:
-    """Join the other processes that torchrun started, if it did."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        on_gpu = pick_device(device).type == "cuda"
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=LONGEST_WAIT)
-    try:
-        yield
-    finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
-
-
-def wait_for_all() -> None:
-    if distributed.is_initialized():
-        distributed.barrier()
-
-
-def agree_on(value: int | None) -> int | None:
-    """What the first process says, in all of them."""
-    values = [value]
-    if distributed.is_initialized():
-        distributed.broadcast_object_list(values)
-    return values[0]
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """Raises UsageError for a device that is not there."""
-    if name != "auto":
-        if name.split(":")[0] not in ("cpu", "cuda") or (name != "cpu" and not torch.cuda.is_available()):
-            raise UsageError(
-                f"--device {name}: not a device of this machine; choose cpu, or cuda where there is a GPU."
-            )
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether bf16 is more than imitated there; where it is not, fp32 trains two to three times as fast."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return multiplies_bf16()
-
-
-def augment(patches: UInt8, symmetry: Int) -> UInt8:
-    """Turn each patch, all its views alike, into one of the eight flips and rotations of the square, 0 to 7."""
-    return np.stack([turn(patch, code) for patch, code in zip(patches, symmetry, strict=True)])
-
-
-def jitter_stain(patches: Tensor, spread: float) -> Tensor:
-    """Vary the stains of uint8 patches: each one's haematoxylin, eosin and rest are scaled at random, in all its views.
-
-    After Tellez et al. 2018, IEEE Transactions on Medical Imaging 37:2126, with `spread` the standard deviation of
-    the factors. Laboratories and scanners differ in just this, and a few sections do not show how much.
-    """
-    stains = torch.tensor(rgb_from_hed, dtype=torch.float32, device=patches.device)
-    density = -torch.log((patches.float() + 1) / 256)
-    concentration = density @ torch.linalg.inv(stains)
-    factors = 1 + spread * torch.randn(len(patches), *[1] * (patches.ndim - 2), 3, device=patches.device)
-    varied = 256 * torch.exp(-(concentration * factors) @ stains) - 1
-    return varied.clamp(0, 255).round().to(torch.uint8)
-
-
-def in_bf16(device: torch.device) -> torch.autocast:
-    """Computes what may be in bf16, where the device has it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=computes_bf16(device))
+    read: Callable[[Int], Any]
+    says_z: bool = True
+    knows: bool = False
 
 
 def plain_step(loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
-    """The loss of what a network says of patches, for `fit`; `loss` takes that and the indices of the items."""
+    """The step for `fit` that takes the `loss` of a network's output for patches, and the indices of their items."""
 
     def step(model: nn.Module, patches: Tensor, items: Int) -> Tensor:
         with in_bf16(patches.device):
@@ -194,74 +113,115 @@ def plain_step(loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
     return step
 
 
+@dataclass(frozen=True)
+class Descent:
+    """Gradient descent of a network's parameters."""
+
+    network: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+    clips_gradients: bool
+
+    def step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.clips_gradients:
+            nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+
+
+def draw_epoch(stage: Stage, settings: Settings, epoch: int) -> tuple[list[Int], Int]:
+    """The batches of an epoch, and for each item the one of eight flips and rotations that turns it."""
+    rng = np.random.default_rng((settings.seed, epoch))
+    order, symmetry = rng.permutation(stage.items), np.zeros(stage.items.max() + 1, np.int64)
+    symmetry[order] = rng.integers(0, SYMMETRIES if settings.how.turns else 1, len(order))
+    return stage.batches(order, settings.batch_size), symmetry
+
+
+def losses_of(
+    model: nn.Module, read: Callable[[Int], Any], step: Step, stage: Stage, course: Course, batches: Sequence[Int],
+    symmetry: Int,
+) -> Iterator[tuple[int, Tensor, float]]:  # fmt: skip
+    """For each batch: its number of items, this process's share's mean loss, and the share's part of the batch."""
+    settings, device = course.settings, course.device
+    world, rank = world_and_rank()
+    shares = [Share(len(batch), rank, world) for batch in batches]
+    own = [batch[share.own] for batch, share in zip(batches, shares, strict=True)]
+    coming = read_ahead(read, own, symmetry if stage.varied else None, pin=device.type == "cuda")
+    for batch, share, (items, given) in zip(batches, shares, coming, strict=True):
+        with sharing(share):
+            patches = given.to(device, non_blocking=True)
+            if settings.stain_jitter and stage.varied:
+                patches = jitter_stain(patches, settings.stain_jitter)
+            loss = step(model, patches, items)
+        yield len(batch), loss, stage.n_values(batch[share.counted]) / max(1, stage.n_values(batch))
+
+
 def fit(
-    network: nn.Module, read: Callable[[Int], UInt8], step: Step, stage: Stage, course: Course
+    network: nn.Module, read: Callable[[Int], Any], step: Step, stage: Stage, course: Course
 ) -> Iterator[tuple[int, float, float]]:
     """Train on the items of a `stage`; yield (epoch from 1, mean loss, seconds) after each epoch.
 
-    The state after each epoch is kept in the course's folder, from which a killed run resumes as if undisturbed.
-    Under torchrun each process takes its share of every batch.
+    The settings' seed, the epoch and the step determine what a step computes. The state is written to the course's
+    folder every few minutes, after each epoch, and when a signal says to stop; a killed run goes on from there as if
+    undisturbed. Under torchrun each process takes its share of every batch. Together they compute what one process
+    would alone, except that each batch norm sees one share.
     """
-    settings, device, index, epochs = course.settings, course.device, stage.items, stage.epochs
-    state = course.folder / f"{stage.name}.pt"
-    world, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
+    settings, device, epochs = course.settings, course.device, stage.epochs
+    world, rank = world_and_rank()
     network.to(device)
     model: nn.Module = DistributedDataParallel(network) if world > 1 else network
-    optimizer = torch.optim.AdamW(network.parameters(), stage.learning_rate, weight_decay=settings.weight_decay)
-    steps = -(-len(index) // settings.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.learning_rate, total_steps=steps * epochs)
-    done = 0
-    if state.exists():
-        saved = torch.load(state, map_location=device, weights_only=True)
-        network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        done = saved["epoch"]
-    for epoch in range(done + 1, epochs + 1):
-        started, total = time.monotonic(), 0.0
-        rng = np.random.default_rng((settings.seed, epoch))
-        torch.manual_seed(1_000_003 * settings.seed + 1_009 * epoch + rank)
+    steps = len(stage.batches(stage.items, settings.batch_size))
+    optimizer = make_optimiser(network, settings.how, stage.learning_rate, settings.weight_decay)
+    schedule = make_schedule(optimizer, settings.how, stage.learning_rate, steps, epochs)
+    descent = Descent(network, optimizer, schedule, settings.how.clips_gradients)
+    parts: dict[str, HasState] = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    state = State(course.folder / f"{stage.name}.pt", parts, device)
+    done = state.restore()
+    for epoch in range(done.epoch + 1, epochs + 1):
+        started, total = time.monotonic() - done.seconds, torch.tensor(done.loss, dtype=torch.float64, device=device)
+        batches, symmetry = draw_epoch(stage, settings, epoch)
+        batches = batches[done.step :]
+        torch.manual_seed(1_000_003 * settings.seed + 1_009 * epoch)
+        state.restore_random(done)
         model.train()
-        order, symmetry = rng.permutation(index), rng.integers(0, SYMMETRIES, len(index))
-        # A last batch with fewer spots than processes would leave one of them waiting for ever.
-        for start in range(0, len(order) - world + 1, settings.batch_size):
-            mine = slice(start + rank, min(start + settings.batch_size, len(order)), world)
-            items = order[mine]
-            patches = torch.from_numpy(augment(read(items), symmetry[mine])).to(device)
-            patches = jitter_stain(patches, settings.stain_jitter)
-            batch_loss = step(model, patches, items)
-            optimizer.zero_grad(set_to_none=True)
-            batch_loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            total += float(batch_loss.detach()) * len(items)
-        yield epoch, total / (len(order) / world), time.monotonic() - started
-        if rank == 0:
-            saved = {
-                "network": network.state_dict(), "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(), "epoch": epoch,
-            }  # fmt: skip
-            with atomic_path(state) as temporary:
-                torch.save(saved, temporary)
+        losses = losses_of(model, read, step, stage, course, batches, symmetry)
+        pace = Pace(steps, done.step, steps * (epochs - epoch))
+        what = f"{course.folder.name}: {stage.name} epoch {epoch} of {epochs}"
+        with held_signals() as held, watching_steps(what, pace, course.log.report) as advance:
+            for n_items, loss, part in losses:
+                descent.step(loss * (world * part))  # processes take the mean of it
+                total += sum_over_all(loss.detach().double() * part) * n_items  # read, and so waited for, once an epoch
+                advance(n_items)
+                if held.number is not None or state.is_due(SAVE_BEFORE_SCORING_S if pace.done == steps else None):
+                    state.keep(Place(epoch - 1, pace.done, float(total), time.monotonic() - started))
+                if held.number is not None and rank == 0:  # the others stop with the first, which writes the state
+                    held.deliver()
+        yield epoch, float(total) / len(stage.items), time.monotonic() - started
+        done = Place(epoch)
+        state.keep(done)
 
 
-def predict_z(network: Network, tiles: Tiles, index: Int, device: torch.device, batch_size: int = 64) -> Float:
-    """The network's raw output for some spots, in fp32, spots x genes."""
+def predict_z(
+    network: Network, tiles: Tiles, index: Int, device: torch.device, batch_size: int = 64, turns: int = 1
+) -> Float:
+    """The network's raw output for some spots, in fp32, spots x genes: the mean of the first `turns` symmetries."""
     network.to(device).eval()
     out = []
     with torch.inference_mode():
         for start in range(0, len(index), batch_size):
-            patches = torch.from_numpy(tiles.read_patches(index[start : start + batch_size])).to(device)
-            out.append(network(patches).double().cpu().numpy())
+            read = tiles.read_patches(index[start : start + batch_size])
+            turned = (torch.from_numpy(augment(read, np.full(len(read), code))) for code in range(turns))
+            out.append(sum(network(patches.to(device)).double() for patches in turned).cpu().numpy() / turns)
     return np.concatenate(out) if out else np.empty((0, network.config.n_genes))
 
 
-def new_network(settings: Settings, patch_px: int, n_genes: int) -> Network:
+def new_network(settings: Settings, patch_px: int, n_genes: int, **more: Any) -> Network:
     """A network with random weights. Raises UsageError if it does not take patches of this size."""
     torch.manual_seed(settings.seed)
     try:
-        return make_network(architecture_config(settings.architecture, n_genes=n_genes, patch_px=patch_px))
+        return make_network(architecture_config(settings.architecture, n_genes=n_genes, patch_px=patch_px, **more))
     except ValueError as error:
         raise UsageError(f"--arch {settings.architecture}: {error}.") from error
 
@@ -270,24 +230,27 @@ def empty_trunk(settings: Settings, patch_px: int) -> nn.Module:
     """The trunk of a network that has one, without memory for its tensors."""
     with torch.device("meta"):
         network = new_network(settings, patch_px, 1)
-    assert isinstance(network, Triplex | PatchNetwork)
-    return network.trunk
+    if isinstance(network, PatchNetwork):
+        return network.trunk
+    assert isinstance(network, Triplex | BankNetwork)
+    return network.first_trunk
 
 
 def ridge_lessons(features: Float, unlabelled_features: Float, objective: Objective, rows: Int) -> Float:
-    """What ridge on colour and texture, fitted on spots `rows`, predicts at the unlabelled places, places x outputs.
+    """Ridge predictions at the unlabelled places, places x outputs, from colour and texture; fitted on spots `rows`.
 
-    The 52 features themselves follow the genes, so that nothing ridge could use is lost.
+    The 52 features follow the genes as further outputs, so that nothing is lost that ridge could use. Unmeasured genes
+    are 0.
     """
+    rows = rows[is_described(features[rows])]
     ridge = fit_ridge(features[rows], objective.targets[rows])
-    predicted = ridge.predict(unlabelled_features).reshape(len(unlabelled_features), -1)  # flat for one gene
-    return np.hstack([predicted, unlabelled_features])
+    return np.hstack([np.nan_to_num(ridge.predict(unlabelled_features)), unlabelled_features])
 
 
 def teach_values(network: nn.Module, tiles: Tiles, wanted: Tensor, places: Int, course: Course) -> None:
-    """Train a network to say the `wanted` values, a row per unlabelled place, at some `places`."""
+    """Train a network to predict the `wanted` values at some `places`; there is a row for each unlabelled place."""
     settings = course.settings
-    stage = Stage("teach", places, -(-settings.teach_patches // len(places)), settings.teach_learning_rate)
+    stage = Stage("teach", places, -(-settings.teach_patches // len(places)), teach_learning_rate(settings, "ridge"))
     step = plain_step(lambda z, index: F.mse_loss(z, wanted[index].to(z.device)))
     read = partial(tiles.read_patches, unlabelled=True)
     for epoch, loss, seconds in fit(network, read, step, stage, course):
@@ -295,13 +258,14 @@ def teach_values(network: nn.Module, tiles: Tiles, wanted: Tensor, places: Int, 
 
 
 def teach(network: Network, tiles: Tiles, taught: Float, places: Int, course: Course) -> None:
-    """Teach a network what a teacher predicts at the unlabelled `places`.
+    """Teach a network a teacher's predictions at the unlabelled `places`.
 
-    `taught` has a row per place and first a column per gene, z; further columns are taught beside them.
+    `taught` has a row per place. Its first columns are the genes' z; further columns are taught beside them.
     """
     mean, spread = taught[places].mean(axis=0), taught[places].std(axis=0) + 1e-9
     wanted = torch.as_tensor(np.clip((taught - mean) / spread, -TAUGHT_LIMIT, TAUGHT_LIMIT), dtype=torch.float32)
     head, n_genes = network.head, network.config.n_genes
+    assert isinstance(head, Head)
     network.head = Head(head.in_features, taught.shape[1], "identity")
     teach_values(network, tiles, wanted, places, course)
     scale, shift = (torch.as_tensor(x[:n_genes], dtype=torch.float32, device=course.device) for x in (spread, mean))
@@ -316,13 +280,26 @@ def train_on_spots(
     student: Student, tiles: Tiles, objective: Objective, panel_counts: Float, stage: Stage, validation: Int,
     course: Course,
 ) -> None:  # fmt: skip
-    """Train on the measured spots of a `stage`; after each epoch log the score on the spots `validation`, if any."""
-    for epoch, loss, seconds in fit(student.network, tiles.read_patches, student.step, stage, course):
-        score = None
-        if len(validation):
-            expression = objective.expression(student.predict(validation))
-            per_gene = metrics.depth_controlled_correlation(
-                expression, panel_counts[validation], objective.depth[validation], tiles.section[validation]
-            )
-            score = float(np.nanmean(per_gene))
-        course.log.add(stage.name, epoch, loss, seconds, score)
+    """Train on a `stage`'s spots. Log the score on spots `validation`, if any, after each epoch.
+
+    There is no score if the validation measured none of the genes. If the student knows something, its score before the
+    first epoch is logged, too.
+    """
+
+    def score() -> float | None:
+        if not len(validation):
+            return None
+        predicted = student.predict(validation)
+        expression = objective.expression(predicted) if student.says_z else predicted
+        per_gene = metrics.depth_controlled_correlation(
+            expression, panel_counts[validation], objective.depth[validation], tiles.section[validation]
+        )
+        known = per_gene[np.isfinite(per_gene)]
+        return float(known.mean()) if len(known) else None
+
+    if student.knows and len(validation) and not course.log.has(stage.name):
+        course.log.add(stage.name, 0, None, 0, score())
+    if not stage.epochs:
+        return
+    for epoch, loss, seconds in fit(student.network, student.read, student.step, stage, course):
+        course.log.add(stage.name, epoch, loss, seconds, score())

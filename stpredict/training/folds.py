@@ -1,4 +1,4 @@
-"""Which sections are held out to test a model, and which choose its number of epochs."""
+"""Choose the sections that are held out to test a model, and those that choose its number of epochs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stpredict.arrays import Float
 from stpredict.data.tiles import Measured, Tiles
 from stpredict.data.twins import Twins, with_twins
-from stpredict.errors import UsageError
+from stpredict.errors import UsageError, counted, some, some_of
+from stpredict.evaluation.splits import Split
+from stpredict.statistics.normalisation import NORMALISATIONS
+from stpredict.training.settings import Settings
 
-#: Fewer do not correlate.
+#: Fewer spots have no correlation.
 MIN_SPOTS = 3
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One held-out part: one or several patients, or sections of a patient who is also trained on.
+    """One held-out part: one or several patients, or sections of a patient whose other sections train.
 
-    Unless they are given, all other sections train, and `choose_validation` says which of those choose the epochs.
+    By default all other sections train, and `choose_validation` says which of them choose the epochs.
     """
 
     name: str
@@ -27,13 +31,13 @@ class Fold:
     test_sections: list[str]
     train: list[str] | None = None
     validation: list[str] | None = None
-    leak: str = ""  # what else the test knows of the held-out part
+    leak: str = ""  # a further leak from the held-out part into training
 
 
 def plan_folds(tiles: Tiles | Measured, by: str, hold_out: Sequence[str] = ()) -> list[Fold]:
-    """Parts to hold out: by "patient", by "section", in a number of parts by patient, or "none"; and those named.
+    """Parts to hold out, `by` "patient", "section", a number of parts of patients, or "none"; and those in `hold_out`.
 
-    Patients who share a section under two names are one, and such sections are held out together.
+    Patients who share a section under two names count as one, and such sections are held out together.
     Raises UsageError for another `by`, a name that is neither a patient nor a section, or more parts than patients.
     """
     sections_of = {str(p): sorted(set(tiles.section[tiles.kin == p])) for p in sorted(set(tiles.kin))}
@@ -46,7 +50,7 @@ def plan_folds(tiles: Tiles | Measured, by: str, hold_out: Sequence[str] = ()) -
         chosen = {"patient": list(sections_of), "section": names, "none": []}[by]
         folds = [fold for name in chosen if (fold := _named(name, sections_of, names, tiles.twins))]
     for name in hold_out:
-        meant = dict.fromkeys((label.get(name, name), name))  # of patients who are one, all
+        meant = dict.fromkeys((label.get(name, name), name))  # if patients count as one, all of them
         fold = next((fold for one in meant if (fold := _named(one, sections_of, names, tiles.twins))), None)
         if fold is None:
             raise UsageError(
@@ -64,10 +68,10 @@ def check_split(by: str) -> None:
 
 
 def check_leaks(folds: Sequence[Fold], allow_patient_leak: bool, protocol: str | None = None) -> None:
-    """Raises UsageError for parts whose patient is also trained on, unless that is allowed."""
+    """Raises UsageError if a held-out part's patient is also in training, unless that is allowed."""
     leaking = [fold.name for fold in folds if fold.kind == "section"]
     if leaking and not allow_patient_leak:
-        how = f"--protocol {protocol}" if protocol else f"holding out section {', '.join(leaking)}"
+        how = f"--protocol {protocol}" if protocol else f"holding out section {some(leaking)}"
         raise UsageError(
             f"{how} {'tests and ' if protocol else ''}trains on the same patient, which says nothing of new patients. "
             "--allow-patient-leak does it all the same, and the card will say so."
@@ -75,19 +79,19 @@ def check_leaks(folds: Sequence[Fold], allow_patient_leak: bool, protocol: str |
 
 
 def check_depth(tiles: Tiles | Measured, folds: Sequence[Fold], min_depth: int) -> None:
-    """Raises UsageError for a part that has hardly a spot of so many counts."""
+    """Raises UsageError if a part has hardly any spot with `min_depth` counts."""
     for fold in folds:
         depth = tiles.depth[np.isin(tiles.section, fold.test_sections)]
         deep = int((depth >= min_depth).sum())
         if deep < MIN_SPOTS:
             raise UsageError(
-                f"held-out {fold.name}: {deep} of its {len(depth)} spots have {min_depth} counts or more, too few to "
-                "score; --min-depth sets another bound."
+                f"held-out {some_of(fold.name)}: {deep} of its {len(depth)} spots have {min_depth} counts or more, too "
+                "few to score; --min-depth sets another bound."
             )
 
 
-def choose_validation(tiles: Tiles, sections: Sequence[str]) -> list[str]:
-    """Sections, of those to train on, that choose the number of epochs: a patient of three or more, else a section."""
+def choose_validation(tiles: Tiles | Measured, sections: Sequence[str]) -> list[str]:
+    """The training sections that choose the number of epochs: a patient's, out of three or more, else one section."""
     sections_of: dict[str, list[str]] = {}
     for name in sections:
         sections_of.setdefault(str(tiles.kin[tiles.section == name][0]), []).append(name)
@@ -99,8 +103,34 @@ def choose_validation(tiles: Tiles, sections: Sequence[str]) -> list[str]:
     return last if set(last) < set(sections_of[most]) else []
 
 
+def split_of(
+    tiles: Tiles, fold: Fold, sections: Sequence[str], panel: Sequence[str], depth: Float, settings: Settings
+) -> Split:
+    """The spots of a fold's training `sections` and of its held-out ones; the latter without spots of few counts.
+
+    A share is a count over the spot's `depth`. Sections that measured no gene of the panel are left out. Raises
+    UsageError if all held-out sections are.
+    """
+    counts = tiles.panel_counts(panel)
+    there = (depth > 0) & ~np.isnan(counts).all(axis=1)
+    training = np.isin(tiles.section, sections) & there
+    test = np.isin(tiles.section, fold.test_sections) & there & (tiles.depth >= settings.min_depth)
+    if not test.any():
+        raise nothing_to_score(fold, len(panel))
+    per = NORMALISATIONS[settings.normalisation].per
+    return Split(counts, depth, tiles.section, tiles.kin, tiles.centres, training, test, per)
+
+
+def nothing_to_score(fold: Fold, n_genes: int) -> UsageError:
+    """Why a part cannot be scored whose sections measured none of the panel's genes, and what to do."""
+    return UsageError(
+        f"held-out {some_of(fold.name)}: its sections measured none of the {counted(n_genes, 'gene')} of the panel, so "
+        "nothing can be scored; --genes-file names genes that they measured."
+    )
+
+
 def _named(name: str, sections_of: dict[str, list[str]], names: Sequence[str], twins: Sequence[Twins]) -> Fold | None:
-    """The part that a patient's or a section's name means; None where nothing would be left to train on."""
+    """The part that a patient's or a section's name means; None if nothing would be left to train on."""
     if name in sections_of and len(sections_of) > 1:
         return Fold(name, "patient", sections_of[name])
     test = [other for other in with_twins([name], twins) if other in names]

@@ -1,4 +1,4 @@
-"""Fit the linear head of a network whose features are given: a dictionary's, or a frozen encoder's."""
+"""Fit a linear head on fixed features: those of a dictionary, of a frozen encoder, or of a taught network."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from stpredict.arrays import Float, Int
 from stpredict.data.tiles import Tiles
 from stpredict.evaluation.baselines import fit_ridge
 from stpredict.networks.dictionary import Dictionary
 from stpredict.networks.encoder import Encoded
+from stpredict.networks.hipt import Hipt
+from stpredict.networks.m2ort import M2ORT
+from stpredict.networks.m2ost import M2OST
 from stpredict.statistics.normalisation import Normalisation
 from stpredict.statistics.objectives import Objective
-from stpredict.training.programmes import N_PROGRAMMES, LinearMap, fit_programmes, gene_covariance
+from stpredict.statistics.regression import LinearMap
+from stpredict.training.programmes import N_PROGRAMMES, fit_programmes_where_measured, gene_covariance
 
 BATCH = 16
+HasFeatures = Dictionary | Encoded | Hipt | M2ORT | M2OST
 
 
-def describe_patches(network: Dictionary | Encoded, tiles: Tiles, rows: Int, device: torch.device) -> Float:
-    """What the head reads of some spots, before it is standardised."""
-    network.to(device)
+def describe_patches(network: HasFeatures, tiles: Tiles, rows: Int, device: torch.device) -> Float:
+    """The features of some spots that the head reads, before they are standardised."""
+    network.to(device).eval()
     parts = []
     with torch.inference_mode():
         for start in range(0, len(rows), BATCH):
@@ -32,31 +38,51 @@ def describe_patches(network: Dictionary | Encoded, tiles: Tiles, rows: Int, dev
 
 
 def fit_ridge_head(
-    network: Dictionary | Encoded, features: Float, rows: Int, tiles: Tiles, panel: Sequence[str],
+    network: Dictionary | Encoded | Hipt, features: Float, rows: Int, tiles: Tiles, panel: Sequence[str],
     objective: Objective, normalisation: Normalisation,
 ) -> list[str]:  # fmt: skip
-    """Make the head predict z of the panel from the `features` of spots `rows`, which are trained on.
+    """Make the head predict the panel's z from the `features` of spots `rows`, by `fit_map`.
 
-    By ridge regression, along gene programmes where the objective's targets are residuals, else gene by gene. Returns
-    the sections that told how genes vary together.
+    Returns the sections that showed how genes vary together.
+    """
+    found, used = fit_map(features, rows, tiles, panel, objective, normalisation)
+    write_head(network, found)
+    return used
+
+
+def fit_map(
+    features: Float, rows: Int, tiles: Tiles, panel: Sequence[str], objective: Objective, normalisation: Normalisation
+) -> tuple[LinearMap, list[str]]:
+    """The map from `features` of the training spots `rows` to the panel's z, by ridge regression.
+
+    It goes along gene programmes if the objective's targets are residuals, else gene by gene. Each gene is fitted on
+    the spots that measured it, and is 0 if none did. Returns also the sections that showed how genes vary together.
     """
     used: list[str] = []
     scale = objective.residual_scale
     if scale is None:
-        ridge = fit_ridge(features, objective.targets[rows])
-        scaler, regression = ridge[0], ridge[-1]
-        found = LinearMap(scaler.mean_, 1 / scaler.scale_, regression.coef_.T, regression.intercept_)
+        found = fit_ridge(features, objective.targets[rows])
+        found = replace(found, bias=np.nan_to_num(found.bias))
         scale = np.ones(len(panel))
     else:
         covariance, used = gene_covariance(tiles, panel, sorted(set(tiles.section[rows])), normalisation)
-        n = N_PROGRAMMES if used else len(panel)  # where nothing tells how genes vary together, each by itself
-        found = fit_programmes(features, objective.targets[rows] / scale, covariance, n)
-    write_head(network, replace(found, weight=found.weight * scale, bias=found.bias * scale))
-    return used
+        n = N_PROGRAMMES if used else len(panel)  # each gene by itself if nothing shows how they vary together
+        found = fit_programmes_where_measured(features, objective.targets[rows] / scale, covariance, n)
+    return replace(found, weight=found.weight * scale, bias=found.bias * scale), used
 
 
-def write_head(network: Dictionary | Encoded, found: LinearMap) -> None:
-    """Let the network's head, and what standardises features before it, be the `found` map to z."""
+def write_taught_head(network: M2ORT | M2OST, lessons: nn.Linear, found: LinearMap) -> None:
+    """Set the network's head to the `found` map of the lessons that `lessons` predicts from the network's features."""
+    weight = found.scale[:, None] * found.weight
+    bias = found.bias - found.mean @ weight
+    read, read_bias = (values.detach().double().cpu().numpy() for values in (lessons.weight, lessons.bias))
+    with torch.no_grad():
+        network.head.weight.copy_(torch.as_tensor((read.T @ weight).T))
+        network.head.bias.copy_(torch.as_tensor(bias + read_bias @ weight))
+
+
+def write_head(network: Dictionary | Encoded | Hipt, found: LinearMap) -> None:
+    """Set the network's head, and the standardisation of features before it, to the `found` map to z."""
     with torch.no_grad():
         for parameter, values in (
             (network.feature_mean, found.mean), (network.feature_scale, found.scale),

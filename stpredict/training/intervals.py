@@ -1,4 +1,4 @@
-"""Prediction intervals for a model's card, calibrated on what the models of its folds missed on held-out patients."""
+"""Prediction intervals for a model's card, calibrated on the errors of its folds' models on held-out patients."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ from typing import Any
 
 import numpy as np
 
-from stpredict.arrays import Float, Labels
+from stpredict.arrays import Bool, Float, Labels
 from stpredict.statistics.conformal import LEVELS, empirical_coverage, half_widths, patients_needed
 from stpredict.storage.files import atomic_path
 
-#: In the folder of a fold.
+#: The file of errors in the folder of a fold.
 ERRORS = "errors.npz"
 
 
 def save_errors(path: Path, error: Float, patient: Labels, panel: Sequence[str]) -> None:
-    """Keep |predicted - measured| of a fold's held-out spots, spots x genes, for when all folds are done."""
+    """Store |predicted - measured| of a fold's held-out spots, spots x genes, until all folds are done.
+
+    It is NaN if the spot's section did not measure the gene.
+    """
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, error=error.astype(np.float32), patient=patient.astype(str), panel=np.array(panel))
 
 
 def calibrate(files: Sequence[Path], panel: Sequence[str]) -> list[dict[str, Any]]:
-    """For a card: of each level that patients are enough for, half the interval's width per gene, and its coverage.
+    """For a card: for each level that has enough patients, half the interval's width per gene, and its coverage.
 
-    Of a gene that is not in the panel of some folds, their patients do not count; None where the others are too few.
+    A patient does not count for a gene that the fold's panel lacks or that was not measured in the patient. A width is
+    None if the other patients are too few. The coverage is that of genes in all folds' panels.
     """
     folds = [np.load(file) for file in files]
     patient = np.concatenate([fold["patient"] for fold in folds]) if folds else np.empty(0, str)
     errors = [_in_order(fold["error"], fold["panel"], panel) for fold in folds]
     error = np.concatenate([np.empty((0, len(panel))), *errors])
-    found = [_at_level(error, patient, level) for level in LEVELS]
+    everywhere = np.isin(panel, list(set(panel).intersection(*(fold["panel"].tolist() for fold in folds))))
+    found = [_at_level(error, patient, everywhere, level) for level in LEVELS]
     return [one for one in found if one["median_half_width"] is not None]
 
 
@@ -44,17 +49,12 @@ def _in_order(error: Float, genes: Labels, panel: Sequence[str]) -> Float:
     return ordered
 
 
-def _at_level(error: Float, patient: Labels, level: float) -> dict[str, Any]:
-    def width(own: Float) -> float | None:
-        known = np.isfinite(own)
-        if len(np.unique(patient[known])) < patients_needed(level):
-            return None
-        return round(float(half_widths(own[known, None], patient[known], level)[0]), 4)
-
-    widths = [width(own) for own in error.T]
+def _at_level(error: Float, patient: Labels, everywhere: Bool, level: float) -> dict[str, Any]:
+    enough = len(np.unique(patient)) >= patients_needed(level)
+    found = half_widths(error, patient, level) if enough else np.full(error.shape[1], np.nan)
+    widths = [round(float(width), 4) if np.isfinite(width) else None for width in found]
     known = [one for one in widths if one is not None]
-    everywhere = error[:, np.isfinite(error).all(axis=0)]
-    coverage = empirical_coverage(everywhere, patient, level) if everywhere.size else None
+    coverage = empirical_coverage(error[:, everywhere], patient, level) if everywhere.any() and len(error) else None
     return {
         "level": level,
         "half_width": widths,

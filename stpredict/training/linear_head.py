@@ -1,39 +1,70 @@
-"""A linear head fitted to any objective: its loss plus a penalty on the weights, at the minimum of both.
+"""A linear head fitted to any objective: it minimises the loss plus a penalty on the weights.
 
-Every objective is convex in z, and z is linear in the weights, so that there is one minimum. How strong the penalty is,
-is chosen on sections that the head has not seen.
+Every objective is convex in z, and z is linear in the weights, so there is one minimum. Sections that the head has not
+seen choose the strength of the penalty.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stpredict.arrays import Bool, Float, Int
+from stpredict.statistics.losses import Loss
+from stpredict.statistics.masks import Alike, measured_alike
 from stpredict.statistics.objectives import Objective
-from stpredict.training.programmes import Decomposition, LinearMap, decompose
+from stpredict.statistics.regression import Directions, LinearMap, find_directions, join_maps
 
-#: Times the sum of a gene's squared weights of standardised features, beside its mean loss over spots.
+#: Factors of the sum of a gene's squared weights (of standardised features), added to its mean loss over spots.
 PENALTIES = np.logspace(-3, 3, 13)
-#: Where no section is left to choose one.
+#: The penalty if no section is left to choose one.
 USUAL_PENALTY = 10.0
 MAX_ITERATIONS = 100
-#: Less than this of the mean loss, which is about 1, is not worth another iteration.
+#: A gain of less than this in the mean loss, which is about 1, is not worth another iteration.
 TOLERANCE = 1e-7
 
 
-def choose_penalty(features: Float, rows: Int, tested: Bool, objective: Objective, device: torch.device) -> float:
-    """The penalty with the least loss on the spots that are `tested`, of a head fitted to the others.
+@dataclass(frozen=True)
+class Part:
+    """Genes that the same spots measured: the directions of these spots' features, their rows, and the genes' loss."""
 
-    `features` are those of spots `rows`, of the objective. The usual one if either part is empty.
+    genes: Alike
+    known: Directions
+    rows: Int
+    loss: Loss
+    n_genes: int
+
+
+def parts_of(features: Float, rows: Int, objective: Objective) -> list[Part]:
+    """The parts of a head that are fitted separately; `features` are those of spots `rows` of the objective."""
+    targets = objective.targets[rows]
+    return [
+        Part(
+            genes, find_directions(features[genes.rows]), rows[genes.rows], objective.loss.of(genes.columns),
+            targets[:, genes.columns].shape[1],
+        )
+        for genes in measured_alike(targets)
+        if not genes.empty
+    ]  # fmt: skip
+
+
+def choose_penalty(features: Float, rows: Int, tested: Bool, objective: Objective, device: torch.device) -> float:
+    """The penalty whose head, fitted to the other spots, has the least loss on those that are `tested`.
+
+    `features` are those of spots `rows` of the objective. The usual penalty if either part is empty or unmeasured.
     """
-    if tested.all() or not tested.any():
+    if tested.all() or not tested.any() or np.isnan(objective.targets[rows[tested]]).all():
         return USUAL_PENALTY
-    known = decompose(features[~tested])
+    parts = parts_of(features[~tested], rows[~tested], objective)
+    if not parts:
+        return USUAL_PENALTY
 
     def loss(penalty: float) -> float:
-        head = fit_decomposed(known, rows[~tested], objective, penalty, device)
+        head = fit_parts(parts, objective, penalty, device)
         z = torch.as_tensor(head.predict(features[tested]), dtype=torch.float32)
         return float(objective.loss(z, torch.from_numpy(rows[tested])))
 
@@ -41,25 +72,32 @@ def choose_penalty(features: Float, rows: Int, tested: Bool, objective: Objectiv
 
 
 def fit_linear(features: Float, rows: Int, objective: Objective, penalty: float, device: torch.device) -> LinearMap:
-    """From features, of spots `rows` of the objective, to z."""
-    return fit_decomposed(decompose(features), rows, objective, penalty, device)
+    """The map from features (of spots `rows` of the objective) to z; 0 for genes that none of these spots measured."""
+    return fit_parts(parts_of(features, rows, objective), objective, penalty, device)
 
 
-def fit_decomposed(
-    known: Decomposition, rows: Int, objective: Objective, penalty: float, device: torch.device
-) -> LinearMap:
-    """L-BFGS on weights of orthogonal directions, so scaled that a squared error with its penalty curves alike in all.
+def fit_parts(parts: Sequence[Part], objective: Objective, penalty: float, device: torch.device) -> LinearMap:
+    """Fit each gene's head on the spots that measured it; returns all heads as one map."""
+    found = [(part.genes, fit_decomposed(part, penalty, device)) for part in parts]
+    if parts[0].genes.whole:
+        return found[0][1]
+    joined = join_maps(found, objective.targets.shape[1])
+    return replace(joined, bias=np.nan_to_num(joined.bias))
 
-    That is solved by its first steps, and likelihoods, which curve much the same, soon.
+
+def fit_decomposed(part: Part, penalty: float, device: torch.device) -> LinearMap:
+    """L-BFGS on weights of orthogonal directions, scaled so that squared error plus penalty curves alike in each.
+
+    The first steps solve a squared error. Likelihoods curve much the same, and take few more.
     """
-    n, n_genes = len(rows), objective.targets.shape[1]
-    share = penalty * n / (known.s**2 + penalty * n)  # of the curvature that is the penalty's
+    known, n, n_genes = part.known, len(part.rows), part.n_genes
+    share = penalty * n / (known.s**2 + penalty * n)  # the penalty's part of the curvature
     inputs, shares = (
         torch.as_tensor(x, dtype=torch.float32, device=device)
         for x in (np.sqrt(n) * known.u * np.sqrt(1 - share), share[:, None])
     )
     weight, bias = (torch.zeros(k, n_genes, device=device, requires_grad=True) for k in (len(share), 1))
-    index = torch.from_numpy(rows)
+    index = torch.from_numpy(part.rows)
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=MAX_ITERATIONS, tolerance_grad=0, tolerance_change=TOLERANCE,
         line_search_fn="strong_wolfe",
@@ -67,7 +105,7 @@ def fit_decomposed(
 
     def penalised() -> Tensor:
         optimizer.zero_grad()
-        loss: Tensor = objective.loss(inputs @ weight + bias, index) + (shares * weight**2).sum() / n_genes
+        loss: Tensor = part.loss(inputs @ weight + bias, index) + (shares * weight**2).sum() / n_genes
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

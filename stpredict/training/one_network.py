@@ -1,4 +1,4 @@
-"""Train one network on some sections, and choose its genes: what each fold and the final model need."""
+"""Train one network on some sections, and choose its genes, for each fold and for the final model."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ import numpy as np
 import torch
 from torch import nn
 
-from stpredict.arrays import Bool, Float, Int
-from stpredict.data.panel import choose_panel
+from stpredict.arrays import Bool, Float, Int, Labels
+from stpredict.console import Report
+from stpredict.data.coverage import about_panel, demand_genes, demand_spots
 from stpredict.data.section import Section
 from stpredict.data.tiles import Tiles
-from stpredict.networks import FITTED, Network
+from stpredict.data.whole_depth import whole_depth
+from stpredict.errors import counted
+from stpredict.networks import FITTED, BankNetwork, Network, SectionNetwork, TileNetwork, reads_sections, says_z
 from stpredict.networks.dictionary import Dictionary
 from stpredict.networks.encoder import Encoded
+from stpredict.networks.hipt import Hipt
+from stpredict.networks.istar import IStar
 from stpredict.networks.patch_level import PatchNetwork
 from stpredict.networks.triplex import Triplex
 from stpredict.prediction.surroundings import Surroundings
+from stpredict.slides.symmetry import SYMMETRIES
+from stpredict.statistics.metrics import log_cpm
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.objectives import Objective, make_objective
 from stpredict.statistics.spatial import neighbour_mean
-from stpredict.storage.files import atomic_path
+from stpredict.training.curves import draw_curves
+from stpredict.training.dense import HasTokens, read_lessons, teach_densely
 from stpredict.training.dictionary import learn_windows
 from stpredict.training.fit import (
     Course,
-    Log,
-    Report,
     Stage,
     Student,
-    agree_on,
-    is_main_process,
     new_network,
     plain_step,
     predict_z,
@@ -42,39 +46,47 @@ from stpredict.training.fit import (
     teach,
     train_on_spots,
 )
-from stpredict.training.heads import describe_patches, fit_ridge_head, write_head
+from stpredict.training.heads import describe_patches, fit_map, fit_ridge_head, write_head, write_taught_head
+from stpredict.training.hierarchy import predict_from_superpixels, superpixel_step, with_genes
 from stpredict.training.linear_head import choose_penalty, fit_linear
+from stpredict.training.log import Log
+from stpredict.training.panels import Panel, choose_genes, partly_known, refuse_gaps
+from stpredict.training.processes import agree_on, is_main_process
+from stpredict.training.retrieval import Measurements, bank_step, fill_bank, predict_apart, prepare_bank
 from stpredict.training.settings import Settings
 from stpredict.training.triplex import predict_triplex, prepare_triplex, triplex_step
-
-
-@dataclass(frozen=True)
-class Panel:
-    """How to choose the genes: a list, or a rule of data/panel.py with a size and required genes."""
-
-    genes: Sequence[str] = ()
-    size: int | None = None
-    required: Sequence[str] = ()
-    rule: str = "variance"
+from stpredict.training.whole_sections import (
+    cells_of_sections,
+    check_memory,
+    positions_of,
+    predict_in_own_sections,
+    read_middle,
+    section_step,
+)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network whose head predicts z, and what it was trained with and on."""
+    """A network whose head predicts z, or expression itself, with its training objective and data."""
 
     network: Network
     objective: Objective
     panel: list[str]
     sections: Sequence[str]
-    epochs: int  # 0 of a network that is fitted at once
-    penalty: float | None = None  # of a linear head
-    counts_from: Sequence[str] = ()  # the sections that told how genes vary together, where one is fitted so
-    surroundings: Mapping[str, Surroundings] = field(default_factory=dict)  # of a network that is told of them
+    epochs: int  # 0 if the network is fitted at once
+    penalty: float | None = None  # a linear head's
+    counts_from: Sequence[str] = ()  # sections that showed how genes vary together, if used
+    surroundings: Mapping[str, Surroundings] = field(default_factory=dict)  # for a network that reads them
+    measured: Measurements | None = None  # for a network with a bank, the bank's source
+
+    def expression(self, predicted: Float) -> Float:
+        """Expression, from the network's raw output."""
+        return self.objective.expression(predicted) if says_z(self.network) else predicted
 
 
 @dataclass(frozen=True)
 class Run:
-    """What all networks of one training run share."""
+    """Shared by all networks of one training run."""
 
     tiles: Tiles
     features: Float
@@ -84,10 +96,11 @@ class Run:
     licence: str
     device: torch.device
     report: Report
-    encoder: Encoded | None = None  # as yet of one gene, its head not fitted
-    encoded: Float | None = None  # what it says of each spot, spots x features
-    sections: Sequence[Section] = ()  # of a network that looks at slides beyond the spots' patches
-    weights: Mapping[str, torch.Tensor] | None = None  # that its trunk begins with
+    encoder: Encoded | TileNetwork | None = None  # with one gene and a head that is not fitted yet
+    encoded: Float | None = None  # its features of each spot, spots x features, or of the spot's superpixels
+    sections: Sequence[Section] = ()  # for a network that looks at slides beyond the spots' patches
+    weights: Mapping[str, torch.Tensor] | None = None  # with which its trunk begins
+    anonymous: bool = False  # cards name neither sections nor patients
 
 
 def train_network(
@@ -97,29 +110,38 @@ def train_network(
     tiles, settings = run.tiles, run.settings
     folder.mkdir(parents=True, exist_ok=True)
     in_training = np.isin(tiles.section, sections)
-    panel = list(dict.fromkeys([*run.panel.genes, *run.panel.required])) if run.panel.genes else choose_panel(
-        tiles.counts[np.flatnonzero(in_training)].toarray(), tiles.section[in_training], tiles.genes,
-        run.panel.size, run.panel.required, settings.seed, run.panel.rule,
-    )  # fmt: skip
+    panel = choose_genes(tiles, run.panel, sections, settings.seed)
     counts = tiles.panel_counts(panel)
     smooth = neighbour_mean(tiles.section, tiles.centres) if settings.smooth_labels else None
     normalisation = NORMALISATIONS[settings.normalisation]
-    depth = normalisation.depth(counts, tiles.depth)
+    refuse_gaps(settings, partly_known(counts if normalisation.of_panel else counts[in_training]))
+    depth = normalisation.depth(counts, whole_depth(tiles, sections))
+    run.report(about_panel(tiles.measured_by(sections, panel)))
+    if left := len({*run.panel.genes, *run.panel.required} - set(panel)):
+        run.report(f"{counted(left, 'gene')} that you name left out: none of these sections measured them")
+    if not run.panel.genes:
+        demand_genes(len(panel), min(tiles.most_genes, run.panel.size or tiles.most_genes), "the panel has")
+    demand_spots(depth[in_training], tiles.depth[in_training] > 0, "the panel")
     if uncounted := int((in_training & (depth == 0)).sum()):
         run.report(f"{uncounted} spots without counts in the panel are left out")
         in_training &= depth > 0
     objective = make_objective(settings.objective, counts, depth, tiles.section, in_training, smooth, normalisation.per)
     if settings.architecture in FITTED:
         return fit_at_once(run, sections, validation, objective, panel, in_training)
-    student, epochs, surroundings = train_epochs(run, sections, validation, objective, counts, epochs, folder)
-    return Trained(student, objective, panel, sections, epochs, surroundings=surroundings)
+    observed = log_cpm(counts, depth, normalisation.per)
+    measured = Measurements(
+        torch.as_tensor(objective.targets, dtype=torch.float32),
+        torch.as_tensor(observed if smooth is None else smooth @ observed, dtype=torch.float32),
+        tiles.kin, np.flatnonzero(in_training), settings.seed,
+    )  # fmt: skip
+    return train_epochs(run, sections, validation, Trial(objective, panel, counts, measured), epochs, folder)
 
 
 def fit_at_once(
     run: Run, sections: Sequence[str], validation: Sequence[str], objective: Objective, panel: list[str],
     in_training: Bool,
 ) -> Trained:  # fmt: skip
-    """Fit the head of a network that describes patches, a linear one's penalty chosen on `validation`."""
+    """Fit the head of a network that describes patches. `validation` chooses the penalty of a linear head."""
     tiles, settings = run.tiles, run.settings
     network = new_described_network(run, sections, len(panel))
 
@@ -141,29 +163,45 @@ def fit_at_once(
     return Trained(network, objective, panel, sections, 0, penalty=penalty)
 
 
-def new_described_network(run: Run, sections: Sequence[str], n_genes: int) -> Dictionary | Encoded:
-    """A network that describes patches, its head yet to be fitted: the run's encoder, or a dictionary of `sections`."""
-    if run.encoder is None:
+def new_described_network(run: Run, sections: Sequence[str], n_genes: int) -> Dictionary | Encoded | Hipt:
+    """A network that describes patches, with an unfitted head: the run's encoder, or a dictionary of `sections`."""
+    if isinstance(run.encoder, Hipt):
+        return with_genes(run.encoder, n_genes)
+    if not isinstance(run.encoder, Encoded):
         return learn_windows(run.tiles, sections, n_genes, run.settings.seed)
     network = Encoded(replace(run.encoder.config, n_genes=n_genes)).to(run.device)
     network.encoder = run.encoder.encoder
     return network
 
 
-def predict_rows(run: Run, trained: Trained, rows: Int) -> Float:
-    """The network's raw output for some spots, in fp32, spots x genes."""
+def predict_held_out(run: Run, trained: Trained, rows: Int) -> Float:
+    """The network's raw output, spots x genes, for spots to be scored, predicted as its recipe says."""
+    return predict_rows(run, trained, rows, SYMMETRIES if run.settings.how.test_time_mean else 1)
+
+
+def predict_rows(run: Run, trained: Trained, rows: Int, turns: int = 1) -> Float:
+    """The network's raw output for some spots, in fp32, spots x genes.
+
+    If the network sees patches alone, it is the mean over the patches' first `turns` flips and rotations.
+    """
     network = trained.network
-    if isinstance(network, Triplex):
+    if isinstance(network, BankNetwork) and trained.measured is not None:
+        return predict_apart(network, trained.measured, run.tiles, rows, run.device, keep=True)
+    if isinstance(network, Triplex) and network.config.reads_slide:
         return predict_triplex(network, trained.surroundings, run.tiles, rows, run.device)
-    if run.encoded is None or not isinstance(network, Encoded):
-        return predict_z(network, run.tiles, rows, run.device)
+    if isinstance(network, SectionNetwork):
+        return predict_in_own_sections(network, run.tiles, cells_of_sections(run.sections, run.tiles), rows, run.device)
+    if isinstance(network, IStar) and run.encoded is not None:
+        return predict_from_superpixels(network, run.encoded, rows, run.device)
+    if run.encoded is None or not isinstance(network, Encoded | Hipt):
+        return predict_z(network, run.tiles, rows, run.device, turns=turns)
     with torch.inference_mode():
         features = torch.as_tensor(run.encoded[rows], dtype=torch.float32, device=run.device)
         return network.read(features).double().cpu().numpy()
 
 
 def predict_and_read(run: Run, trained: Trained, rows: Int) -> tuple[Float, Float]:
-    """As `predict_rows`, and what the network's head reads, spots x features."""
+    """As `predict_rows`, with the features that the network's head reads, spots x features."""
     head = trained.network.head
     head.beside = nn.Identity()
     both = predict_rows(run, trained, rows)
@@ -171,71 +209,119 @@ def predict_and_read(run: Run, trained: Trained, rows: Int) -> tuple[Float, Floa
     return both[:, : head.out_features], both[:, head.out_features :]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """The task of a network: the objective, the panel with its counts (spots x genes), and the source of a bank."""
+
+    objective: Objective
+    panel: list[str]
+    counts: Float
+    measured: Measurements
+
+
 def train_epochs(
-    run: Run, sections: Sequence[str], validation: Sequence[str], objective: Objective, counts: Float,
-    epochs: int | None, folder: Path,
-) -> tuple[Network, int, dict[str, Surroundings]]:  # fmt: skip
+    run: Run, sections: Sequence[str], validation: Sequence[str], trial: Trial, epochs: int | None, folder: Path
+) -> Trained:
     """Teach, choose the number of epochs on `validation` unless `epochs` is given, and train on all of `sections`.
 
-    `counts` are spots x genes of the panel. Returns the network, the number of epochs, and what surroundings it knows.
+    If a network was taught densely, its head is fitted first, and it may be best before any epoch on spots.
     """
-    tiles, settings = run.tiles, run.settings
+    tiles, settings, objective, counts, measured = (
+        run.tiles, run.settings, trial.objective, trial.counts, trial.measured,
+    )  # fmt: skip
     counted = objective.depth > 0
     in_training, in_validation = (np.isin(tiles.section, names) & counted for names in (sections, validation))
     course = Course(settings, Log(folder / "log.csv", run.report), folder, run.device)
-    network = new_network(settings, tiles.patch_px, counts.shape[1])
+    cells = cells_of_sections(run.sections, tiles) if reads_sections(settings.architecture) else None
+    more = {} if cells is None else positions_of(cells, in_training)
+    network: Network
+    if isinstance(run.encoder, IStar):
+        torch.manual_seed(settings.seed)
+        network = with_genes(run.encoder, len(trial.panel))
+    else:
+        network = new_network(settings, tiles.patch_px, len(trial.panel), **more)
+    if isinstance(network, SectionNetwork):
+        check_memory(network, tiles, in_training, run.device)
     places = np.flatnonzero(np.isin(tiles.unlabelled_section, sections))
     # The teacher must not know the validation's counts, or the first epochs would look too good.
     known = np.flatnonzero(in_training & ~in_validation)
     surroundings: dict[str, Surroundings] = {}
+    lessons: nn.Linear | None = None
+    counts_from: list[str] = []
     if isinstance(network, Triplex):
         surroundings = prepare_triplex(
             network, run.weights, run.sections, sections, tiles, run.unlabelled_features, course
         )
+    elif isinstance(network, BankNetwork):
+        measured = prepare_bank(network, run.weights, measured, tiles, run.unlabelled_features, places, course)
     elif isinstance(network, PatchNetwork) and run.weights is not None:
         network.trunk.load_state_dict(run.weights)
-    elif settings.teach_patches and len(places):
-        taught = ridge_lessons(run.features, run.unlabelled_features, objective, known)
-        teach(network, tiles, taught, places, course)
+    elif settings.teach_patches and len(places) and cells is None and run.encoder is None:
+        if isinstance(network, HasTokens) and settings.taught_densely:
+            lessons = teach_densely(network, learn_windows(tiles, sections, 1, settings.seed), tiles, places, course)
+        else:
+            taught = ridge_lessons(run.features, run.unlabelled_features, objective, known)
+            teach(network, tiles, taught, places, course)
 
     def train(name: str, rows: Int, tested: Int, n_epochs: int) -> Network:
-        student = copy.deepcopy(network)
-        step, predict = plain_step(objective.loss), partial(predict_z, student, tiles, device=run.device)
-        if isinstance(student, Triplex):
-            detach = settings.fusion_teacher == "detached"
-            step = triplex_step(student, surroundings, tiles, objective, detach, run.device)
-            predict = partial(predict_triplex, student, surroundings, tiles, device=run.device)
-        stage = Stage(name, rows, n_epochs, settings.learning_rate)
-        train_on_spots(Student(student, step, predict), tiles, objective, counts, stage, tested, course)
-        return student
+        own = measured.of(rows, tiles)
+        student, together, varied = as_student(run, copy.deepcopy(network), trial, own, surroundings, cells)
+        if lessons is not None and isinstance(student.network, HasTokens):
+            said = read_lessons(lessons, describe_patches(student.network, tiles, rows, run.device))
+            normalisation = NORMALISATIONS[settings.normalisation]
+            found, counts_from[:] = fit_map(said, rows, tiles, trial.panel, objective, normalisation)
+            write_taught_head(student.network, lessons, found)
+            student = replace(student, knows=True)
+        n_measured = np.isfinite(objective.targets).sum(axis=1)
+        stage = Stage(name, rows, n_epochs, settings.learning_rate, together, varied, n_measured)
+        train_on_spots(student, tiles, objective, counts, stage, tested, course)
+        return student.network
 
     if epochs is None and len(validation):
         train("select", known, np.flatnonzero(in_validation), settings.epochs)
         epochs = agree_on(course.log.best_epoch("select"))
-    # Without a validation, stop half way: on few spots the later epochs were seen to overfit.
-    epochs = epochs or max(1, settings.epochs // 2)
+    if settings.how.keeps == "last":
+        epochs = settings.epochs
+    elif epochs is None:
+        epochs = settings.unvalidated_epochs(lessons is not None)
     student = train("train", np.flatnonzero(in_training), np.empty(0, np.int64), epochs)
     if is_main_process():
         draw_curves(course.log, folder / "curves.png")
-    return student, epochs, surroundings
+    if isinstance(student, BankNetwork):
+        measured = measured.of(measured.rows, tiles)
+        fill_bank(student, measured, measured.rows)
+    return Trained(
+        student, objective, trial.panel, sections, epochs, counts_from=counts_from, surroundings=surroundings,
+        measured=measured if isinstance(student, BankNetwork) else None,
+    )  # fmt: skip
 
 
-def draw_curves(log: Log, path: Path) -> None:
-    """A PNG of the loss and the validation score over the epochs of each stage."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for stage in dict.fromkeys(row["stage"] for row in log.rows):
-        rows = [row for row in log.rows if row["stage"] == stage]
-        left.plot([row["epoch"] for row in rows], [float(row["loss"]) for row in rows], "o-", label=stage)
-        scored = [row for row in rows if row["validation"]]
-        if scored:
-            right.plot(
-                [row["epoch"] for row in scored], [float(row["validation"]) for row in scored], "o-", label=stage
-            )
-    left.set(xlabel="epoch", ylabel="loss")
-    right.set(xlabel="epoch", ylabel="validation depth-controlled correlation")
-    left.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+def as_student(
+    run: Run, network: Network, trial: Trial, measured: Measurements, surroundings: Mapping[str, Surroundings],
+    cells: Int | None,
+) -> tuple[Student, Labels | None, bool]:  # fmt: skip
+    """How a network is trained on measured spots: the student, and `together` and `varied` of its `Stage`."""
+    tiles, device, objective = run.tiles, run.device, trial.objective
+    if isinstance(network, BankNetwork):
+        step = bank_step(network.to(device), measured, objective, device)
+        predict = partial(predict_apart, network, measured, tiles, device=device)
+        return Student(network, step, predict, tiles.read_patches, says_z(network)), None, True
+    if isinstance(network, Triplex) and network.config.reads_slide:
+        step = triplex_step(
+            network, surroundings, tiles, objective, run.settings.fusion_teacher == "detached", device
+        )  # fmt: skip
+        predict = partial(predict_triplex, network, surroundings, tiles, device=device)
+        return Student(network, step, predict, tiles.read_patches), None, True
+    if isinstance(network, SectionNetwork) and cells is not None:
+        step = section_step(network, cells, objective, trial.counts, device)
+        predict = partial(predict_in_own_sections, network, tiles, cells, device=device)
+        return (
+            Student(network, step, predict, partial(read_middle, tiles, network.config.image_px)),
+            tiles.section,
+            True,
+        )
+    if isinstance(network, IStar) and run.encoded is not None:
+        predict = partial(predict_from_superpixels, network, run.encoded, device=device)
+        return Student(network, superpixel_step(network, objective), predict, run.encoded.__getitem__), None, False
+    predict = partial(predict_z, network, tiles, device=device)
+    return Student(network, plain_step(objective.loss), predict, tiles.read_patches), None, True

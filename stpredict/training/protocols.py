@@ -1,10 +1,10 @@
-"""Tests as published papers run them, for comparison with their numbers; each comes with what is wrong with it."""
+"""Tests as published papers run them, for comparison with their numbers. Each comes with its faults."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,13 @@ from stpredict.errors import UsageError
 from stpredict.evaluation.tables import PAPERS_COLUMNS
 from stpredict.statistics.metrics import LOG_CPM_BY_SECTION, SPOTS_BY_SECTION, pcc_over_sections
 from stpredict.training.folds import Fold, plan_folds
+from stpredict.training.panels import Panel
+from stpredict.training.recipes import Recipe
+from stpredict.training.settings import Settings
 
-#: Genes of both papers' panels.
+#: How many genes both papers' panels have.
 PANEL_SIZE = 250
-#: TRIPLEX leaves one patient out where there are few, and makes so many parts of patients where there are more.
+#: TRIPLEX holds out one patient at a time if there are few, and this many parts of patients if there are more.
 TRIPLEX_PARTS = 8
 
 
@@ -34,19 +37,30 @@ class Protocol:
     its_own: str
 
 
-#: What no protocol takes from its paper: of networks that are trained epoch by epoch, and of those fitted at once.
+#: Choices that no protocol takes from its paper: for networks trained epoch by epoch, by this program's recipe or a
+#: paper's, and for networks fitted at once.
 OURS_TRAINED = (
     "the optimiser (AdamW), its schedule and number of epochs, clipped gradients, varied stains, teaching on "
     "unlabelled tissue, and the score that chooses the epoch"
 )
+OURS_WITH_RECIPE = "the depth-controlled correlation as the score that chooses the epoch"
 OURS_FITTED = "the network, how its head is fitted, and the score that chooses a penalty"
 
 
 def find_protocol(name: str) -> Protocol:
-    """Raises UsageError for a name that is no protocol's."""
+    """The protocol of a name. Raises UsageError if no protocol has it."""
     if name not in PROTOCOLS:
         raise UsageError(f"--protocol {name}: choose {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]
+
+
+def adopt_protocol(name: str, settings: Settings, panel: Panel) -> tuple[Settings, Panel]:
+    """The settings and the panel, with a paper's choices. Raises UsageError if no protocol has the name."""
+    paper = find_protocol(name)
+    adopted = replace(
+        settings, objective="mse", smooth_labels=paper.smooth_labels, min_depth=1, normalisation=paper.normalisation
+    )
+    return adopted, replace(panel, rule=paper.panel_rule, size=panel.size or PANEL_SIZE)
 
 
 def m2ort_folds(tiles: Tiles | Measured, seed: int) -> list[Fold]:
@@ -66,7 +80,7 @@ def m2ort_folds(tiles: Tiles | Measured, seed: int) -> list[Fold]:
 
 
 def triplex_folds(tiles: Tiles | Measured, seed: int) -> list[Fold]:  # noqa: ARG001 (another protocol draws)
-    """Each patient in turn, or eight parts of patients; the epochs are chosen on the test sections themselves."""
+    """Each patient in turn, or eight parts of patients; the test sections themselves choose the epochs."""
     n_patients = len(set(tiles.kin))
     folds = plan_folds(tiles, "patient" if n_patients <= TRIPLEX_PARTS else str(TRIPLEX_PARTS))
     if not folds:
@@ -92,8 +106,8 @@ PROTOCOLS = {
 }  # fmt: skip
 
 
-def show_protocol(name: str, held_out: Sequence[dict[str, Any]], unit: str) -> Iterator[str]:
-    """The papers' scores of every row, mean over the held-out parts, under the name of the leak."""
+def show_protocol(name: str, held_out: Sequence[dict[str, Any]], unit: str, recipe: Recipe | None) -> Iterator[str]:
+    """Each row's scores as papers define them, mean over held-out parts; the leak; and which choices are whose."""
     parts = f"{len(held_out)} held-out part{'s' if len(held_out) > 1 else ''}"
     yield f"paper protocol {name}, {unit}, mean over {parts}"
     if any(fold["kind"] == "section" or fold.get("leak") for fold in held_out):
@@ -105,16 +119,20 @@ def show_protocol(name: str, held_out: Sequence[dict[str, Any]], unit: str) -> I
             if shown["pcc_m"] != "-":
                 shown["pcc_m"], shown["pcc_h"] = _pcc(held_out, row)
             yield f"{row:30}" + "".join(f"{value:>12}" for value in shown.values())
-    fitted = all(fold.get("epochs") == 0 for fold in held_out)
     yield f"the paper's: {PROTOCOLS[name].its_own}"
-    yield f"ours: {OURS_FITTED if fitted else OURS_TRAINED}"
+    if recipe:
+        its_own = f"optimiser ({recipe.optimiser}), rate, schedule, epochs and batch"
+        yield f"the recipe's, of {recipe.source}: {its_own}"
+        yield f"ours: {'; '.join(filter(None, (recipe.ours, OURS_WITH_RECIPE)))}"
+    else:
+        yield f"ours: {OURS_FITTED if all(fold.get('epochs') == 0 for fold in held_out) else OURS_TRAINED}"
     yield "PCC(H) is of the genes that rank best over all held-out sections, chosen by the very scores it averages"
 
 
 def _pcc(held_out: Sequence[dict[str, Any]], row: str) -> tuple[str, str]:
-    """PCC(M) and PCC(H), as TRIPLEX has them: over the sections of all parts, of the genes that each part predicted."""
+    """PCC(M) and PCC(H) as in TRIPLEX: over the sections of all parts, from genes that every part predicted."""
     shared = sorted(set(held_out[0]["panel"]).intersection(*(fold["panel"] for fold in held_out)))
-    if not shared or not all(LOG_CPM_BY_SECTION in fold for fold in held_out):  # of an older version
+    if not shared or not all(LOG_CPM_BY_SECTION in fold for fold in held_out):  # an older version's
         return "-", "-"
     r = []
     for fold in held_out:

@@ -1,32 +1,28 @@
-"""How to train, as the command line says it."""
+"""Settings of training, as the command line gives them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from stpredict.data.bins import Bins
+from stpredict.data.reading import Reading
 from stpredict.evaluation import MIN_DEPTH
-from stpredict.networks import FITTED
-from stpredict.networks.timm_vit import ViTReading
+from stpredict.networks import FITTED, FLAGSHIP, has_tokens
+from stpredict.networks.encoder_settings import EncoderSettings
+from stpredict.training.defaults import BATCH_SIZE, EPOCHS, LEARNING_RATE, OBJECTIVE, STAIN_JITTER, TEACH_PATCHES
+from stpredict.training.recipes import OURS, Recipe, find_recipe
 
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """A frozen encoder's file, known by its content, and how it was trained. `mean` and `std` are of RGB in 0..1."""
-
-    file: str
-    sha256: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    licence: str
-    vit: ViTReading | None = None  # of a timm checkpoint
+#: What a network learns on unlabelled tissue: a dictionary's lesson on each token, or ridge's prediction for a patch.
+Teaching = Literal["dense", "ridge"]
+TEACH_LEARNING_RATES: dict[Teaching, float] = {"dense": 1e-3, "ridge": 5e-4}
 
 
 @dataclass(frozen=True)
 class WeightsSettings:
-    """A file of weights that a network's trunk begins with, known by its content."""
+    """A file of weights with which a network's trunk begins, identified by its content."""
 
     file: str
     sha256: str
@@ -37,42 +33,86 @@ class WeightsSettings:
 class Settings:
     """How to train. Learning rates are the peaks of one-cycle schedules."""
 
-    architecture: str = "m2ort-small"
-    objective: str = "residuals"
-    epochs: int = 8
-    teach_patches: int = 25_000  # seen in all, each of the unlabelled ones several times
-    batch_size: int = 48
-    learning_rate: float = 1e-4
-    teach_learning_rate: float = 5e-4
+    architecture: str = FLAGSHIP
+    objective: str = OBJECTIVE
+    epochs: int = EPOCHS
+    teach: Teaching = "dense"  # for networks with tokens; others are taught by ridge
+    teach_patches: int = TEACH_PATCHES  # seen in all, each of the unlabelled ones several times
+    batch_size: int = BATCH_SIZE
+    learning_rate: float = LEARNING_RATE
+    teach_learning_rate: float | None = None  # TEACH_LEARNING_RATES
     weight_decay: float = 0.05
-    stain_jitter: float = 0.1
+    stain_jitter: float = STAIN_JITTER
     smooth_labels: bool = False
     normalisation: str = "total"
-    min_depth: int = MIN_DEPTH  # held-out spots of fewer counts are not scored; they are trained on all the same
+    min_depth: int = MIN_DEPTH  # held-out spots with fewer counts are not scored; training uses them
     seed: int = 0
-    head: Literal["ridge", "linear"] | None = None  # of a dictionary or an encoder, None for ridge
+    head: Literal["ridge", "linear"] | None = None  # for a dictionary or an encoder; None for ridge
     encoder: EncoderSettings | None = None
     encoder_weights: WeightsSettings | None = None
-    fusion_teacher: Literal["detached", "attached"] | None = None  # of a TRIPLEX
+    region_weights: WeightsSettings | None = None  # for HIPT's upper network; encoder_weights is for the lower
+    fusion_teacher: Literal["detached", "attached"] | None = None  # for a TRIPLEX
+    recipe: Recipe | None = None  # a paper's, with its numbers in the fields above; None for ours
+
+    @property
+    def how(self) -> Recipe:
+        """The choices that options do not set: optimiser, schedule, augmentation, the epoch that is kept."""
+        return self.recipe or OURS
+
+    @property
+    def taught_densely(self) -> bool:
+        return self.teach == "dense" and self.teach_patches > 0 and has_tokens(self.architecture)
+
+    @property
+    def taught_by_features(self) -> bool:
+        """Whether the network learns from the colour and texture of unlabelled tissue."""
+        return self.architecture not in FITTED and not self.taught_densely
 
     @property
     def validates(self) -> bool:
-        """Is something chosen on validation sections: the number of epochs, or a linear head's penalty?"""
-        return self.architecture not in FITTED or self.head == "linear"
+        """Whether validation sections choose something: the number of epochs, or a linear head's penalty."""
+        if self.architecture in FITTED:
+            return self.head == "linear"
+        return self.how.keeps == "best" and self.epochs > 0
+
+    def unvalidated_epochs(self, knows_tokens: bool) -> int:
+        """Epochs on spots without validation: half, as later epochs were seen to overfit; none after dense teaching."""
+        return 0 if knows_tokens else max(1, self.epochs // 2)
 
     def renewed(self) -> dict[str, bool]:
-        """What a run of older versions lacks that had the same settings; such a run is not continued."""
+        """Fields that a run of an older version lacks despite the same settings; such a run is not continued."""
         return {
             **({"neighbour_norm": True} if self.architecture.startswith("triplex") else {}),
             **({"plain_squared_error": True} if self.objective == "mse" else {}),
         }
 
 
+def with_recipe(settings: Settings, name: str) -> Settings:
+    """The settings with a recipe's numbers. A number of epochs other than the default was requested, and stays.
+
+    Raises UsageError as `find_recipe` does.
+    """
+    recipe = find_recipe(name, settings.architecture)
+    if recipe is None:
+        return settings
+    return replace(
+        settings, recipe=recipe, objective=recipe.objective, batch_size=recipe.batch_size,
+        epochs=recipe.epochs if settings.epochs == Settings.epochs else settings.epochs,
+        learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay, normalisation=recipe.normalisation,
+        smooth_labels=recipe.smooth_labels, teach_patches=0, stain_jitter=0.0,
+    )  # fmt: skip
+
+
+def teach_learning_rate(settings: Settings, teach: Teaching = "dense") -> float:
+    """The peak learning rate on unlabelled tissue: that of the settings, or the default of the way of teaching."""
+    return TEACH_LEARNING_RATES[teach] if settings.teach_learning_rate is None else settings.teach_learning_rate
+
+
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What one call trains: on which data, how, what is held out, and where the model goes.
+    """The request of one call: the data, the way of training, the held-out parts, and the path of the model.
 
-    `normalisation` and `min_depth` are those that were asked for, before the protocol's and the settings' own.
+    `normalisation` and `min_depth` are as requested, before the protocol's and the settings' own.
     """
 
     dataset: Path
@@ -94,3 +134,16 @@ class TrainingRequest:
     device: str
     threads: int
     overwrite: bool
+    region_weights: Path | None = None
+    patch_um: float | None = None  # with an `mpp`; None for patches of 224 px
+    anonymous: bool = False  # the card names neither sections nor patients
+    where: str | None = None  # as in Reading, like the three below
+    species: str | None = None
+    orthologs: Path | None = None
+    skip_broken: bool = False
+    only: Sequence[str] = ()  # the held-out parts that this call trains, by the names of their folders; all if none
+
+    @property
+    def reading(self) -> Reading:
+        """How to read the data set."""
+        return Reading(Bins(self.bin_um), self.where, self.species, self.orthologs, self.skip_broken)

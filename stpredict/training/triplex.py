@@ -1,7 +1,7 @@
-"""What training a TRIPLEX has of its own: its frozen trunk, the features of surroundings, and a loss of four heads.
+"""Train a TRIPLEX: its frozen trunk, the features of surroundings, and a loss of four heads.
 
-The spots' own patches are turned and their stains varied as for other networks; features of surroundings are made once
-and stay as they are.
+The spots' own patches are turned and their stains varied as for other networks. Features of surroundings are computed
+once and stay as they are.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from stpredict.networks.trunks.pixels import ImageNetPixels
 from stpredict.networks.trunks.resnet import ResNet
 from stpredict.prediction.surroundings import Surroundings, look_around_sections, predict_in_sections
 from stpredict.statistics.objectives import Objective
-from stpredict.training.fit import TAUGHT_LIMIT, Course, Step, in_bf16, teach_values
+from stpredict.training.fit import TAUGHT_LIMIT, Course, Step, teach_values
+from stpredict.training.processes import in_bf16
 
-#: The folder of what the frozen trunk says of patches; it is removed when the network is done.
+#: The folder of the frozen trunk's features of patches; it is removed when the network is done.
 SURROUNDINGS = "surroundings"
 
 
 class Describing(nn.Module):
-    """A trunk that tells colour and texture of patches, uint8 N x P x P x 3."""
+    """A trunk that predicts colour and texture of patches, uint8 N x P x P x 3."""
 
     def __init__(self, trunk: ResNet, n_features: int) -> None:
         super().__init__()
@@ -40,18 +41,18 @@ class Describing(nn.Module):
         return self.head(self.trunk(self.pixels(patches)))  # type: ignore[no-any-return]
 
 
-def teach_trunk(network: Triplex, tiles: Tiles, unlabelled_features: Float, places: Int, course: Course) -> None:
+def teach_trunk(trunk: ResNet, tiles: Tiles, unlabelled_features: Float, places: Int, course: Course) -> None:
     """Teach the trunk the colour and texture features of the unlabelled `places`. No counts are looked at."""
     mean, spread = unlabelled_features[places].mean(axis=0), unlabelled_features[places].std(axis=0) + 1e-9
     standardised = np.clip((unlabelled_features - mean) / spread, -TAUGHT_LIMIT, TAUGHT_LIMIT)
     wanted = torch.as_tensor(standardised, dtype=torch.float32)
-    student = Describing(network.trunk, wanted.shape[1])
-    teach_values(student, tiles, wanted, places, course)
+    teach_values(Describing(trunk, wanted.shape[1]), tiles, wanted, places, course)
 
 
 def freeze_trunk(network: Triplex) -> None:
-    """Make the frozen trunk what the trunk is, rounded as it will be stored."""
-    network.frozen.load_state_dict(network.trunk.state_dict())
+    """Copy the trunk to the frozen trunk, rounded as it will be stored."""
+    network.frozen.load_state_dict(network.first_trunk.state_dict())
+    network.frozen.requires_grad_(False)
     with torch.no_grad():
         for parameter in network.frozen.parameters():
             parameter.copy_(parameter.half())
@@ -61,17 +62,19 @@ def prepare_triplex(
     network: Triplex, weights: Mapping[str, Tensor] | None, sections: Sequence[Section], trained_on: Sequence[str],
     tiles: Tiles, unlabelled_features: Float, course: Course,
 ) -> dict[str, Surroundings]:  # fmt: skip
-    """Begin with the user's `weights`, or teach the trunk; returns the surroundings of all sections' spots.
+    """Begin with the user's `weights`, or teach the trunk; returns the surroundings of all sections' spots, if read.
 
-    What the trunk says of patches is kept beside the run where all its networks begin alike, else beside the network.
+    The trunk's features of patches are stored beside the run if all its networks begin alike, else beside the network.
     """
     places = np.flatnonzero(np.isin(tiles.unlabelled_section, trained_on))
     if weights is not None:
-        network.trunk.load_state_dict(weights)
+        network.first_trunk.load_state_dict(weights)
     elif course.settings.teach_patches and len(places):
-        teach_trunk(network, tiles, unlabelled_features, places, course)
+        teach_trunk(network.first_trunk.requires_grad_(True), tiles, unlabelled_features, places, course)
     else:
-        course.log.report("the frozen ResNet18 has random weights: nothing taught it, and --encoder-weights names none")
+        course.log.report("the ResNet18 has random weights: nothing taught it, and --encoder-weights names none")
+    if not network.config.reads_slide:
+        return {}
     freeze_trunk(network)
     cache = (course.folder if weights is None else course.folder.parent) / SURROUNDINGS
     passes = two_passes(network.to(course.device).eval(), course.device)
@@ -82,7 +85,7 @@ def triplex_step(
     network: Triplex, known: Mapping[str, Surroundings], tiles: Tiles, objective: Objective, detach: bool,
     device: torch.device,
 ) -> Step:  # fmt: skip
-    """The fusion loss of a batch, each of whose spots is seen among all spots of its section."""
+    """The fusion loss of a batch. Each spot is seen among all spots of its section."""
     place = np.empty(len(tiles.section), np.int64)
     slides = {}
     for name, one in known.items():
@@ -100,9 +103,10 @@ def triplex_step(
         )
         with in_bf16(device):
             tokens = [network.global_tokens(*slides[name])[place[items[here]]] for name, here in groups.items()]
-            outputs = network.four_outputs(patches, neighbours, absent, torch.cat(tokens)[order])
+            outputs = network.all_outputs(patches, neighbours, absent, torch.cat(tokens)[order])
         index = torch.from_numpy(items)
-        return fusion_loss([output.float() for output in outputs], lambda z: objective.loss(z, index), detach=detach)
+        outputs = [output.float() for output in outputs]
+        return fusion_loss(outputs, lambda z: objective.loss(z, index), network.config.alpha, detach)
 
     return step
 

@@ -1,9 +1,29 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from encoders_to_try import Tiny, export
+from patch_networks import PATCH_PX
+
+from stpredict.training import preparation
+
+
+@pytest.fixture(scope="module")
+def small_patches(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Train cuts folders to patches of the module's PATCH_PX; dictionaries are made of a tenth of the windows."""
+    request.getfixturevalue("few_windows")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "PATCH_PX", getattr(request.module, "PATCH_PX", PATCH_PX))
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_dataset(coarse_dataset: Path, request: pytest.FixtureRequest) -> Path:
+    """A data set that is trained on in a tenth of the time."""
+    request.getfixturevalue("small_patches")
+    return coarse_dataset
 
 
 @pytest.fixture(scope="package")

@@ -21,16 +21,24 @@ from stpredict.model.card import show_card
 from stpredict.model.file import load_model
 from stpredict.model.reference import length
 from stpredict.result.file import read_result
-from stpredict.training.dictionary import learn_windows
+from stpredict.training.dictionary import learn_windows, stride_at
 from stpredict.training.preparation import fingerprint
 from stpredict.training.programmes import N_PROGRAMMES
 
+#: Fewer, and what they show would tell textures less well apart.
+PATCH_PX = 112
+
 
 @pytest.fixture(scope="module")
-def counts_only(region: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(small_dataset: Path) -> Path:
+    return small_dataset
+
+
+@pytest.fixture(scope="module")
+def counts_only(coarse_region: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A deep section of a third patient, whose image was lost."""
     folder = tmp_path_factory.mktemp("counts")
-    write_section(folder, "C1", region, seed=7, depth=20)
+    write_section(folder, "C1", coarse_region, seed=7, mpp=1, depth=20)
     (folder / "C1.jpg").unlink()
     return folder
 
@@ -57,7 +65,7 @@ def test_the_card_says_how_it_was_fitted_and_how_good_it_is(trained):
     assert training["gene_programmes"] == N_PROGRAMMES
     assert training["counts_only_sections"] == ["C1"]
     assert training["counts_only_patients"] == ["C"]
-    assert "of 1 sections without images, of 1 patients" in "\n".join(show_card(load_model(out)))
+    assert "of 1 section without images, of 1 patient" in "\n".join(show_card(load_model(out)))
     assert not {"epochs", "learning_rate", "teach_patches"} & set(training)
     assert [fold["name"] for fold in card["held_out"]] == ["A", "B"]
     for fold in card["held_out"]:
@@ -87,7 +95,7 @@ def test_patients_whose_counts_were_used_are_no_test(trained):
 
 def test_it_predicts_what_follows_the_image(trained, dataset: Path, tmp_path: Path):
     model = load_model(trained[0])
-    write_tiles(read_dataset(dataset), tmp_path / "t.h5", report=print)
+    write_tiles(read_dataset(dataset), tmp_path / "t.h5", patch_px=PATCH_PX, report=print)
     tiles = read_tiles(tmp_path / "t.h5")
     patches = tiles.read_patches(range(len(tiles.spot)))
     with torch.inference_mode():
@@ -105,16 +113,16 @@ def test_it_predicts_a_slide(trained, tmp_path: Path):
     assert len(read_result(tmp_path / "CMU-1-Small-Region.h5ad").genes) == len(load_model(trained[0]).panel)
 
 
-def test_tissue_of_known_colours_but_another_texture_is_unusual(trained, region: np.ndarray, tmp_path: Path):
-    rng, side = np.random.default_rng(0), 20
-    height, width = (length // side for length in region.shape[:2])
-    blocks = region[: height * side, : width * side].reshape(height, side, width, side, 3).swapaxes(1, 2)
+def test_tissue_of_known_colours_but_another_texture_is_unusual(trained, coarse_region: np.ndarray, tmp_path: Path):
+    rng, side = np.random.default_rng(0), 40
+    height, width = (length // side for length in coarse_region.shape[:2])
+    blocks = coarse_region[: height * side, : width * side].reshape(height, side, width, side, 3).swapaxes(1, 2)
     mixed = rng.permuted(blocks.reshape(height, width, side * side, 3), axis=2).reshape(blocks.shape)
-    images = {"known": region, "mixed": mixed.swapaxes(1, 2).reshape(height * side, width * side, 3)}
+    images = {"known": coarse_region, "mixed": mixed.swapaxes(1, 2).reshape(height * side, width * side, 3)}
     share = {}
     for name, pixels in images.items():
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-        arguments = [str(tmp_path / f"{name}.png"), "--mpp", "0.5", "-m", str(trained[0]), "-o", str(tmp_path)]
+        arguments = [str(tmp_path / f"{name}.png"), "--mpp", "1", "-m", str(trained[0]), "-o", str(tmp_path)]
         done = run("predict", *arguments, "--engine", "eager")
         assert done.exit_code == 0, done.output
         share[name] = (anndata.read_h5ad(tmp_path / f"{name}.h5ad").obs["unusual"] > 1).mean()
@@ -123,7 +131,7 @@ def test_tissue_of_known_colours_but_another_texture_is_unusual(trained, region:
 
 
 def test_windows_are_whitened_and_the_same_each_time(dataset: Path, tmp_path: Path):
-    write_tiles(read_dataset(dataset), tmp_path / "t.h5", unlabelled=12, report=print)
+    write_tiles(read_dataset(dataset), tmp_path / "t.h5", patch_px=PATCH_PX, unlabelled=12, report=print)
     tiles = read_tiles(tmp_path / "t.h5")
     network, again = (learn_windows(tiles, ["A1", "B1"], 2, seed=0) for _ in range(2))
     for name, tensor in network.state_dict().items():
@@ -166,16 +174,16 @@ def test_a_data_set_that_was_corrected_is_another(dataset: Path, tmp_path: Path)
     before = fingerprint(tmp_path)
     corrected.write_text("section,patient\nA1,P2\n")
     assert fingerprint(tmp_path) != before
-    write_tiles(read_dataset(dataset), tmp_path / "a.tiles.h5", mpp=0.69, report=print)
+    write_tiles(read_dataset(dataset), tmp_path / "a.tiles.h5", patch_px=PATCH_PX, mpp=2.5, report=print)
     before = fingerprint(tmp_path / "a.tiles.h5")
     with h5py.File(tmp_path / "a.tiles.h5", "r+") as file:
-        file.attrs["mpp"] = 0.68
+        file.attrs["mpp"] = 2.4
     assert fingerprint(tmp_path / "a.tiles.h5") != before
 
 
 def test_what_would_not_be_used_is_refused(dataset: Path, counts_only: Path, tmp_path: Path):
     out = tmp_path / "m.safetensors"
-    refused = train(dataset, out, "--counts-only", counts_only, "--arch", "m2ort-small")
+    refused = train(dataset, out, "--counts-only", counts_only, "--arch", "m2ort-small", "--teach", "ridge")
     assert refused.exit_code == 2
     assert "learns nothing from counts alone" in refused.stderr
     refused = train(dataset, out, "--counts-only", counts_only, "--objective", "mse")
@@ -189,13 +197,17 @@ def test_what_would_not_be_used_is_refused(dataset: Path, counts_only: Path, tmp
     missing = train(dataset, out, "--counts-only", tmp_path / "nowhere")
     assert missing.exit_code == 2
     assert "nowhere: no such file or folder" in missing.stderr
-    write_tiles(read_dataset(dataset), tiles, mpp=0.8, report=print)
-    refused = train(tiles, out, "--mpp", 0.69)
+    write_tiles(read_dataset(dataset), tiles, patch_px=PATCH_PX, mpp=2.5, report=print)
+    refused = train(tiles, out, "--mpp", 2)
     assert refused.exit_code == 2
-    assert "was cut at 0.8 um per pixel" in refused.stderr
+    assert "was cut at 2.5 um per pixel" in refused.stderr
     refused = train(dataset, out, "--objective", "nb")
     assert refused.exit_code == 2
-    assert "--objective nb: not of a ridge head, whose error is squared; --head linear" in refused.stderr
+    assert "--objective nb: a ridge head takes squared error alone; --head linear" in refused.stderr
     refused = train(dataset, out, "--epochs", 3, "--learning-rate", 0.1)
     assert refused.exit_code == 2
     assert "--epochs, --learning-rate: not for a dictionary" in refused.stderr
+
+
+def test_windows_lie_as_many_um_apart_on_coarse_patches_as_on_fine_ones():
+    assert [stride_at(mpp) for mpp in (0.25, 0.5, 0.69, 1.38, 2.8, 10.0)] == [3, 3, 3, 2, 1, 1]

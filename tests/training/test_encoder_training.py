@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from calls import run
 from conftest import GENES, SLIDE
 from encoders_to_try import Tiny, export
 
+from stpredict.engines.eager import run_reference
 from stpredict.model.file import load_model
+from stpredict.model.self_test import fixed_images, self_test_of
 from stpredict.result.file import read_result
 
 OPTIONS = ("--mpp", "0.69", "--encoder-licence", "MIT", "--min-depth", "1")
@@ -36,6 +39,27 @@ def test_the_card_knows_the_encoder_and_the_model_does_not_hold_it(trained, enco
     assert [fold["name"] for fold in model.card["held_out"]] == ["A", "B"]
     assert "mine.safetensors needs tiny.pt2 beside it" in done.stderr
     assert "9 features of" in done.stderr
+
+
+def test_the_file_of_its_options_repeats_the_call(trained, encoder: Path, dataset: Path, tmp_path: Path):
+    written = tomllib.loads((trained[0].with_suffix(".run") / "config.toml").read_text())
+    assert written["dataset"] == str(dataset)
+    assert (written["encoder"], written["mpp"], written["min-depth"]) == (str(encoder), 0.69, 1)
+    assert "protocol" not in written  # what has no value
+    other = tmp_path / "mine.safetensors"
+    again = run("train", "--config", trained[0].with_suffix(".run") / "config.toml", "-o", other)
+    assert again.exit_code == 0, again.output
+    first, second = load_model(trained[0]), load_model(other)
+    assert first.tensors.keys() == second.tensors.keys()
+    for name, tensor in first.tensors.items():
+        np.testing.assert_allclose(tensor, second.tensors[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_model_keeps_what_it_gives_of_a_fixed_image(trained, encoder: Path, tmp_path: Path):
+    model = load_model(Path(shutil.copy(trained[0], tmp_path)))
+    shutil.copy(encoder, tmp_path)
+    expected = run_reference(model, fixed_images(224))[:, : len(model.panel)]
+    np.testing.assert_allclose(self_test_of(model), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_int8_is_refused(trained, encoder: Path, tmp_path: Path):

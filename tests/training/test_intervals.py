@@ -53,11 +53,12 @@ def test_coverage_is_of_patients_left_out(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(region, tmp_path_factory):
+def trained(coarse_region, request, tmp_path_factory):
     """A model of five patients of a section each."""
+    request.getfixturevalue("small_patches")
     folder, out = tmp_path_factory.mktemp("patients"), tmp_path_factory.mktemp("run") / "five.safetensors"
     for seed, letter in enumerate("ABCDE"):
-        write_section(folder, f"{letter}1", np.ascontiguousarray(np.rot90(region, 2 * seed)[seed:]), seed)
+        write_section(folder, f"{letter}1", np.ascontiguousarray(np.rot90(coarse_region, 2 * seed)[seed:]), seed, mpp=1)
     options = ["--arch", "dictionary", "--unlabelled", "20", "--threads", "1", "--min-depth", "1"]
     done = run("train", str(folder), "-o", str(out), *options)
     assert done.exit_code == 0, done.output

@@ -89,6 +89,27 @@ def test_the_penalty_is_not_told_of_spots_that_are_not_tested_or_trained_on():
     assert choose_penalty(features[:300], rows, tested, objective, CPU) in PENALTIES
 
 
+@pytest.mark.parametrize("name", ["residuals", "nb"])
+def test_genes_of_some_spots_are_fitted_as_if_there_were_no_others(name: str):
+    """Gene 0 was measured in section A alone, gene 4 nowhere."""
+    features, signal, whole = planted(0.3, name)
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(500, 3000, N_SPOTS)
+    counts = rng.poisson(depth[:, None] * 0.02 * np.exp(signal)).astype(float)
+    section, rows, fit = np.repeat(["A", "A", "A", "B"], N_SPOTS // 4), np.arange(N_SPOTS), np.ones(N_SPOTS, bool)
+    own = section == "A"
+    alone = make_objective(name, counts[own], depth[own], section[own], fit[own])
+    expected = fit_linear(features[own], rows[own], alone, 0.1, CPU).predict(features)
+    counts[~own, 0], counts[:, 4] = np.nan, np.nan
+    partly = make_objective(name, counts, depth, section, fit)
+    found = fit_linear(features, rows, partly, 0.1, CPU).predict(features)
+    np.testing.assert_allclose(found[:, 0], expected[:, 0], atol=5e-3)
+    assert (found[:, 4] == 0).all()
+    assert np.corrcoef(found[:, 1], signal[:, 1])[0, 1] > 0.95
+    assert choose_penalty(features, rows, ~own, partly, CPU) in PENALTIES
+    assert whole.targets.shape == partly.targets.shape
+
+
 @pytest.fixture(scope="module")
 def trained(dataset: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("run") / "mine.safetensors"
@@ -147,9 +168,9 @@ def test_a_dictionary_may_have_one_and_other_networks_have_no_choice(trained, tm
     tiles, out = trained[0].with_suffix(".run") / "dataset.tiles.h5", tmp_path / "mine.safetensors"
     call = ("train", tiles, "-o", out, "--min-depth", "1", "--threads", "1")
     for more, said in (
-        (("--head", "linear"), "--head linear: m2ort-small is trained with its own"),
+        (("--head", "linear"), "--head linear: m2ort-small:depth=2:pool=mean:pixels=density has a head of its own"),
         (("--arch", "dictionary", "--head", "deep"), "--head deep: choose from ridge, linear"),
-        (("--arch", "dictionary", "--head", "linear", "--counts-only", tmp_path), "makes nothing of counts alone"),
+        (("--arch", "dictionary", "--head", "linear", "--counts-only", tmp_path), "learns nothing from counts"),
         (("--arch", "dictionary", "--head", "ridge", "--objective", "poisson"), "--head linear"),
         (("--arch", "dictionary", "--head", "linear", "--epochs", "3"), "--epochs: not for a dictionary"),
     ):

@@ -130,10 +130,10 @@ def test_what_does_not_fit_is_refused(tiles: Path, dataset: Path, tmp_path: Path
     for source, more, said in (
         (tiles, ("--arch", "stnet", "--encoder-weights", weights), "w.pth: holds no trunk of --arch stnet"),
         (tiles, ("--arch", "resnet50", "--encoder-weights", weights), "w.pth: not the trunk of --arch resnet50"),
-        (tiles, ("--encoder-weights", weights), "a trunk begins with them, that of --arch triplex"),
-        (tiles, ("--arch", "stnet", "--attach-teacher"), "--attach-teacher is of a TRIPLEX"),
+        (tiles, ("--encoder-weights", weights), "only for a network that has a trunk, --arch triplex"),
+        (tiles, ("--arch", "stnet", "--attach-teacher"), "--attach-teacher: only for --arch triplex"),
         (tiles, ("--arch", "stnet", "--counts-only", dataset), "stnet learns nothing from counts alone"),
-        (tiles, ("--arch", "stnet", "--head", "linear"), "stnet is trained with its own"),
+        (tiles, ("--arch", "stnet", "--head", "linear"), "stnet has a head of its own"),
         (odd, ("--arch", "vit-b16", "--folds", "none"), "--arch vit-b16: its tokens"),
     ):
         refused = run("train", source, "-o", out, *more)

@@ -10,8 +10,16 @@ from scipy.sparse import csr_array
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.preprocessing import StandardScaler
 
+from stpredict.data.gene_mask import GeneMask
 from stpredict.data.tiles import Counted, Tiles
-from stpredict.training.programmes import MIN_DEPTH, STRENGTHS, fit_programmes, gene_covariance, signal_covariance
+from stpredict.training.programmes import (
+    MIN_DEPTH,
+    STRENGTHS,
+    fit_programmes,
+    fit_programmes_where_measured,
+    gene_covariance,
+    signal_covariance,
+)
 
 GENES = [f"G{i}" for i in range(12)]
 
@@ -123,3 +131,61 @@ def test_nothing_is_learnt_of_a_patient_who_is_held_out():
         )
     ]
     np.testing.assert_allclose(covariance, np.mean(per_patient, axis=0))
+
+
+def partly(tiles: Tiles, section: str, genes: list[str]) -> Tiles:
+    """The same tiles where a section did not measure some genes."""
+    names = sorted({*tiles.section, *(tiles.counts_only.section if tiles.counts_only else ())})
+    table = np.array([[not (name == section and gene in genes) for gene in GENES] for name in names])
+    return replace(tiles, measured=GeneMask(names, table))
+
+
+def test_two_genes_vary_together_as_in_the_sections_that_measured_both():
+    tiles = make_tiles()
+    whole, used = gene_covariance(tiles, GENES, ["A1", "B1", "B2"])
+    found, used_too = gene_covariance(partly(tiles, "A1", GENES[:3]), GENES, ["A1", "B1", "B2"])
+    assert used_too == used
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, found.T)
+    # A2, of the same patient, stands alone for what A1 did not measure.
+    a1, a2 = (signal_covariance(c, c.sum(axis=1)) for c in (tiles.counts[:30].toarray(), counts_of_a2(tiles)))
+    np.testing.assert_allclose((found - whole)[:3, :3], ((a2 - (a1 + a2) / 2) / 3)[:3, :3], atol=1e-9)
+
+
+def counts_of_a2(tiles: Tiles) -> np.ndarray:
+    assert tiles.counts_only is not None
+    return tiles.counts_only.counts[tiles.counts_only.section == "A2"].toarray()
+
+
+def test_genes_that_no_section_measured_together_do_not_vary_together():
+    tiles = replace(make_tiles(), counts_only=None)
+    table = np.ones((3, len(GENES)), dtype=bool)
+    table[0, :6], table[1:, 6:] = False, False
+    found, _ = gene_covariance(replace(tiles, measured=GeneMask(["A1", "B1", "B2"], table)), GENES, ["A1", "B1", "B2"])
+    assert (found[:6, 6:] == 0).all()
+    assert (found.diagonal() > 0).all()
+    table[:, 0] = False
+    found, _ = gene_covariance(replace(tiles, measured=GeneMask(["A1", "B1", "B2"], table)), GENES, ["A1", "B1", "B2"])
+    assert found[0, 0] == pytest.approx(found.diagonal()[1:].mean())
+    assert (found[0, 1:] == 0).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000))
+def test_genes_of_some_sections_are_fitted_as_if_there_were_no_others(seed: int):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(40, 7)), rng.normal(size=(40, 6))
+    mixing = rng.normal(size=(6, 6))
+    covariance, own = mixing @ mixing.T, np.arange(40) < 25
+    y[~own, 3:5], y[own, 5] = np.nan, np.nan
+    found, new = fit_programmes_where_measured(x, y, covariance, 3), rng.normal(size=(9, 7))
+    for rows, genes, wanted in (
+        (own, [0, 1, 2, 3, 4], [3, 4]),
+        (~own, [0, 1, 2, 5], [5]),
+        (own | ~own, [0, 1, 2], [0, 1, 2]),
+    ):
+        alone = fit_programmes(x[rows], y[rows][:, genes], covariance[np.ix_(genes, genes)], 3).predict(new)
+        places = [genes.index(gene) for gene in wanted]
+        np.testing.assert_allclose(found.predict(new)[:, wanted], alone[:, places], atol=1e-8)
+    y[:, 5] = np.nan
+    assert (fit_programmes_where_measured(x, y, covariance, 3).predict(new)[:, 5] == 0).all()

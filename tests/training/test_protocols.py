@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,11 @@ from stpredict.training.protocols import find_protocol
 @pytest.fixture(autouse=True)
 def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARCHITECTURES, "m2ort-tiny", TINY)
+
+
+@pytest.fixture(scope="module")
+def dataset(small_dataset: Path) -> Path:
+    return small_dataset
 
 
 def many_sections(patients: int, each: int):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from calls import run
 from conftest import GENES
+from patch_networks import PATCH_PX
 from PIL import Image
 
 from stpredict.data.cutting import write_tiles
@@ -27,13 +28,13 @@ from stpredict.model.reliability import held_out_correlation, read_reliability, 
 from stpredict.networks import ARCHITECTURES
 from stpredict.result.file import read_result
 from stpredict.statistics.colour_texture import N_FEATURES, colour_texture_features
-from stpredict.training.fit import augment, jitter_stain
+from stpredict.training.augmentation import augment, jitter_stain
 from stpredict.training.folds import check_leaks, choose_validation, plan_folds
 
 TINY = {"channels": 12, "depth": 2, "heads": 1, "head_dim": 12, "mixing": "per_level"}
 OPTIONS = (
-    "--arch m2ort-tiny --epochs 2 --unlabelled 40 --teach-patches 40 --batch-size 16 --learning-rate 1e-3 --threads 1 "
-    "--min-depth 1"
+    "--arch m2ort-tiny --teach ridge --epochs 2 --unlabelled 40 --teach-patches 40 --batch-size 16 "
+    "--learning-rate 1e-3 --threads 1 --min-depth 1"
 )
 
 
@@ -43,9 +44,14 @@ def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
+def dataset(small_dataset: Path) -> Path:
+    return small_dataset
+
+
+@pytest.fixture(scope="module")
 def tiles(dataset: Path, tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("tiles") / "mine.tiles.h5"
-    write_tiles(read_dataset(dataset), path, unlabelled=40, report=print)
+    write_tiles(read_dataset(dataset), path, patch_px=PATCH_PX, unlabelled=40, report=print)
     return read_tiles(path)
 
 
@@ -105,7 +111,7 @@ def test_predicting_at_the_held_out_spots_gives_the_reported_correlation(trained
     spots = tmp_path / "spots.csv"
     np.savetxt(spots, section.centres, delimiter=",", header="x,y", comments="", fmt="%.6f")
     call = ["predict", section.image, "-m", folder / "fold-3" / "model.safetensors", "--spots", spots,
-            "--mpp", "0.5", "-o", tmp_path, "--engine", "eager", "--precision", "fp32"]  # fmt: skip
+            "--mpp", "1", "-o", tmp_path, "--engine", "eager", "--precision", "fp32"]  # fmt: skip
     done = run(*call)
     assert done.exit_code == 0, done.output
     from stpredict.statistics.metrics import depth_controlled_correlation
@@ -194,7 +200,8 @@ def test_other_objectives_train(tiles, tmp_path: Path, objective: str):
     np.testing.assert_allclose(expression, model.card["genes"]["training_mean"], atol=1.5)
 
 
-def test_two_processes_train_as_one(tiles, tmp_path: Path):
+@pytest.mark.parametrize("teach", ["ridge", "dense"])
+def test_two_processes_train_as_one(tiles, tmp_path: Path, teach: str):
     """Under torchrun each process takes its share of every batch."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -206,7 +213,7 @@ def test_two_processes_train_as_one(tiles, tmp_path: Path):
     out = tmp_path / "m.safetensors"
     one_left = len(tiles.spot) - 1  # the last batch has fewer spots than there are processes
     call = [sys.executable, "-c", start, "train", tiles.path, "-o", out, *OPTIONS.split(), "--folds", "none",
-            "--batch-size", one_left]  # fmt: skip
+            "--batch-size", one_left, "--teach", teach]  # fmt: skip
     workers = [
         subprocess.Popen(
             [str(part) for part in call],
@@ -220,9 +227,13 @@ def test_two_processes_train_as_one(tiles, tmp_path: Path):
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     assert outputs[0][0].strip() == str(out)
     assert outputs[1][0] == ""
-    assert load_model(out).card["training"]["epochs_used"] >= 1
+    training = load_model(out).card["training"]
+    assert training["teach"] == teach
+    assert training["epochs_used"] >= (1 if teach == "ridge" else 0)
     with (out.with_suffix(".run") / "all" / "log.csv").open() as file:
-        assert all(np.isfinite(float(row["loss"])) for row in csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    assert {row["stage"] for row in rows} >= {"teach", "select"}
+    assert all(np.isfinite(float(row["loss"])) for row in rows if row["epoch"] != "0")
 
 
 def test_folds_share_nothing_they_should_not(tiles):

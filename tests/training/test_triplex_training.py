@@ -16,7 +16,7 @@ from stpredict.data.tiles import read_tiles
 from stpredict.engines.eager import load_network
 from stpredict.engines.engine import EngineRequest
 from stpredict.evaluation.assessment import predict_spots
-from stpredict.evaluation.scores import Shares
+from stpredict.evaluation.measured import Shares
 from stpredict.model.card import show_card
 from stpredict.model.file import load_model
 from stpredict.networks import ARCHITECTURES

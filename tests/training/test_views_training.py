@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from calls import run
+from patch_networks import PATCH_PX
 
 from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
@@ -16,7 +17,7 @@ from stpredict.data.tiles import read_tiles
 from stpredict.model.file import load_model
 from stpredict.networks import ARCHITECTURES
 from stpredict.result.file import read_result
-from stpredict.training.fit import augment, jitter_stain
+from stpredict.training.augmentation import augment, jitter_stain
 
 TINY = {
     "network": "m2ost", "views": (1, 2, 4), "channels": 12, "depth": 1, "heads": 1, "head_dim": 12, "cross_heads": 1,
@@ -33,9 +34,9 @@ def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_sections(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_sections(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    for path in dataset.glob("*"):
+    for path in small_dataset.glob("*"):
         if path.name.startswith(("A1", "B1")):
             (folder / path.name).symlink_to(path)
     return folder
@@ -57,7 +58,7 @@ def trained(two_sections: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_the_held_out_sections_scores_are_those_of_predicting_it(trained: Path, two_sections: Path, tmp_path: Path):
     model = load_model(trained)
-    assert model.patch_shape == (3, 224, 224, 3)
+    assert model.patch_shape == (3, PATCH_PX, PATCH_PX, 3)
     assert [fold["name"] for fold in model.card["held_out"]] == ["B1"]
     assert read_tiles(trained.with_suffix(".run") / "dataset.tiles.h5").views == (1, 2, 4)
     fold = trained.with_suffix(".run") / "fold-1"
@@ -65,7 +66,7 @@ def test_the_held_out_sections_scores_are_those_of_predicting_it(trained: Path, 
     section = read_dataset(two_sections)[1]
     spots = tmp_path / "spots.csv"
     np.savetxt(spots, section.centres, delimiter=",", header="x,y", comments="", fmt="%.6f")
-    call = ["predict", section.image, "-m", fold / "model.safetensors", "--spots", spots, "--mpp", "0.5",
+    call = ["predict", section.image, "-m", fold / "model.safetensors", "--spots", spots, "--mpp", "1",
             "-o", tmp_path, "--engine", "eager", "--precision", "fp32"]  # fmt: skip
     done = run(*call)
     assert done.exit_code == 0, done.output
@@ -125,7 +126,7 @@ def test_a_model_of_several_views_is_evaluated(trained: Path, two_sections: Path
 
 
 def test_tiles_of_one_view_are_refused(two_sections: Path, trained: Path, tmp_path: Path):
-    write_tiles(read_dataset(two_sections), tmp_path / "one.tiles.h5", report=print)
+    write_tiles(read_dataset(two_sections), tmp_path / "one.tiles.h5", patch_px=PATCH_PX, report=print)
     for command in (
         ["train", str(tmp_path / "one.tiles.h5"), "-o", str(tmp_path / "x.safetensors"), *OPTIONS.split()],
         ["evaluate", str(trained), str(tmp_path / "one.tiles.h5"), "-o", str(tmp_path), "--allow-patient-leak"],

@@ -1,0 +1,185 @@
+"""Dense teaching: each of a network's tokens learns what a dictionary network, the teacher, sees in its square.
+
+A patch has one count per gene, but a token for each square of tissue. For each square the teacher gives a lesson: how
+near its windows are to the dictionary's centres. So 1,000 patches make 196,000 lessons. If the head reads a cls token,
+this token learns the mean lesson over the whole patch. Dense teaching reads no counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stpredict.arrays import Float, Int
+from stpredict.data.tiles import Tiles
+from stpredict.networks.dictionary import Dictionary
+from stpredict.networks.draws import draw
+from stpredict.networks.m2ort import M2ORT
+from stpredict.networks.m2ost import M2OST
+from stpredict.prediction.on_device import turned
+from stpredict.slides.symmetry import SYMMETRIES
+from stpredict.slides.views import own_views
+from stpredict.storage.files import atomic_path
+from stpredict.training.fit import TAUGHT_LIMIT, Course, Stage, Step, fit
+from stpredict.training.processes import in_bf16, is_main_process, wait_for_all
+from stpredict.training.settings import teach_learning_rate
+
+#: Networks whose tokens are squares of a patch.
+HasTokens = M2ORT | M2OST
+#: The file of lessons in the folder of a network's training, until the network is taught.
+LESSONS = "lessons.npy"
+
+#: How many patches the teacher sees at a time, and how many rows of its lessons are in memory at a time.
+BATCH, ROWS = 16, 100_000
+#: The weight of a lesson on the whole patch beside those on its tokens.
+WHOLE_WEIGHT = 0.3
+
+
+class DenselyTaught(nn.Module):
+    """A network that predicts the teacher's lesson for each token; if its head reads a cls token, also for the patch.
+
+    `read` predicts lessons from the features that the network's head reads: from a mean over tokens as from a token.
+    """
+
+    def __init__(self, network: HasTokens, token_width: int, width: int, values: int) -> None:
+        super().__init__()
+        self.network = network
+        self.of_token = nn.Linear(token_width, values)
+        self.of_whole = None if network.head_reads_mean else nn.Linear(width, values)
+
+    @property
+    def read(self) -> nn.Linear:
+        return self.of_whole or self.of_token
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Standardised lessons: for tokens N x T x values; for patches N x values, if the head reads a cls token."""
+        tokens, features = self.network.tokens(patches)
+        return self.of_token(tokens), self.of_whole(features) if self.of_whole else None
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """The teacher's lessons on unlabelled places, in half precision: places x side x side x values."""
+
+    values: np.memmap
+    places: Int  # indices among all unlabelled places, rising
+
+    def of(self, items: Int) -> Tensor:
+        """The lessons on some places, N x side x side x values."""
+        return torch.from_numpy(np.asarray(self.values[np.searchsorted(self.places, items)], np.float32))
+
+    def parts(self) -> Iterator[Float]:
+        """Tokens x values, some at a time."""
+        step = max(1, ROWS // int(np.prod(self.values.shape[1:3])))
+        for start in range(0, len(self.values), step):
+            yield np.asarray(self.values[start : start + step], np.float64).reshape(-1, self.values.shape[3])
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and spread of each value over all tokens."""
+        n = np.prod(self.values.shape[:3])
+        mean = sum(part.sum(axis=0) for part in self.parts()) / n
+        spread = np.sqrt(sum(((part - mean) ** 2).sum(axis=0) for part in self.parts()) / n)
+        return torch.as_tensor(mean, dtype=torch.float32), torch.as_tensor(spread + 1e-6, dtype=torch.float32)
+
+    def of_whole(self) -> Tensor:
+        """The mean lesson over each patch, standardised over all patches: places x values."""
+        parts = (np.asarray(self.values[i : i + BATCH], np.float32) for i in range(0, len(self.values), BATCH))
+        means = np.concatenate([part.mean(axis=(1, 2)) for part in parts])
+        scaled = (means - means.mean(axis=0)) / (means.std(axis=0) + 1e-6)
+        return torch.as_tensor(np.clip(scaled, -TAUGHT_LIMIT, TAUGHT_LIMIT))
+
+
+def token_means(teacher: Dictionary, patches: Tensor, side: int) -> Tensor:
+    """How near the windows in each of `side` x `side` squares of patches are to the centres, N x side x side x centres.
+
+    A window belongs to the square in which its middle lies.
+    """
+    config = teacher.config
+    near = teacher.nearness(patches)
+    per_row = round(near.shape[2] ** 0.5)
+    middle = torch.arange(per_row, device=near.device) * config.stride_px + config.window_px / 2
+    square = (middle * side / config.patch_px).long().clamp(max=side - 1)
+    member = F.one_hot(square, side).float().T
+    member = member / member.sum(dim=1, keepdim=True)
+    return torch.einsum("ay,nkyx,bx->nabk", member, near.reshape(*near.shape[:2], per_row, per_row), member)
+
+
+def write_lessons(
+    teacher: Dictionary, tiles: Tiles, places: Int, side: int, path: Path, device: torch.device
+) -> Lessons:
+    """Have the teacher make lessons on the unlabelled `places`, and write them to `path`, whole or not at all."""
+    if not path.exists() and is_main_process():
+        teacher.to(device).eval()
+        with atomic_path(path) as temporary, torch.inference_mode():
+            shape = (len(places), side, side, teacher.config.centres)
+            values = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+            for start in range(0, len(places), BATCH):
+                patches = own_views(tiles.read_patches(places[start : start + BATCH], unlabelled=True), tiles.views)
+                means = token_means(teacher, torch.from_numpy(patches).to(device), side)
+                values[start : start + BATCH] = means.half().cpu().numpy()
+            values.flush()
+    wait_for_all()
+    return Lessons(np.lib.format.open_memmap(path, "r"), places)
+
+
+def teach_densely(network: HasTokens, teacher: Dictionary, tiles: Tiles, places: Int, course: Course) -> nn.Linear:
+    """Train a network on the `teacher`'s lessons on the unlabelled `places`; returns the layer that predicts lessons.
+
+    Patches are turned at random while their lessons keep their channels, so the network learns the mean over all turns.
+    """
+    settings, device = course.settings, course.device
+    network.to(device).eval()
+    with torch.inference_mode():
+        tokens, features = network.tokens(torch.from_numpy(tiles.read_patches(places[:1], unlabelled=True)).to(device))
+    values = teacher.config.centres
+    student = DenselyTaught(network, tokens.shape[2], features.shape[1], values)
+    epochs = -(-settings.teach_patches // len(places))
+    stage = Stage("teach", places, epochs, teach_learning_rate(settings), varied=False)
+    path, side = course.folder / LESSONS, round(tokens.shape[1] ** 0.5)
+    ask = cache(partial(write_lessons, teacher, tiles, places, side, path, device))  # only if lessons are left to learn
+    read = partial(tiles.read_patches, unlabelled=True)
+    network.head.requires_grad_(False)  # it is not used, and processes that share the work wait for all that is trained
+    for epoch, loss, seconds in fit(student, read, dense_step(ask, device), stage, course):
+        course.log.add(stage.name, epoch, loss, seconds)
+    network.head.requires_grad_(True)
+    if is_main_process():
+        path.unlink(missing_ok=True)
+    return student.read
+
+
+def dense_step(ask: Callable[[], Lessons], device: torch.device) -> Step:
+    """The loss of a batch of patches, each turned at random together with its lessons."""
+
+    @cache
+    def standards() -> tuple[Tensor, Tensor, Tensor]:
+        return *ask().moments(), ask().of_whole()
+
+    def step(model: nn.Module, patches: Tensor, items: Int) -> Tensor:
+        lessons, (mean, spread, whole) = ask(), standards()
+        codes = draw(lambda n: torch.randint(SYMMETRIES, (n,)), len(items)).tolist()
+        wanted = (lessons.of(items) - mean) / spread
+        wanted = torch.stack([turned(each, code) for each, code in zip(wanted, codes, strict=True)]).flatten(1, 2)
+        patches = torch.stack([turned(each, code) for each, code in zip(patches, codes, strict=True)])
+        with in_bf16(device):
+            of_tokens, of_whole = model(patches)
+        loss = F.mse_loss(of_tokens.float(), wanted.to(device))
+        if of_whole is None:
+            return loss
+        of_patches = whole[np.searchsorted(lessons.places, items)].to(device)
+        return loss + WHOLE_WEIGHT * F.mse_loss(of_whole.float(), of_patches)
+
+    return step
+
+
+def read_lessons(lessons: nn.Linear, features: Float) -> Float:
+    """The lessons that the layer `lessons` predicts from features, patches x values."""
+    with torch.inference_mode():
+        read = lessons.cpu()(torch.as_tensor(features, dtype=torch.float32))
+    return read.double().numpy()  # type: ignore[no-any-return]

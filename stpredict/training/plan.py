@@ -1,0 +1,207 @@
+"""Plan a run: what it would train, and the time and room that it would take, before anything is cut or written."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from stpredict.console import Report
+from stpredict.data.cutting import places_by_section
+from stpredict.data.panel import choose_panel
+from stpredict.data.tiles import Measured, Tiles, aligned
+from stpredict.errors import counted, some
+from stpredict.networks import FITTED, architecture_views, has_bank, reads_sections, reads_slides
+from stpredict.slides.views import patch_shape
+from stpredict.training.crossvalidation import sections_of
+from stpredict.training.fit import Descent, new_network, plain_step
+from stpredict.training.folds import choose_validation
+from stpredict.training.jobs import named
+from stpredict.training.optimisers import make_optimiser, make_schedule
+from stpredict.training.panels import Panel, choose_genes, coverage_of
+from stpredict.training.preparation import Checked, check_run, is_finished, patch_px_of, run_folder
+from stpredict.training.processes import pick_device
+from stpredict.training.settings import Settings, TrainingRequest
+from stpredict.training.whole_run import check_request, parts_of, recorded
+
+#: How long the rate of training is measured, in seconds, and on how many patches at a time, both at most.
+MEASURE_S, MEASURED_AT_ONCE = 3.0, 16
+#: Memory of a parameter with AdamW: the parameter and its two moments, in fp32.
+BYTES_PER_PARAMETER = 12
+
+
+def plan_run(request: TrainingRequest, panel: Panel, report: Report) -> Iterator[str]:
+    """Lines on what `train_model` would do. Raises the errors that it raises before it writes anything."""
+    wanted = recorded(request, panel)
+    given = check_request(request, panel)
+    if not request.overwrite and is_finished(run_folder(request.out), request.out, wanted):
+        yield f"{request.out}: up to date"
+        return
+    checked = check_run(request, wanted, panel, partial(parts_of, request), given.encoder, report)
+    yield about_sections(checked)
+    genes = panel_of(checked, panel, request.settings.seed)
+    whose = "as named" if panel.genes else "chosen by all sections; each part chooses by its training sections"
+    yield f"panel: {counted(len(genes), 'gene')}, {whose}"
+    yield about_patches(request, checked)
+    patches = 0
+    for split in splits_of(checked, request):
+        stages = stages_of(checked, request, split)
+        patches += sum(n * epochs for n, epochs in stages.values())
+        yield about_split(split, checked.found, request.settings, stages)
+    if patches:
+        yield from about_time(request, len(genes), patches)
+
+
+def about_sections(checked: Checked) -> str:
+    """A sentence on how much there is to train on, and what is missing."""
+    found = checked.found
+    names, patients = set(found.section.tolist()), set(found.patient.tolist())
+    there = f"{counted(len(names), 'section')} of {counted(len(patients), 'patient')}, {_spots(len(found.section))}"
+    stored = sum(section.patches is not None for section in checked.sections)
+    more = [f"{stored} with patches alone, without their slides"] if stored else []
+    more += [f"{some(checked.broken)} left out, as broken"] if checked.broken else []
+    more += [f"counts of {counted(len(checked.more), 'further section')}"] if checked.more else []
+    return "; ".join([there, *more])
+
+
+def panel_of(checked: Checked, panel: Panel, seed: int) -> list[str]:
+    """The genes that a network of all sections would predict."""
+    found = checked.found
+    if isinstance(found, Tiles):
+        return choose_genes(found, panel, sorted(set(found.section.tolist())), seed)
+    if panel.genes:
+        return list(dict.fromkeys([*panel.genes, *panel.required]))
+    sections = sorted(checked.sections, key=lambda section: section.name)
+    counts = [aligned(section, found.counted_genes) for section in sections]
+    coverage, rule = coverage_of(found, [section.name for section in sections], panel), panel.rule_for(found)
+    return choose_panel(counts, found.counted_genes, panel.size, panel.required, seed, rule, coverage)
+
+
+def about_patches(request: TrainingRequest, checked: Checked) -> str:
+    """A sentence on the patches and the room that they take."""
+    views = architecture_views(request.settings.architecture)
+    shape = patch_shape(patch_px_of(request), views)
+    size = f"patches of {shape[-2]} px" + (f", {len(views)} of each spot" if len(views) > 1 else "")
+    if not checked.sections:
+        return f"{size}, which are cut"
+    n_spots, n_places = len(checked.found.section), sum(places_by_section(checked.sections, request.unlabelled))
+    n_bytes = (n_spots + n_places) * math.prod(shape)
+    return f"{size}, of {_spots(n_spots)} and {counted(n_places, 'unlabelled place')}: {n_bytes / 1e6:,.0f} MB of disk"
+
+
+@dataclass(frozen=True)
+class Split:
+    """A network of a run: its folder, its training sections, those among them that choose epochs, and its test's."""
+
+    name: str
+    train: list[str]
+    validation: list[str]
+    test: list[str]
+    epochs: int  # on measured spots, at most
+
+
+def splits_of(checked: Checked, request: TrainingRequest) -> list[Split]:
+    """The networks of a run. The last one is trained on everything."""
+    settings = request.settings
+    taught = settings.taught_densely and request.encoder_weights is None and has_places(checked, request.unlabelled)
+    few = settings.unvalidated_epochs(taught) if settings.validates else settings.epochs
+    splits = []
+    for name, fold in named(checked.folds).items():
+        train, validation = sections_of(checked.found, settings, fold)
+        splits.append(Split(name, train, validation, fold.test_sections, settings.epochs if validation else few))
+    everything = sorted(set(checked.found.section.tolist()))
+    chosen = any(split.validation for split in splits)  # else all sections choose as a part does
+    validation = choose_validation(checked.found, everything) if settings.validates and not chosen else []
+    epochs = settings.epochs if chosen or validation else few
+    return [*splits, Split("all", everything, validation, [], epochs)]
+
+
+def stages_of(checked: Checked, request: TrainingRequest, split: Split) -> dict[str, tuple[int, int]]:
+    """By the name of each stage of a network: its number of patches, and how often it sees them at most."""
+    settings, section = request.settings, checked.found.section
+    if settings.architecture in FITTED:
+        return {}
+    n_train, n_validation = (int(np.isin(section, names).sum()) for names in (split.train, split.validation))
+    n_places = places_in(checked, request.unlabelled, split.train)
+    stages = {}
+    if settings.teach_patches and n_places and request.encoder_weights is None:
+        stages["teach"] = n_places, -(-settings.teach_patches // n_places)
+    if split.validation:
+        stages["select"] = n_train - n_validation, settings.epochs
+    return stages | ({"train": (n_train, split.epochs)} if split.epochs else {})
+
+
+def has_places(checked: Checked, unlabelled: int) -> bool:
+    """Are there, or will there be, unlabelled places?"""
+    return places_in(checked, unlabelled, sorted(set(checked.found.section.tolist()))) > 0
+
+
+def places_in(checked: Checked, unlabelled: int, names: Sequence[str]) -> int:
+    """How many unlabelled places there are, or will be, in some sections."""
+    if isinstance(checked.found, Tiles):
+        return int(np.isin(checked.found.unlabelled_section, names).sum())
+    places = places_by_section(checked.sections, unlabelled)
+    return sum(n for section, n in zip(checked.sections, places, strict=True) if section.name in names)
+
+
+def about_split(split: Split, found: Tiles | Measured, settings: Settings, stages: dict[str, tuple[int, int]]) -> str:
+    """A sentence on the data that one network is trained and tested on, and on its number of steps at most."""
+    train, tested = split.train, np.isin(found.section, split.test)
+    deep = int((tested & (found.depth >= settings.min_depth)).sum())
+    test = some(split.test)
+    held_out = f"holds out {test}, {deep:,} spots of {settings.min_depth} counts or more; " if test else ""
+    chosen = f", of which {some(split.validation)} chooses" if split.validation else ""
+    trained = f"trains on {counted(len(train), 'section')}, {_spots(int(np.isin(found.section, train).sum()))}{chosen}"
+    steps = [
+        f"{stage} {epochs} x {len(train) if reads_sections(settings.architecture) else -(-n // settings.batch_size):,}"
+        for stage, (n, epochs) in stages.items()
+    ]
+    return f"{split.name}: {held_out}{trained}" + (f"; epochs x steps: {', '.join(steps)}" if steps else "")
+
+
+def about_time(request: TrainingRequest, n_genes: int, patches: int) -> Iterator[str]:
+    """The size of the network and, if it reads patches alone, the time that its training takes, from a measurement."""
+    settings, device = request.settings, pick_device(request.device)
+    if reads_slides(settings.architecture) or has_bank(settings.architecture):
+        yield "how long it takes to train is not known before its surroundings or its bank are"
+        return
+    rate, n_parameters = training_rate(settings, patch_px_of(request), n_genes, device)
+    state = n_parameters * BYTES_PER_PARAMETER / 1e6
+    yield f"network: {n_parameters / 1e6:,.1f} M parameters; each stage keeps a state of {state:,.0f} MB"
+    took = timedelta(seconds=round(patches / rate))
+    yield (
+        f"{patches:,} patches at most, at {rate:.{int(rate < 10)}f} a second on {device.type}: about {took} of "
+        "training, to which cutting, features and scoring come"
+    )
+
+
+def training_rate(settings: Settings, patch_px: int, n_genes: int, device: torch.device) -> tuple[float, int]:
+    """How many patches per second a network learns from, and how many parameters it has."""
+    network = new_network(settings, patch_px, n_genes).to(device).train()
+    n_parameters = sum(parameter.numel() for parameter in network.parameters())
+    n = settings.batch_size if device.type == "cuda" else min(settings.batch_size, MEASURED_AT_ONCE)
+    shape = patch_shape(patch_px, architecture_views(settings.architecture))
+    patches = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, device=device)
+    optimizer = make_optimiser(network, settings.how, settings.learning_rate, settings.weight_decay)
+    schedule = make_schedule(optimizer, settings.how, settings.learning_rate, 1 << 20, 1)
+    descent = Descent(network, optimizer, schedule, settings.how.clips_gradients)
+    learn = plain_step(lambda z, _index: F.mse_loss(z, torch.zeros_like(z)))
+    descent.step(learn(network, patches, np.arange(n)))  # the first is slower
+    start, done = time.perf_counter(), 0
+    while not done or time.perf_counter() < start + MEASURE_S:
+        descent.step(learn(network, patches, np.arange(n)))
+        done += n
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return done / (time.perf_counter() - start), n_parameters
+
+
+def _spots(n: int) -> str:
+    return counted(n, "spot")

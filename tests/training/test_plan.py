@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from calls import run
+from patch_networks import PATCH_PX
+
+from stpredict.networks import ARCHITECTURES
+from stpredict.training import plan
+
+TINY = {"channels": 12, "depth": 2, "heads": 1, "head_dim": 12, "mixing": "per_level"}
+OPTIONS = (
+    "--arch m2ort-tiny --teach ridge --epochs 2 --unlabelled 40 --teach-patches 60 --batch-size 16 --threads 1 "
+    "--min-depth 1"
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "m2ort-tiny", TINY)
+    monkeypatch.setattr(plan, "MEASURE_S", 0.05)
+
+
+def call(dataset: Path, out: Path, *more: str):
+    return run("train", str(dataset), "-o", str(out), *OPTIONS.split(), *more)
+
+
+def test_what_a_dry_run_says_comes_true_and_it_writes_nothing(small_dataset: Path, tmp_path: Path):
+    out = tmp_path / "deep" / "mine.safetensors"
+    planned = call(small_dataset, out, "--dry-run")
+    assert planned.exit_code == 0, planned.output
+    assert not list(tmp_path.iterdir())
+    lines = planned.stdout.splitlines()
+    assert lines[0].startswith("3 sections of 2 patients, 72 spots")
+    n_bytes = (72 + 39) * PATCH_PX**2 * 3
+    cut = f"patches of {PATCH_PX} px, of 72 spots and 39 unlabelled places"
+    assert lines[2] == f"{cut}: {n_bytes / 1e6:,.0f} MB of disk"
+    parts = {line.partition(":")[0]: line for line in lines if line.startswith(("fold-", "all"))}
+    assert list(parts) == ["fold-1", "fold-2", "all"]
+    assert "holds out A1, A2" in parts["fold-1"]
+    assert "of which A2 chooses" in parts["fold-2"]
+    assert re.search(r"at [\d.]+ a second on cpu: about \d+:\d\d:\d\d of training", lines[-1])
+
+    trained = call(small_dataset, out)
+    assert trained.exit_code == 0, trained.output
+    panel = re.search(r"panel: (\d+) genes", lines[1])
+    assert panel is not None
+    assert f"panel: {panel[1]} genes, measured in all 3 sections" in trained.stderr
+    for part, line in parts.items():
+        told = re.findall(r"(teach|select|train) (\d+) x (\d+)", line.partition("epochs x steps: ")[2])
+        assert {"teach", "train"} <= {stage for stage, _, _ in told}
+        for stage, epochs, steps in told:
+            kept = torch.load(out.with_suffix(".run") / part / f"{stage}.pt", weights_only=True)
+            assert kept["schedule"]["last_epoch"] == kept["epoch"] * int(steps)
+            assert kept["epoch"] <= int(epochs) if stage == "train" else kept["epoch"] == int(epochs)
+    again = call(small_dataset, out, "--dry-run")
+    assert again.stdout.strip() == f"{out}: up to date"
+
+
+def test_a_dry_run_of_what_is_fitted_at_once_has_no_steps(small_dataset: Path, tmp_path: Path):
+    out = tmp_path / "mine.safetensors"
+    planned = run("train", small_dataset, "-o", out, "--arch", "dictionary", "--min-depth", "1", "--dry-run",
+                  "--folds", "none", "--genes-required", "GNAS")  # fmt: skip
+    assert planned.exit_code == 0, planned.output
+    assert "step" not in planned.stdout
+    assert "a second" not in planned.stdout
+    assert planned.stdout.splitlines()[-1] == "all: trains on 3 sections, 72 spots"
+
+
+@pytest.mark.parametrize("wrong", [["--hold-out", "Z9"], ["--folds", "9"], ["--only", "fold-7"], ["--arch", "m3ort"]])
+def test_what_would_be_refused_is_refused(small_dataset: Path, tmp_path: Path, wrong: list[str]):
+    refused = call(small_dataset, tmp_path / "mine.safetensors", *wrong, "--dry-run")
+    assert refused.exit_code == 2
+    assert refused.stdout == ""
+    really = call(small_dataset, tmp_path / "mine.safetensors", *wrong)
+    assert really.stderr == refused.stderr
