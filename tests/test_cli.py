@@ -18,15 +18,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from calls import PROGRAM, run
-from conftest import SLIDE, make_model
+from calls import LIGHT, PROGRAM, run
+from conftest import SLIDE
 from PIL import Image
 from slides_to_try import tiff_pyramid
 from terminal import interrupted_on_a_terminal
 
+import stpredict.engines.compile as compiling
 from stpredict.result.file import read_result
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
+#: With the quick model the first is written soon, and the last long after.
+MANY_SHARDS = ("--pitch", "5", *LIGHT)
 
 
 def test_the_example_of_the_readme(tmp_path: Path):
@@ -96,7 +100,7 @@ def make(kind: str, region: np.ndarray) -> Path:
         ("slide", ["-m", "gone.safetensors"], 2, "no such model file"),
         ("slide", ["-m", "damaged.safetensors"], 2, "damaged"),
         ("slide", ["-m", "renamed.safetensors"], 2, "not a model file"),
-        ("slide", ["-o", "file"], 2, "cannot be made"),
+        ("slide", ["-o", "file"], 2, "is a file, not a folder"),
         ("slide", ["--pitch", "0.1"], 2, "larger than a pixel"),
         ("slide", ["--pitch", "0"], 2, "larger than a pixel"),
         ("slide", ["--pitch", "inf"], 2, "must be finite"),
@@ -171,9 +175,8 @@ def test_a_full_disk_leaves_no_result(tiny_model_path, monkeypatch):
     assert not Path("CMU-1-Small-Region.h5ad").exists()
 
 
-def test_ctrl_c_leaves_no_half_result_and_the_same_command_goes_on(tmp_path: Path):
-    model = make_model(tmp_path / "slow.safetensors")
-    call = [*PROGRAM, "predict", SLIDE, "-m", model, "--pitch", "8", "--engine", "eager", "--threads", "1"]
+def test_ctrl_c_leaves_no_half_result_and_the_same_command_goes_on(quick_model_path: Path, tmp_path: Path):
+    call = [*PROGRAM, "predict", SLIDE, "-m", quick_model_path, *MANY_SHARDS]
     # A shell's background job ignores SIGINT, and so would this program if the tests are one.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=heed) as process:
@@ -203,8 +206,8 @@ def test_ctrl_c_leaves_no_half_result_and_the_same_command_goes_on(tmp_path: Pat
     ("width", "also", "says"),
     [(80, (), "the same command goes on"), (200, ("--overwrite",), "the same command without --overwrite goes on")],
 )
-def test_ctrl_c_wipes_the_progress_of_one_slide_off_the_terminal(tiny_model_path, tmp_path, width, also, says):
-    asked = ("-m", tiny_model_path, "--pitch", "8", "--genes", "GNAS", "--engine", "eager", "--threads", "1", *also)
+def test_ctrl_c_wipes_the_progress_of_one_slide_off_the_terminal(quick_model_path, tmp_path, width, also, says):
+    asked = ("-m", quick_model_path, "--genes", "GNAS", *MANY_SHARDS, *also)
     parts = tmp_path / "CMU-1-Small-Region.h5ad.parts"
     code, lines = interrupted_on_a_terminal(
         [*PROGRAM, "predict", SLIDE, *asked], tmp_path, lambda: bool(list(parts.glob("0*.npy"))), width
@@ -213,9 +216,8 @@ def test_ctrl_c_wipes_the_progress_of_one_slide_off_the_terminal(tiny_model_path
     assert [line for line in lines if line] == [f"stpredict: interrupted; {says} where it stopped."]
 
 
-def test_a_scheduler_that_ends_the_call_is_told_that_it_can_go_on(tmp_path: Path):
-    model = make_model(tmp_path / "slow.safetensors")
-    call = [*PROGRAM, "predict", SLIDE, "-m", model, "--pitch", "8", "--engine", "eager", "--threads", "1"]
+def test_a_scheduler_that_ends_the_call_is_told_that_it_can_go_on(quick_model_path: Path, tmp_path: Path):
+    call = [*PROGRAM, "predict", SLIDE, "-m", quick_model_path, *MANY_SHARDS]
     with subprocess.Popen([*call, "--log-json"], stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
         parts = tmp_path / "CMU-1-Small-Region.h5ad.parts"
         deadline = time.monotonic() + 120
@@ -232,9 +234,9 @@ def test_a_scheduler_that_ends_the_call_is_told_that_it_can_go_on(tmp_path: Path
     assert not list(tmp_path.glob("*.lease"))
 
 
-def test_results_reach_a_pipe_while_progress_is_drawn_on_a_terminal(tiny_model_path, tmp_path):
+def test_results_reach_a_pipe_while_progress_is_drawn_on_a_terminal(quick_model_path, tmp_path):
     controller, terminal = pty.openpty()
-    call = [*PROGRAM, "predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS", "--engine", "eager"]
+    call = [*PROGRAM, "predict", SLIDE, "-m", quick_model_path, "--pitch", "12", "--genes", "GNAS", *LIGHT]
     drawn: list[bytes] = []
 
     def read_terminal() -> None:  # a terminal that nobody reads blocks the program once it is full
@@ -254,13 +256,14 @@ def test_results_reach_a_pipe_while_progress_is_drawn_on_a_terminal(tiny_model_p
     assert output == b"CMU-1-Small-Region.h5ad\n"
 
 
-def test_a_cache_that_cannot_be_made_costs_only_time(tiny_model_path, monkeypatch):
+def test_a_cache_that_cannot_be_made_costs_only_time(quick_model_path, monkeypatch):
     Path("file").touch()
     monkeypatch.setenv("STPREDICT_CACHE", "file/cache")
     done = run(
-        "predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS", "--engine", "openvino", "--precision", "fp32"
+        "predict", SLIDE, "-m", quick_model_path, "--genes", "GNAS", "--engine", "openvino", "--precision", "fp32"
     )
     assert done.exit_code == 0, done.output
+    monkeypatch.setattr("stpredict.commands.doctor.ENGINES", ("eager",))  # the others compile the default model
     assert "nowhere" in run("doctor").stdout
 
 
@@ -296,12 +299,14 @@ def test_models_and_doctor(monkeypatch, tiny_model_path):
         "Research use",
     ):
         assert text in shown
+    monkeypatch.setattr(compiling, "unavailable", lambda _device: "left out")  # else it takes most of a minute
     examined = run("doctor")
     assert examined.exit_code == 0
     for text in (
         "cores:",
         "GPU:",
         "engine eager: available",
+        "engine compile: not available: left out",
         "engine openvino: available",
         "compiled models are kept in",
     ):
@@ -316,7 +321,7 @@ def processor_seconds_of_children() -> float:
 @pytest.mark.parametrize("command", [[], ["predict"], ["render"], ["summary"], ["train"], ["models"]])
 def test_help_answers_at_once(command):
     seconds = []
-    for _ in range(5):
+    for _ in range(3):
         start = processor_seconds_of_children()  # unlike wall time the same while others use the machine
         done = subprocess.run([*PROGRAM, *command, "--help"], capture_output=True, text=True, check=True)
         seconds.append(processor_seconds_of_children() - start)

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from calls import PROGRAM, run
-from conftest import SLIDE, make_model
+from calls import LIGHT, PROGRAM, run
+from conftest import SLIDE
 from slides_to_try import tiff_pyramid
 
 import stpredict.batch.progress as progress
@@ -25,7 +25,7 @@ from stpredict.console import json_lines
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 OF_A_SLIDE = {"slide", "output"}
-#: What README says that each event holds; a message may stand beside it.
+#: What docs/predict.md says that each event holds; a message may stand beside it.
 SCHEMA = {
     "note": set(),
     "warning": set(),
@@ -168,9 +168,8 @@ def test_no_bar_is_drawn_among_the_events(monkeypatch, capsys):
     assert (event["event"], event["slide"], event["done"], event["spots"]) == ("progress", "a.svs", 3, 9)
 
 
-def test_ctrl_c_is_the_last_event(tmp_path):
-    model = make_model(tmp_path / "slow.safetensors")
-    call = [*PROGRAM, "predict", SLIDE, "-m", model, "--pitch", "8", "--engine", "eager", "--threads", "1"]
+def test_ctrl_c_is_the_last_event(quick_model_path):
+    call = [*PROGRAM, "predict", SLIDE, "-m", quick_model_path, "--pitch", "5", *LIGHT]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen([*call, "--log-json"], stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         deadline = time.monotonic() + 120

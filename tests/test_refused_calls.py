@@ -66,9 +66,14 @@ MODEL = ("evaluate", "tiny.safetensors")
 IMPORT = ("models", "import", TINY_CHECKPOINT, "--head-dim", "16", "--mpp", "0.5")
 
 REFUSED = [
-    (("predict", "gone.svs", *PREDICT), 2, "gone.svs: no such file"),
+    (("predict", "gone.svs", *PREDICT), 2, "gone.svs: no such file or folder"),
+    (("predict", "https://example.org/s.svs", *PREDICT), 2, "a web address, and nothing is downloaded"),
+    (("predict", "s.svs", *PREDICT, "-o", "new.h5ad"), 2, "-o new.h5ad: names a folder"),
+    (("predict", "s.svs", *PREDICT, "-o", "file/new"), 2, "-o file/new: file is a file, not a folder"),
+    (("s.svs",), 2, "to predict a slide, run `stpredict predict s.svs`"),
+    (("genes", ""), 2, "a gene's name is empty"),
     (("predict", "gone.svs", "gone2.svs", *PREDICT), 2, "2 of 2 slides failed"),
-    (("predict", "s.svs", *PREDICT, "GNAS"), 2, "GNAS: no slide, but a gene of tiny"),
+    (("predict", "s.svs", *PREDICT, "GNAS"), 2, "GNAS: a gene of tiny, not a slide"),
     (("predict", "nompp.tif", *PREDICT), 2, "give it with --mpp"),
     (("predict", "nompp.tif", "nompp2.tif", *PREDICT), 2, "2 of 2 slides failed"),
     (("predict", "text.svs", *PREDICT), 1, "not a slide"),
@@ -85,10 +90,10 @@ REFUSED = [
     (("predict", "s.svs", "text.svs", *PREDICT, "--mask", "notimage.png"), 2, "--mask notimage.png"),
     (("predict", "s.svs", *PREDICT, "--mask", "square.png"), 2, "do not have the proportions of s.svs"),
     (("predict", "s.svs", *PREDICT, "--mask", "notimage.png", "--dry-run"), 2, "--mask notimage.png"),
-    (("predict", "s.svs", *PREDICT, "--mask-origin", "bounds"), 2, "of --mask begin, which is not given"),
+    (("predict", "s.svs", *PREDICT, "--mask-origin", "bounds"), 2, "of --mask begin; give --mask, too"),
     (("predict", "s.svs", *PREDICT, "--spots", "gone.csv"), 2, "gone.csv: cannot be read"),
     (("predict", "s.svs", *PREDICT, "--spots", "bad.csv"), 2, "needs a header line with the columns x and y"),
-    (("predict", "s.svs", *PREDICT, "--spots", "outside.csv"), 2, "1 of 1 spots lie outside the slide"),
+    (("predict", "s.svs", *PREDICT, "--spots", "outside.csv"), 2, "1 of 1 spot outside the slide"),
     (("predict", "s.svs", *PREDICT, "--engine", "eager", "--precision", "int8"), 2, "for int8 there is openvino"),
     (("predict", "s.svs", *PREDICT, "-o", "n" * 300), 2, "cannot be made (File name too long)"),
     (("render", "gone.h5ad", *DRAW), 2, "gone.h5ad: no such file"),
@@ -130,7 +135,7 @@ REFUSED = [
     (("evaluate", "gone.h5ad", "her2st", *DRAW), 2, "gone.h5ad: no such file"),
     ((*MODEL, "gone", *DRAW), 2, "gone: no such file or folder"),
     ((*MODEL, "her2st", *DRAW, "--min-depth", "100000"), 2, "no spot has counts enough"),
-    ((*MODEL, "her2st", *DRAW, "--protocol", "x"), 2, "--protocol: evaluate has hest"),
+    ((*MODEL, "her2st", *DRAW, "--protocol", "x"), 2, "--protocol: evaluate has only hest"),
     (("evaluate", "dictionary-her2st", "her2st", *DRAW), 2, "was trained on patients of these names (A, B)"),
     (("evaluate", "r.h5ad", "her2st", *DRAW), 2, "no section is called r (A1, A2, B1)"),
     (("summary", "gone.h5ad", "gone2.h5ad", "-o", "new/deep/c.csv"), 2, "2 of 2 results failed"),
@@ -138,7 +143,7 @@ REFUSED = [
     (("summary", "r.h5ad", "-o", "empty"), 2, "-o empty: is a folder; name a CSV file."),
     (("summary", "r.h5ad", "-o", "empty", "--overwrite"), 2, "-o empty: is a folder; name a CSV file."),
     (("summary", "r.h5ad", "--regions", "bad.geojson", "-o", "new/deep/c.csv"), 2, "not a GeoJSON file of areas"),
-    (("summary", "r.h5ad", "--origin", "bounds", "-o", "new/deep/c.csv"), 2, "of --regions begin, which are not given"),
+    (("summary", "r.h5ad", "--origin", "bounds", "-o", "new/deep/c.csv"), 2, "of --regions begin; give --regions, too"),
     ((*IMPORT, "--genes", "genes.txt", "-o", "new/deep/m.safetensors"), 2, "predicts 7 genes, but 2 are named"),
     ((*IMPORT, "--genes", "genes.txt", "-o", "new/deep/m.bin"), 2, "ends in .safetensors"),
 ]
@@ -155,6 +160,10 @@ def test_a_call_that_cannot_work_says_why_and_leaves_nothing(inputs, call, code,
     assert done.stdout == ""
     assert "unexpected" not in done.stderr
     assert sorted(inputs.rglob("*")) == before
+
+
+def test_a_slide_that_is_refused_is_told_before_how_well_genes_are_predicted():
+    assert run("predict", "text.svs", *PREDICT).stderr.startswith("stpredict: text.svs: not a slide")
 
 
 @pytest.mark.parametrize("call", [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from stpredict.cli.options import JsonOption
 from stpredict.cli.program import app, command
 
 
 @command(app, "doctor")
-def doctor() -> None:
-    """Say what this machine can do, and why not what it can't."""
-    from stpredict.commands.doctor import examine
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what this machine can do, and why it cannot do the rest."""
+    from stpredict.commands.doctor import doctor_command
 
-    for line in examine():
-        print(line, flush=True)
+    doctor_command(as_json)

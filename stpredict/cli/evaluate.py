@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from stpredict.cli.options import EngineOption, Out, Overwrite, PrecisionOption, Threads, refuse, refuse_with_protocol
+from stpredict.cli.options import (
+    EngineOption,
+    JsonOption,
+    Orthologs,
+    Out,
+    Overwrite,
+    PrecisionOption,
+    SkipBroken,
+    Species,
+    Threads,
+    Where,
+    refuse,
+    refuse_with_protocol,
+)
 from stpredict.cli.program import app, command
 from stpredict.errors import UsageError
 from stpredict.evaluation import MIN_DEPTH
@@ -25,21 +38,26 @@ def evaluate(
     out: Out = Path(),
     min_depth: Annotated[int, typer.Option(min=1, help="Leave out spots with fewer counts.")] = MIN_DEPTH,
     allow_patient_leak: Annotated[
-        bool, typer.Option("--allow-patient-leak", help="Score patients that the model was trained on, too.")
+        bool, typer.Option("--allow-patient-leak", help="Also score patients that the model was trained on.")
     ] = False,
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="hest: score a model's features as HEST-Bench does, a table of its own.", show_default="none"
+            help="hest: score the model's features as HEST-Bench does, in a table of its own.", show_default="none"
         ),
     ] = None,
+    where: Where = None,
+    species: Species = None,
+    orthologs: Orthologs = None,
+    skip_broken: SkipBroken = False,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Threads = None,
     overwrite: Overwrite = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Score a model or a result on measured sections, always beside baselines that never look at the image.
+    """Score a model or a result on measured sections, always beside baselines, most of which never look at the image.
 
     Example: stpredict evaluate m2ort-small-her2st visium/
     """
@@ -56,4 +74,8 @@ def evaluate(
     if "," in device or device == "cuda:all":
         raise UsageError(f"--device {device}: evaluate uses one device; name it.")
     request = EngineRequest(engine, precision, device, threads=threads or usable_cores())
-    evaluate_command(what, dataset, out, request, min_depth, allow_patient_leak, protocol, overwrite)
+    left_out = evaluate_command(
+        what, dataset, out, request, min_depth, allow_patient_leak, protocol, overwrite, as_json,
+        where=where, species=species, orthologs=orthologs, skip_broken=skip_broken,
+    )  # fmt: skip
+    raise typer.Exit(int(left_out))

@@ -52,10 +52,11 @@ def predict(
     min_tissue: MinTissue = 0.25,
     mask: Annotated[
         Path | None,
-        typer.Option(help="Predict only within: GeoJSON areas in level-0 pixels, or an image, not black there."),
+        typer.Option(help="Predict only within: GeoJSON areas in level-0 pixels, or an image that is black outside."),
     ] = None,
     mask_origin: Annotated[
-        str, typer.Option(help="Where the mask begins: slide, or bounds as QuPath crops slides that have them.")
+        str,
+        typer.Option(help="Where the mask's coordinates begin: slide; or bounds, if QuPath crops the slide to them."),
     ] = "slide",
     mpp: MppOption = None,
     allow_upsampling: Upsampling = False,
@@ -64,6 +65,14 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or several GPUs: cuda:0,cuda:1 or cuda:all.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=0, max=1024, help="Spots per batch; 0 lets the engine choose.")] = 0,
     threads: Threads = None,
+    relative: Annotated[
+        bool,
+        typer.Option(
+            "--relative",
+            help="Add a layer of each gene relative to its own distribution, in training or on the slide: genes of one "
+            "spot cannot be ranked by expression.",
+        ),
+    ] = False,
     tta: Annotated[
         bool,
         typer.Option(
@@ -74,27 +83,31 @@ def predict(
     ] = False,
     render: Annotated[bool, typer.Option("--render", help="Also draw heatmaps and overlays.")] = False,
     overwrite: Overwrite = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done: spots, time, disk.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing; say how many spots, how much time and disk it would take.")
+    ] = False,
     anonymous: Annotated[
         Path | None,
         typer.Option(
             metavar="TABLE.csv",
-            help="Call slides by salted hashes in all output; this table, for you alone to read, says which is which.",
+            help="Call slides by salted hashes in all output; this table, readable by you alone, says which is which.",
         ),
     ] = None,
     cluster: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Have the workers of a dask scheduler predict, as tcp://host:8786."),
+        typer.Option(
+            metavar="ADDRESS", help="Let the workers of a dask scheduler predict, for example tcp://host:8786."
+        ),
     ] = None,
     exclude: Exclude = None,
     strict: Annotated[
         bool,
         typer.Option(
-            "--strict", help="End with exit code 1 if a result is not to be trusted, which is written as ever."
+            "--strict", help="End with exit code 1 if a result is not to be trusted; it is written all the same."
         ),
     ] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say where each slide's time went.")] = False,
-    log_json: Annotated[  # noqa: ARG001 (`command` looks at it)
+    log_json: Annotated[  # noqa: ARG001 (`command` reads it)
         bool, typer.Option(LOG_JSON, help="Log JSON, an object per line, for schedulers.")
     ] = False,
 ) -> None:
@@ -106,10 +119,15 @@ def predict(
     from stpredict.engines.engine import EngineRequest
     from stpredict.prediction.request import Request
 
+    if out.suffix in (".h5ad", ".h5") and not out.is_dir():
+        raise UsageError(
+            f"-o {out}: names a folder, whose results are called after their slides; leave {out.suffix} out."
+        )
     request = Request(
         genes=parse_genes(genes), pitch_um=pitch, layout=parse_layout(layout), spots_file=spots, min_tissue=min_tissue,
         mask=mask, mask_origin=one_of("--mask-origin", mask_origin, ("slide", "bounds")), mpp=mpp,
-        allow_upsampling=allow_upsampling, tta=tta, overwrite_before=time.time() if overwrite else 0.0,
+        allow_upsampling=allow_upsampling, relative=relative, tta=tta,
+        overwrite_before=time.time() if overwrite else 0.0,
         engine=EngineRequest(engine, precision, device, batch_size, threads or (0 if cluster else usable_cores())),
     )  # fmt: skip
     if cluster and ("," in device or device == "cuda:all"):

@@ -13,7 +13,7 @@ from stpredict.cli.program import app, command
 from stpredict.errors import UsageError
 
 DEFAULT_STYLES = "heatmap,overlay"
-#: The styles that options are for; the others are for all.
+#: The styles that use an option. All styles use the options that are not listed.
 USED_BY = {
     "--slide": ("overlay", "report"),
     "--cmap": ("heatmap", "overlay", "report"),
@@ -38,7 +38,7 @@ def render(
     style: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of heatmap, overlay, channels, spots, pca, report and csv, separated by commas.",
+            help="What to draw, separated by commas: heatmap, overlay, channels, spots, pca, report, csv.",
             show_default=DEFAULT_STYLES,
         ),
     ] = None,
@@ -47,7 +47,7 @@ def render(
     cmap: Annotated[
         str,
         typer.Option(
-            help="Heatmap, overlay and report: viridis, cividis, magma, inferno, plasma, mako, rocket or batlow."
+            help="Colour map, also of the report: viridis, cividis, magma, inferno, plasma, mako, rocket or batlow."
         ),
     ] = "viridis",
     scale: Annotated[
@@ -55,19 +55,19 @@ def render(
     ] = "card",
     scale_from: Annotated[
         list[Path] | None,
-        typer.Option(help="A result, or a folder of them, to take one range for all slides from; can be repeated."),
+        typer.Option(help="Take one range for all slides from this result, or folder of results; can be repeated."),
     ] = None,
     vmin: Annotated[float | None, typer.Option(help="Value of the first colour.")] = None,
     vmax: Annotated[float | None, typer.Option(help="Value of the last colour.")] = None,
-    opacity: Annotated[float, typer.Option(help="Of the map over the slide, above 0 and at most 1.")] = 0.5,
+    opacity: Annotated[float, typer.Option(help="Opacity of the map over the slide, above 0 and at most 1.")] = 0.5,
     smooth: Annotated[
         bool, typer.Option("--smooth", help="Heatmap, overlay and pca: interpolate between spots.")
     ] = False,
     downsample: Annotated[
-        float, typer.Option(help="TIFFs: slide pixels per pixel of the picture, whose um per pixel stay right.")
+        float, typer.Option(help="Slide pixels per pixel of a TIFF, which states its um per pixel accordingly.")
     ] = 1.0,
     origin: Annotated[
-        str, typer.Option(help="Where coordinates begin: slide, or bounds as QuPath crops slides that have them.")
+        str, typer.Option(help="Where coordinates begin: slide; or bounds, if QuPath crops the slide to them.")
     ] = "slide",
     gzip: Annotated[bool, typer.Option("--gzip", help="Compress the spots' GeoJSON.")] = False,
     exclude: Exclude = None,
@@ -112,7 +112,7 @@ def render(
 
 
 def refuse_unused(styles: Sequence[str], given: dict[str, bool]) -> None:
-    """Raises UsageError for an option that was `given` and that none of the styles makes use of."""
+    """Raises UsageError for an option that was `given` although no style uses it."""
     for option, was_given in given.items():
         if was_given and not set(USED_BY[option]) & set(styles):
-            raise UsageError(f"{option}: for {', '.join(USED_BY[option])}, and --style names {', '.join(styles)}.")
+            raise UsageError(f"{option}: only for {', '.join(USED_BY[option])}; --style names {', '.join(styles)}.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stpredict.cli.options import Exclude, one_of, parse_exclude
+from stpredict.cli.options import Exclude, JsonOption, one_of, parse_exclude, parse_genes
 from stpredict.cli.program import app, command
 from stpredict.errors import UsageError
 
@@ -19,10 +19,11 @@ def summary(
     ],
     out: Annotated[
         Path,
-        typer.Option(
-            "-o", "--out", help="CSV file to write; without it the table itself is printed.", show_default=False
-        ),
+        typer.Option("-o", "--out", help="CSV file to write. Without it, the table is printed.", show_default=False),
     ] = Path("-"),
+    genes: Annotated[
+        list[str] | None, typer.Option("--genes", help="Genes, separated by commas.", show_default="all")
+    ] = None,
     regions: Annotated[
         Path | None,
         typer.Option(
@@ -31,10 +32,12 @@ def summary(
         ),
     ] = None,
     origin: Annotated[
-        str, typer.Option(help="Where the regions' coordinates begin: slide, or bounds as QuPath crops slides.")
+        str,
+        typer.Option(help="Where the regions' coordinates begin: slide; or bounds, if QuPath crops the slide to them."),
     ] = "slide",
     exclude: Exclude = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Summarise a cohort as CSV: per slide, and per region, each gene's mean and percentiles.
 
@@ -45,5 +48,9 @@ def summary(
 
     chosen = one_of("--origin", origin, ORIGINS)
     if chosen != ORIGINS[0] and regions is None:
-        raise UsageError("--origin: says where the coordinates of --regions begin, which are not given.")
-    raise typer.Exit(summary_command(results, regions, chosen, out, overwrite, parse_exclude(exclude)))
+        raise UsageError("--origin: says where the coordinates of --regions begin; give --regions, too.")
+    if as_json and str(out) != "-":
+        raise UsageError("--json: prints the table; leave --out, which names a CSV file, out.")
+    raise typer.Exit(
+        summary_command(results, regions, chosen, out, overwrite, parse_exclude(exclude), parse_genes(genes), as_json)
+    )

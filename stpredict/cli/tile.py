@@ -14,12 +14,16 @@ from stpredict.cli.options import (
     MinTissue,
     ModelOption,
     MppOption,
+    Orthologs,
     Out,
     Overwrite,
     Pitch,
+    SkipBroken,
+    Species,
     SpotsFile,
     Threads,
     Upsampling,
+    Where,
     demand_positive,
     parse_layout,
     refuse,
@@ -45,9 +49,13 @@ def tile(
     allow_upsampling: Upsampling = False,
     patches: Annotated[bool, typer.Option("--patches", help="Also write the patches of a slide's grid.")] = False,
     unlabelled: Annotated[
-        int, typer.Option(min=0, help="Further patches of a data set, at random places of its tissue.")
+        int, typer.Option(min=0, help="How many further patches of a data set to cut, at random places of its tissue.")
     ] = 0,
     bin_um: BinUm = None,
+    where: Where = None,
+    species: Species = None,
+    orthologs: Orthologs = None,
+    skip_broken: SkipBroken = False,
     overwrite: Overwrite = False,
     threads: Threads = None,
 ) -> None:
@@ -64,11 +72,15 @@ def tile(
         "--min-tissue": min_tissue != Request.min_tissue, "--allow-upsampling": allow_upsampling, "--patches": patches,
     })  # fmt: skip
     refuse(not all(is_folder(path) for path in inputs), "a slide has no measured spots", {
-        "--unlabelled": unlabelled > 0, "--bin-um": bin_um is not None,
+        "--unlabelled": unlabelled > 0, "--bin-um": bin_um is not None, "--where": where is not None,
+        "--species": species is not None, "--orthologs": orthologs is not None, "--skip-broken": skip_broken,
     })  # fmt: skip
     demand_positive({"--bin-um": bin_um})
     request = Request(
         pitch_um=pitch, layout=parse_layout(layout), spots_file=spots, min_tissue=min_tissue, mpp=mpp,
         allow_upsampling=allow_upsampling, engine=EngineRequest(threads=threads or usable_cores()),
     )  # fmt: skip
-    raise typer.Exit(tile_command(inputs, model, request, out, patches, unlabelled, bin_um, overwrite))
+    raise typer.Exit(tile_command(
+        inputs, model, request, out, patches, unlabelled, bin_um, overwrite,
+        where=where, species=species, orthologs=orthologs, skip_broken=skip_broken,
+    ))  # fmt: skip

@@ -1,4 +1,4 @@
-"""What each command does with all that it was given: inputs one after the other, what is printed, exit codes.
+"""The work of each command: take its inputs one after the other, print what comes of them, choose the exit code.
 
 A file per command. It may import every room but `cli`, whose options and help texts call it.
 """

@@ -10,9 +10,12 @@ from typing import NamedTuple
 from stpredict.console import Report, log, report
 from stpredict.errors import ResultError, StpredictError, UsageError
 
+#: Exit code if nothing failed, but other calls are still at some inputs (EX_TEMPFAIL of sysexits.h).
+LEFT_TO_ANOTHER = 75
+
 
 class Failure(NamedTuple):
-    """An input that failed, why, and whether that is the caller's to mend."""
+    """An input that failed, why it failed, and whether the caller can mend that."""
 
     input: Path
     reason: str
@@ -25,9 +28,9 @@ def for_each(
     alone: bool | None = None,
     tell: Report = report,
 ) -> list[Failure]:
-    """Print what comes of each input, and tell why if one fails, which costs only itself.
+    """Print what comes of each input. An input that fails costs only itself; the reason is reported.
 
-    Raises the error of one that is `alone` if it is the caller's to mend.
+    Raises the error of an input that is `alone` if the caller can mend it.
     """
     alone = len(inputs) == 1 if alone is None else alone
     failures: list[Failure] = []
@@ -54,7 +57,7 @@ def for_each(
 
 
 def unread(folders: Mapping[Path, str]) -> list[Failure]:
-    """Tell which folders could not be searched, each with the reason. Returns them as failures."""
+    """Report the folders that could not be searched, each with the reason. Returns them as failures."""
     failures = [Failure(path, f"{path}: {reason}.") for path, reason in folders.items()]
     for failure in failures:
         log("warning", f"stpredict: {failure.reason}")
@@ -69,7 +72,7 @@ def sum_up(failures: Sequence[Failure], total: int, what: str) -> int:
 
 
 def exit_code(failures: Sequence[Failure], total: int) -> int:
-    """That of a call whose inputs failed: one that could not have worked for any of them is the caller's to mend."""
+    """The exit code after some inputs failed: 2 if all did and the caller can mend each, 1 for other failures, or 0."""
     if len(failures) >= total > 0 and all(failure.remediable for failure in failures):
         return UsageError.exit_code
     return ResultError.exit_code if failures else 0

@@ -16,20 +16,20 @@ import numpy as np
 from stpredict.batch.jobs import Anonymity, Outcome, find_jobs
 from stpredict.batch.processes import Work
 from stpredict.batch.progress import Watch, watching
-from stpredict.commands.inputs import Failure, exit_code, for_each, table_of_failures, unread
+from stpredict.commands.inputs import LEFT_TO_ANOTHER, Failure, exit_code, for_each, table_of_failures, unread
 from stpredict.commands.render import render_one
 from stpredict.console import log, report
-from stpredict.errors import MaskError, RegionsError, StpredictError, UsageError
+from stpredict.errors import MaskError, RegionsError, StpredictError, UsageError, counted
 from stpredict.model.file import Model, find_model, load_model
 from stpredict.model.reliability import reliable_genes
 from stpredict.prediction.job import Job
 from stpredict.prediction.request import Request, check_request, folders_of_results, warn_of_unpredicted_genes
 from stpredict.storage.files import atomic_path
 
-#: What `--genes` may say instead of names.
-RELIABLE = "reliable"
-#: Exit code where all is well but for slides that other calls are at (EX_TEMPFAIL of sysexits.h).
-LEFT_TO_ANOTHER = 75
+#: Words that `--genes` takes instead of names.
+RELIABLE, ALL = "reliable", "all"
+#: A model with more genes than this predicts all of them only on request.
+MAX_GENES_UNASKED = 2000
 FAILURE_COLUMNS = ("slide", "reason")
 
 
@@ -39,9 +39,9 @@ def predict_command(
 ) -> int:  # fmt: skip
     """Predict slides and print the results' paths. Returns the exit code.
 
-    Where there are several, those that failed are also listed in OUT/failures.csv. With `anonymous`, a table, the
-    slides' names are in that alone. With `cluster`, a scheduler's address, its workers predict them. With `strict`,
-    results that are not to be trusted make the exit code 1.
+    If several slides are given, OUT/failures.csv also lists those that failed. `anonymous` is a table, and the only
+    output with the slides' names. `cluster` is the address of a scheduler, whose workers predict the slides. With
+    `strict`, the exit code is 1 if a result is not to be trusted.
     """
     start = time.monotonic()
     model = load_model(find_model(model_name))
@@ -79,7 +79,7 @@ def predict_command(
 def predicted(
     jobs: Sequence[Job], model: Model, request: Request, cluster: str | None, watch: Watch
 ) -> Generator[Outcome, None, None]:
-    """Predict slides: on a cluster, or several GPUs, or many in child processes, which they may end, or one here."""
+    """Predict slides on a cluster, on several GPUs, in child processes if they are many, or here if it is only one."""
 
     def progress(job: Job, done: int, total: int) -> None:
         watch.progress(str(job.shown), done, total)
@@ -126,7 +126,7 @@ def plan_command(
     jobs = find_jobs(slides, out, report, Anonymity(anonymous, keep=False) if anonymous else None, exclude, unreadable)
     check_masks_of(jobs, request)
     if anonymous and not anonymous.exists():
-        report(f"{anonymous} is not there yet: the slides' names below are not those that the prediction will make")
+        report(f"{anonymous} does not exist yet: the prediction will make other names than those below")
     failures = unread(unreadable)
     count = Counter({"unreadable": len(unreadable)})
     total = np.zeros(3)
@@ -145,12 +145,12 @@ def plan_command(
         total += (plan.n_spots, seconds, plan.n_bytes)
         print(f"{job.shown} -> {job.result}: {describe_plan(plan.n_spots, seconds, plan.n_bytes)}")
     if len(jobs) > 1:
-        print(f"{len(jobs) - count['failed']} slides: {describe_plan(*total)}")
+        print(f"{counted(len(jobs) - count['failed'], 'slide')}: {describe_plan(*total)}")
     return sum_up_slides(failures, count, len(jobs), time.monotonic() - start)
 
 
 def log_outcome(outcome: Outcome, verbose: bool) -> None:
-    """Tell what became of a slide; people hear of one that went well only if they want to."""
+    """Log what became of a slide. For people, a success is logged only if `verbose`."""
     job = outcome.job
     if outcome.status == "failed":
         log("slide-failed", f"stpredict: {outcome.error}", **job.facts)
@@ -165,7 +165,7 @@ def log_outcome(outcome: Outcome, verbose: bool) -> None:
 
 
 def tell_doubts(job: Job) -> bool:
-    """Tell why a result is not to be trusted, whoever wrote it. Returns whether there is a reason."""
+    """Log why a result is not to be trusted, whichever call wrote it. Returns whether there is a reason."""
     from stpredict.prediction.doubts import doubts  # slow to import
     from stpredict.result.file import read_provenance
 
@@ -176,7 +176,7 @@ def tell_doubts(job: Job) -> bool:
 
 
 def draw_pictures(job: Job, overwrite: bool, alone: bool) -> list[Failure]:
-    """Draw a result beside itself and print the pictures' paths. Returns why that failed, if it did."""
+    """Draw pictures beside a result and print their paths. Returns the failures."""
     from stpredict.rendering.styles import RenderRequest
 
     def draw(result: Path) -> Iterator[Path]:
@@ -193,7 +193,7 @@ def draw_pictures(job: Job, overwrite: bool, alone: bool) -> list[Failure]:
 
 
 def sum_up_slides(failures: Sequence[Failure], count: Counter[str], n_slides: int, seconds: float) -> int:
-    """Tell how many slides were done, and what failed, also folders. Returns the exit code."""
+    """Log how many slides were done, and which slides and folders failed. Returns the exit code."""
     total, what = n_slides + count["unreadable"], "slides and folders" if count["unreadable"] else "slides"
     code = exit_code(failures, total) or int(count["doubtful"] > 0) or (LEFT_TO_ANOTHER if count["elsewhere"] else 0)
     log(
@@ -206,49 +206,59 @@ def sum_up_slides(failures: Sequence[Failure], count: Counter[str], n_slides: in
 
 
 def chosen_genes(genes: Sequence[str], model: Model) -> Sequence[str]:
-    """The genes asked for; for the word `reliable`, those that the model's card calls so.
+    """The genes asked for; for the word `reliable`, the reliable genes of the model's card; for all genes, none.
 
-    Raises UsageError if there are none, or the card does not say.
+    Raises UsageError if no gene is reliable, the card does not say, or a large model would predict all genes unasked.
     """
+    if list(genes) == [ALL] and ALL not in model.panel:
+        return ()
+    if not genes and len(model.panel) > MAX_GENES_UNASKED:
+        n, size = len(model.panel), len(model.panel) * 10_000 * 4 / 1e9
+        raise UsageError(
+            f"{model.name} predicts {n:,} genes, {size:.1f} GB for 10,000 spots; name those you want with "
+            f"--genes A,B, or say --genes {ALL}."
+        )
     if list(genes) != [RELIABLE]:
         return genes
     reliable = reliable_genes(model.card)
     if reliable is None:
-        raise UsageError(f"--genes {RELIABLE}: the card of {model.name} does not say which are; name genes.")
+        raise UsageError(f"--genes {RELIABLE}: the card of {model.name} does not say which are reliable; name genes.")
     if not reliable:
-        raise UsageError(f"--genes {RELIABLE}: none of {model.name} is: none beat ridge with an interval above 0.")
+        raise UsageError(
+            f"--genes {RELIABLE}: no gene of {model.name} has an interval above 0 and beats ridge; name genes."
+        )
     return reliable
 
 
 def refuse_genes_as_slides(slides: Sequence[str], model: Model) -> None:
-    """Raise UsageError for a slide that is none but a gene, as of `--genes GNAS DDX5`."""
+    """Raise UsageError for a gene in a slide's place, as in `--genes GNAS DDX5`."""
     for name in slides:
         if name in model.panel and not Path(name).exists():
-            raise UsageError(f"{name}: no slide, but a gene of {model.name}; genes are named as in --genes A,B.")
+            raise UsageError(f"{name}: a gene of {model.name}, not a slide; name genes with --genes A,B.")
 
 
 def check_mask(request: Request, anonymous: bool = False) -> None:
-    """Raise UsageError for a mask, of all slides, that cannot be read."""
+    """Raise UsageError if the mask that all slides share cannot be read."""
     if request.mask:
         from stpredict.slides.mask import read_mask  # slow to import
 
         try:
-            mask = str(request.mask)  # which may be called after a patient
+            mask = str(request.mask)  # it may bear a patient's name
             read_mask(request.mask, lambda line: report(line.replace(mask, "the mask") if anonymous else line))
         except (MaskError, RegionsError) as error:
             raise UsageError(f"--mask {error}") from error
 
 
 def check_masks_of(jobs: Sequence[Job], request: Request) -> None:
-    """Raise UsageError where slides' masks would have no effect, or no slide has one whose origin was told."""
+    """Raise UsageError if slides' masks would have no effect, or a mask's origin was given without a mask."""
     if request.spots_file and any(job.mask for job in jobs):
         raise UsageError("a list's masks choose among the spots of a lattice; those of --spots are all predicted.")
     if request.mask_origin != Request.mask_origin and not request.mask and not any(job.mask for job in jobs):
-        raise UsageError("--mask-origin: says where the coordinates of --mask begin, which is not given.")
+        raise UsageError("--mask-origin: says where the coordinates of --mask begin; give --mask, too.")
 
 
 def failure_of(job: Job, error: StpredictError | None) -> Failure:
-    """A slide that failed, as a list of failures has it."""
+    """A slide that failed, as an entry in a list of failures."""
     return Failure(job.shown, str(error), error is not None and error.remediable)
 
 
@@ -264,10 +274,10 @@ def refuse_many_pictures(genes: Sequence[str], model: Model) -> None:
 
 
 def describe_plan(n_spots: float, seconds: float, n_bytes: float) -> str:
-    """Spots, and about how long and how much room they take."""
+    """The number of spots, and about how much time and disk space they take."""
     minutes, hours = seconds / 60, seconds / 3600
     took = f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
-    return f"{n_spots:,.0f} spots, about {took}, up to {math.ceil(n_bytes / 1e6):,} MB"
+    return f"{counted(round(n_spots), 'spot')}, about {took}, up to {math.ceil(n_bytes / 1e6):,} MB"
 
 
 def describe_timings(outcome: Outcome) -> str:
@@ -280,19 +290,19 @@ def describe_timings(outcome: Outcome) -> str:
     )
     shares = ", ".join(f"{stage.replace('_', ' ')} {seconds[stage] / flow:.0%}" for stage in waits)
     rate = outcome.n_spots / (flow + seconds.get("surroundings", 0.0))
-    found = f"{outcome.job.shown.name}: {outcome.n_spots} spots, {rate:.{int(rate < 1)}f} a second"
+    found = f"{outcome.job.shown.name}: {counted(outcome.n_spots, 'spot')}, {rate:.{int(rate < 1)}f} a second"
     return f"{found}; {stages}; of the reading and inference {shares}"
 
 
 def is_wait(stage: str) -> bool:
-    """Whether it is part of another stage, which it says the reason of."""
+    """Is this stage part of another one, and says why that one waited?"""
     return stage.startswith(("waiting", "filling"))
 
 
 def list_failures(failures: Sequence[Failure], slides: Sequence[Path], path: Path) -> None:
-    """Replace what a list of failures says of some slides; remove it when it says nothing any more.
+    """Replace some slides' lines in a list of failures; remove the list when it is empty.
 
-    A file of this name that is no such list is left alone.
+    A file of this name that is not such a list stays as it is.
     """
     rows = {str(slide): reason for slide, reason, _ in failures}
     if not rows and not path.exists():

@@ -28,7 +28,7 @@ def render_command(
     from stpredict.result.file import read_provenance
 
     unreadable: dict[Path, str] = {}
-    places = _places(results, out, exclude, unreadable)
+    places = output_places(results, out, exclude, unreadable)
     if request.slide and len(places) > 1:
         raise UsageError("--slide names one slide; render its result alone.")
     if request.slide and not request.slide.is_file():
@@ -50,12 +50,12 @@ def render_command(
     return sum_up(failures, len(places) + len(unreadable), "results")
 
 
-def _places(
+def output_places(
     results: Sequence[Path], out: Path, exclude: Sequence[str], unreadable: dict[Path, str]
 ) -> dict[Path, Path]:
-    """The folder that each result is drawn into: `out`, or that of the same name in it for those found in folders.
+    """The folder for each result's pictures: `out`, and for a result in a subfolder the same subfolder of `out`.
 
-    In these, what a pattern excludes is passed over; those that cannot be read are added to `unreadable`.
+    Skips results in folders that a pattern excludes, and adds folders that cannot be read to `unreadable`.
     Raises UsageError for a folder without results.
     """
     from stpredict.result.folder import results_in
@@ -78,10 +78,10 @@ def render_one(request: RenderRequest, out: Path, path: Path) -> Iterator[Path]:
 
 
 def _read_cohort(paths: Sequence[Path], drawn: Collection[Path]) -> Cohort:
-    """The results among `paths`, and those in the folders among them and all below that can be read, each slide once.
+    """The results among `paths`, and all readable results in the folders among them and below; each slide once.
 
-    Of several of one slide, one that is `drawn` counts. Raises UsageError if there are none, or one that was named
-    cannot be read.
+    Of several results of one slide, one that is `drawn` counts. Raises UsageError if there is no result, or a result
+    that was named cannot be read.
     """
     from stpredict.rendering.colour import Cohort
     from stpredict.result.file import read_result

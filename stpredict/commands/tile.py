@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from stpredict.commands.inputs import for_each, needs_training_extra, sum_up
 from stpredict.console import report
@@ -16,14 +17,18 @@ from stpredict.storage.files import demand_new, is_folder, output_folders
 
 def tile_command(
     inputs: Sequence[Path], model_name: str, request: Request, out: Path, patches: bool, unlabelled: int,
-    bin_um: float | None, overwrite: bool,
+    bin_um: float | None, overwrite: bool, **of_sections: Any,
 ) -> int:  # fmt: skip
-    """Write grids of slides and tiles of data sets, and print their paths. Returns the exit code."""
+    """Write grids of slides and tiles of data sets, and print their paths. Returns the exit code.
+
+    `of_sections` are fields of `Reading`. A table names the sections that were left out, if any were.
+    """
     from stpredict.prediction.tiling import tile_slide
 
     model = load_model(find_model(model_name))
     check_request(model, request)
     outputs: dict[str, Path] = {}
+    left_out: list[str] = []
     for path in inputs:
         name = path.resolve().name if is_folder(path) else slide_name(path)
         other = outputs.setdefault(name, path)
@@ -33,33 +38,36 @@ def tile_command(
             )
 
     def tile(path: Path) -> Iterator[Path]:
-        out.mkdir(parents=True, exist_ok=True)  # which another call may have removed
+        out.mkdir(parents=True, exist_ok=True)  # another call may have removed it
         if is_folder(path):
             tiles = out / f"{path.resolve().name}.tiles.h5"
             if not overwrite:
                 demand_new(tiles)
-            _tile_dataset(path, model, request, tiles, unlabelled, bin_um)
+            left_out.extend(_tile_dataset(path, model, request, tiles, unlabelled, bin_um, **of_sections))
             yield tiles
         else:
             yield from tile_slide(path, model, request, out, patches, overwrite)
 
     with output_folders(out):
         failures = for_each(inputs, tile)
-    return sum_up(failures, len(inputs), "inputs")
+    return sum_up(failures, len(inputs), "inputs") or int(bool(left_out))
 
 
 def _tile_dataset(
-    path: Path, model: Model, request: Request, tiles: Path, unlabelled: int, bin_um: float | None
-) -> None:
+    path: Path, model: Model, request: Request, tiles: Path, unlabelled: int, bin_um: float | None,
+    **of_sections: Any,
+) -> list[str]:  # fmt: skip
+    """Write a data set's tiles. Returns the sections that were left out, which a table beside the tiles names."""
     try:
         from stpredict.data.bins import Bins
         from stpredict.data.cutting import write_tiles
-        from stpredict.data.dataset import read_dataset
+        from stpredict.data.dataset import read_asked
+        from stpredict.data.reading import Reading, about_left_out, write_broken
     except ModuleNotFoundError as error:
         raise needs_training_extra(error) from error
 
     try:
-        sections = read_dataset(path, Bins(bin_um))
+        sections, broken = read_asked(path, Reading(Bins(bin_um), **of_sections))
     except UnknownLayoutError as error:
         raise UsageError(f"{str(error).removesuffix('.')}; for slides, name the files.") from error
     write_tiles(
@@ -72,3 +80,8 @@ def _tile_dataset(
         threads=request.engine.threads,
         report=report,
     )
+    table = tiles.with_name(f"{path.resolve().name}.broken.csv")
+    write_broken(broken, table)
+    if broken:
+        report(about_left_out(list(broken), table))
+    return list(broken)

@@ -8,129 +8,114 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stpredict import UNKNOWN_LICENCE
-from stpredict.commands.inputs import needs_training_extra
+from stpredict.commands.inputs import LEFT_TO_ANOTHER, needs_training_extra
 from stpredict.commands.models import check_model_path
 from stpredict.console import report
 from stpredict.data.panel import read_gene_list
+from stpredict.data.reading import about_left_out
 from stpredict.errors import UsageError
 from stpredict.storage.files import output_folders
 
 if TYPE_CHECKING:
-    from stpredict.networks.timm_vit import ViTReading
-    from stpredict.training.settings import EncoderSettings, Settings, TrainingRequest, WeightsSettings
+    from stpredict.training.settings import Settings, TrainingRequest, WeightsSettings
 
 
 def train_command(
     request: TrainingRequest, genes_file: Path | None, genes_required: Sequence[str], panel_size: int | None,
-    panel_rule: str,
-) -> None:  # fmt: skip
-    """Train a model and print its path."""
+    panel_rule: str | None, min_sections: int | None, recipe: str, dry_run: bool,
+) -> int:  # fmt: skip
+    """Train a model, or only some of its held-out parts, and print the files' paths; or print what that would take.
+
+    Returns the exit code: 1 if sections were left out because they could not be read, else `LEFT_TO_ANOTHER` if other
+    calls are training some parts.
+    """
     try:
-        from stpredict.training.crossvalidation import train_model
-        from stpredict.training.fit import is_main_process
-        from stpredict.training.one_network import Panel
-        from stpredict.training.protocols import PANEL_SIZE, find_protocol
+        from stpredict.training.defaults import PANEL_RULE
+        from stpredict.training.jobs import MODEL
+        from stpredict.training.panels import Panel
+        from stpredict.training.plan import plan_run
+        from stpredict.training.preparation import BROKEN, left_out, run_folder
+        from stpredict.training.processes import is_main_process
+        from stpredict.training.protocols import adopt_protocol
+        from stpredict.training.settings import with_recipe
+        from stpredict.training.whole_run import train_model
     except ModuleNotFoundError as error:
         raise needs_training_extra(error) from error
 
     out, settings, encoder = request.out, request.settings, request.encoder
     check_model_path(out)
-    for weights in (encoder, request.encoder_weights):
+    for weights in (encoder, request.encoder_weights, request.region_weights):
         if weights and weights.resolve() == out.resolve():
             raise UsageError(f"-o {out}: is the encoder's own file.")
-    if request.bin_um and request.dataset.suffix == ".h5":
-        raise UsageError("--bin-um: with a folder of sections, not with a .tiles.h5 file, which is already cut.")
+    if request.dataset.suffix == ".h5":
+        for name in ("bin_um", "where", "species", "orthologs", "skip_broken"):
+            if getattr(request, name):
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option}: needs a folder of sections; a .tiles.h5 file is already cut.")
+    if not settings.epochs and not (settings.taught_densely and request.unlabelled):
+        raise UsageError("--epochs 0: only for a network that is first taught densely on unlabelled tissue.")
     check_counts_only(request.counts_only, request.dataset, settings, request.protocol)
-    if genes_file and (panel_size or panel_rule != Panel.rule):
-        raise UsageError("--genes-file names the panel; --panel and --panel-size choose one.")
-    panel = Panel(read_gene_list(genes_file) if genes_file else (), panel_size, tuple(genes_required), panel_rule)
+    if genes_file and (panel_size or min_sections or panel_rule not in (None, PANEL_RULE)):
+        raise UsageError("--genes-file names the panel; --panel, --panel-size and --min-sections choose one.")
+    if min_sections and panel_rule not in (None, "coverage"):
+        raise UsageError(f"--min-sections: is for --panel coverage, not {panel_rule}.")
+    genes = read_gene_list(genes_file) if genes_file else ()
+    panel = Panel(genes, panel_size, tuple(genes_required), panel_rule, min_sections)
+    settings = with_recipe(settings, recipe)
     if request.protocol:
-        paper = find_protocol(request.protocol)
-        settings = replace(
-            settings, objective="mse", smooth_labels=paper.smooth_labels, min_depth=1, normalisation=paper.normalisation
-        )
-        panel = replace(panel, rule=paper.panel_rule, size=panel.size or PANEL_SIZE)
+        settings, panel = adopt_protocol(request.protocol, settings, panel)
     settings = replace(
         settings, normalisation=request.normalisation or settings.normalisation,
         min_depth=request.min_depth or settings.min_depth,
     )  # fmt: skip
     if settings.encoder and settings.encoder.vit and is_main_process():
+        from stpredict.networks.encoder_settings import show_timm_encoder
+
         report(show_timm_encoder(settings.encoder, settings.encoder.vit))
+    request = replace(request, settings=settings)
+    tell = report if is_main_process() else lambda _line: None
+    if dry_run:
+        for line in plan_run(request, panel, tell) if is_main_process() else ():
+            print(line)
+        return 0
     with output_folders(out.parent):
-        tell = report if is_main_process() else lambda _line: None
-        train_model(replace(request, settings=settings), panel, tell)
-    if is_main_process():
+        elsewhere = train_model(request, panel, tell)
+    for name in request.only if is_main_process() else ():
+        if name in elsewhere:
+            report(f"{name}: another call is training it, so this one skips it")
+        else:
+            print(run_folder(out) / name / MODEL)
+    if is_main_process() and not request.only:
         if encoder and encoder.resolve().parent != out.resolve().parent:
             report(f"{out.name} needs {encoder.name} beside it, or in the folder $STPREDICT_MODELS")
         print(out)
+    broken = left_out(out)
+    if broken and is_main_process():
+        report(about_left_out(broken, run_folder(out) / BROKEN))
+    return int(bool(broken)) or (LEFT_TO_ANOTHER if elsewhere else 0)
 
 
 def check_counts_only(counts_only: Path | None, dataset: Path, settings: Settings, protocol: str | None) -> None:
-    """Raises UsageError for counts that would not be used."""
+    """Raises UsageError if `counts_only` would not be used."""
     from stpredict.networks import FITTED
 
-    if counts_only and settings.architecture not in FITTED:
+    if counts_only and settings.architecture not in FITTED and not settings.taught_densely:
         raise UsageError(
-            f"--counts-only: {settings.architecture} learns nothing from counts alone; "
-            "--arch dictionary and --encoder do."
+            f"--counts-only: {settings.architecture} learns nothing from counts alone; --arch dictionary, --encoder "
+            "and an M2ORT or M2OST with --teach dense do."
         )
     if counts_only and (protocol or settings.objective != "residuals"):
         how = f"--protocol {protocol}" if protocol else f"--objective {settings.objective}"
-        raise UsageError(f"--counts-only: {how} fits each gene by itself, and makes nothing of counts alone.")
+        raise UsageError(f"--counts-only: {how} fits each gene by itself, and learns nothing from counts alone.")
     if counts_only and settings.head == "linear":
-        raise UsageError("--counts-only: a linear head fits each gene by itself, and makes nothing of counts alone.")
+        raise UsageError("--counts-only: a linear head fits each gene by itself, and learns nothing from counts.")
     if counts_only and dataset.suffix == ".h5":
-        raise UsageError("--counts-only: with a folder of sections, not with a .tiles.h5 file, which is already cut.")
+        raise UsageError("--counts-only: needs a folder of sections; a .tiles.h5 file is already cut.")
 
 
 def describe_weights(path: Path, licence: str | None) -> WeightsSettings:
-    """What a model's card says of the weights that its network began with."""
+    """What a model's card says about the weights from which its training began."""
     from stpredict.networks.encoder_files import file_sha256
     from stpredict.training.settings import WeightsSettings
 
     return WeightsSettings(path.name, file_sha256(path), licence or UNKNOWN_LICENCE)
-
-
-def describe_encoder(path: Path, mean: str | None, std: str | None, licence: str | None) -> EncoderSettings:
-    """What a model's card says of its encoder: what is given, or else what lies beside a timm checkpoint, or is usual.
-
-    Raises UsageError for means that are not three numbers, and ModelFileError for a file that is no encoder's.
-    """
-    from stpredict.networks.encoder_files import CHECKPOINTS, file_sha256
-    from stpredict.networks.timm_config import describe_checkpoint
-    from stpredict.networks.trunks.pixels import IMAGENET_MEAN, IMAGENET_STD
-    from stpredict.training.settings import EncoderSettings
-
-    def three(option: str, text: str, least: float) -> tuple[float, ...]:
-        try:
-            numbers = tuple(float(part) for part in text.split(","))
-        except ValueError:
-            numbers = ()
-        if len(numbers) != 3 or not all(least <= number <= 1 for number in numbers):
-            raise UsageError(f"{option} {text}: three numbers from {least:g} to 1, separated by commas.")
-        return numbers
-
-    given_mean = three("--encoder-mean", mean, 0) if mean else None
-    given_std = three("--encoder-std", std, 0.01) if std else None
-    known = describe_checkpoint(path) if path.suffix in CHECKPOINTS else None
-    return EncoderSettings(
-        path.name,
-        file_sha256(path),
-        given_mean or (known and known.mean) or IMAGENET_MEAN,
-        given_std or (known and known.std) or IMAGENET_STD,
-        licence or (known and known.licence) or UNKNOWN_LICENCE,
-        known.reading if known else None,
-    )
-
-
-def show_timm_encoder(encoder: EncoderSettings, vit: ViTReading) -> str:
-    """One line: how a timm checkpoint is read, for a person to compare with what its authors say."""
-    mean, std = (",".join(f"{x:g}" for x in numbers) for numbers in (encoder.mean, encoder.std))
-    source = (
-        "as its config.json has it" if vit.told_by == "config.json" else "assumed, as no config.json lies beside it"
-    )
-    pooled = "the class token" if vit.pooling == "token" else "the mean of the patch's tokens"
-    return (
-        f"{encoder.file}: a Vision Transformer of {vit.heads} heads and {vit.activation}, read by {pooled}, {source}; "
-        f"mean {mean}, deviation {std}, licence {encoder.licence}"
-    )

@@ -25,12 +25,11 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.fixture(scope="module")
-def left_behind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def left_behind(quick_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a prediction leaves that is killed while it goes on."""
     folder = tmp_path_factory.mktemp("killed")
-    model = make_model(folder / "slow.safetensors")
-    options = ["-m", model, "--pitch", "20", "--genes", "GNAS", "--engine", "eager", "--threads", "1", "-o", "out"]
-    call = [sys.executable, "-m", "stpredict", "predict", SLIDE, *options]
+    options = ["--pitch", "5", "--genes", "GNAS", "--engine", "eager", "--threads", "1", "-o", "out"]
+    call = [sys.executable, "-m", "stpredict", "predict", SLIDE, "-m", quick_model_path, *options]
     parts = folder / "out" / PARTS
     with subprocess.Popen(call, stderr=subprocess.DEVNULL, cwd=folder, start_new_session=True) as process:
         deadline = time.monotonic() + 120
@@ -64,6 +63,10 @@ def test_what_a_killed_call_left_is_listed_and_then_removed(killed):
     assert "the same call goes on with them" in told.stdout
     assert "--remove removes it" in told.stderr
     assert [path for path in sorted(Path().rglob("*")) if path.parts[0] != "cache"] == before
+    as_json = json.loads(run("clean", "--json").stdout)
+    assert (as_json["removed"], [each["kind"] for each in as_json["found"]]) == (False, ["parts", "lease"])
+    assert as_json["bytes"] == sum(each["bytes"] for each in as_json["found"]) > 0
+    assert [each["path"] for each in as_json["found"]] == listed(told.stdout)
     removed = run("clean", killed, "--remove")
     assert removed.exit_code == 0, removed.output
     assert listed(removed.stdout) == listed(told.stdout)
@@ -97,7 +100,7 @@ def test_a_prediction_that_begins_meanwhile_keeps_its_parts(killed, monkeypatch)
     assert ours
     done = run("clean", killed, "--remove")
     assert done.stdout == ""
-    assert done.stderr.count("another process is at it now") == 2
+    assert done.stderr.count("another process is using it now") == 2
     assert list(Path(killed, PARTS).glob("0*.npy"))
     ours.release()
 
