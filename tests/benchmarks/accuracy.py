@@ -11,7 +11,8 @@ regression on the 52 colour and texture features:
 - *programmes*: how genes vary together, learnt from counts alone as the covariance of their two halves, whose noise is
   independent. Ridge regression runs along its eigenvectors, each penalised by the inverse square of its variance;
 - *small M2ORT*, trained on the spots, or before that taught on unlabelled patches what another predicts for them;
-- whole systems: M2ORT-Small, M2OST and TRIPLEX, all trained alike.
+- whole systems: M2ORT-Small, M2OST and TRIPLEX, all trained alike;
+- M2ORT *taught densely*: each of its tokens what the dictionary sees there, its head then fitted along programmes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accuracy_networks import RECIPES, SYSTEMS, train_student, train_system
+from accuracy_networks import DENSE, RECIPES, SYSTEMS, teach_dense, train_student, train_system
 from accuracy_splits import SPLITS, Part, open_data, open_part, save
 from accuracy_tables import write_report
 
@@ -65,12 +66,12 @@ ROWS = {
     "shuffled": Row("control: programmes of shuffled genes", 3),
     **{row: Row(f"small M2ORT, {recipe.words}", 3) for row, recipe in RECIPES.items()},
     **{row: Row(words, 3, ("C5", "B")) for row, words in SYSTEMS.items()},
+    **{row: Row(words, 3) for row, (_, words, _) in DENSE.items()},
 }
 #: Rows for which the dictionary describes patches in a way of their own; and those tested on others than fitted on.
 DESCRIBED = ("turned", "cropped", "many", "varied")
 TESTED = {"tta": "turned", "varied": "plain"}
 FEW = 3
-UNLABELLED = 5000
 
 
 def predict_row(row: str, part: Part, seed: int, shared: Path) -> Float:
@@ -79,6 +80,8 @@ def predict_row(row: str, part: Part, seed: int, shared: Path) -> Float:
         return train_student(row, part, seed)
     if row in SYSTEMS:
         return train_system(row, part, seed, shared)
+    if row in DENSE:
+        return teach_dense(row, part, seed, shared)
     return part.objective.expression(fit_described(row, part, seed))
 
 
@@ -133,7 +136,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.scratch.mkdir(parents=True, exist_ok=True)
-    data = open_data(arguments.shared, arguments.scratch, UNLABELLED)
+    data = open_data(arguments.shared, arguments.scratch)
     parts = {split: open_part(split, *data, arguments.scratch) for split in SPLITS}
     for seed in range(arguments.seeds):
         for name in arguments.rows or ROWS:

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accuracy_splits import Part, open_data
+from accuracy_splits import Cut, Part, open_data, open_tiles
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stpredict.arrays import Float, Int
 from stpredict.data.dataset import read_dataset
-from stpredict.networks import architecture_views, reads_slides
+from stpredict.networks import FLAGSHIP, architecture_views, reads_slides
 from stpredict.networks.m2ort import M2ORT, M2ORTConfig
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.objectives import make_objective
@@ -26,7 +26,6 @@ from stpredict.training.dictionary import learn_windows
 from stpredict.training.fit import (
     TAUGHT_LIMIT,
     Course,
-    Log,
     Stage,
     Student,
     new_network,
@@ -38,7 +37,9 @@ from stpredict.training.fit import (
     train_on_spots,
 )
 from stpredict.training.heads import describe_patches, fit_ridge_head
-from stpredict.training.one_network import Panel, Run, predict_rows, train_network
+from stpredict.training.log import Log
+from stpredict.training.one_network import Run, predict_rows, train_network
+from stpredict.training.panels import Panel
 from stpredict.training.programmes import fit_programmes
 from stpredict.training.settings import Settings
 from stpredict.training.triplex import teach_trunk
@@ -92,6 +93,21 @@ SYSTEMS = {
     "m2ost": "M2OST, taught by ridge on the 52 features",
     "triplex": "TRIPLEX, its ResNet18 taught the 52 features",
 }
+#: Tokens of half the side, for patches of a quarter of the side.
+QUICK = f"{FLAGSHIP}:token_px=8"
+#: Taught densely as `stpredict train` does by default, and what is other about a row, with patches of its own where
+#: there is a cut. No epoch on spots follows.
+DENSE: dict[str, tuple[str, str, Cut | None]] = {
+    "m2ort-dense": (FLAGSHIP, "M2ORT-Small with two encoders, taught densely, as `stpredict train` does", None),
+    "m2ort-dense-six": (FLAGSHIP.replace("depth=2:", ""), "the same with all six encoders", None),
+    "m2ort-dense-pixels": (
+        FLAGSHIP.replace(":pixels=density", ""),
+        "`m2ort-dense`, pixels normalised as published",
+        None,
+    ),
+    "m2ort-half": (FLAGSHIP, "`m2ort-dense` at half the resolution: 112 px of 1.38 um, 49 tokens", Cut(1.38, 112)),
+    "m2ort-quick": (QUICK, "`m2ort-dense` at a quarter of it: 56 px of 2.8 um, 49 tokens of 8 px", Cut(2.8, 56)),
+}
 
 
 def train_student(row: str, part: Part, seed: int) -> Float:
@@ -119,7 +135,9 @@ def train_student(row: str, part: Part, seed: int) -> Float:
             lessons[places, : len(part.panel)] = np.mean(said, axis=0)
         teach(network, tiles, lessons, places, course)
     if recipe.epochs:
-        student = Student(network, plain_step(objective.loss), partial(predict_z, network, tiles, device=CPU))
+        student = Student(
+            network, plain_step(objective.loss), partial(predict_z, network, tiles, device=CPU), tiles.read_patches
+        )
         stage = Stage("train", rows, recipe.epochs, settings.learning_rate)
         train_on_spots(student, tiles, objective, part.counts, stage, np.empty(0, np.int64), course)
     if not recipe.fitted_head:
@@ -170,7 +188,7 @@ def train_system(row: str, part: Part, seed: int, shared: Path) -> Float:
     """
     folder = part.scratch / "systems" / f"{row}-{seed}"
     settings = Settings(row, teach_patches=1, batch_size=SYSTEM_BATCH, seed=seed)  # each unlabelled patch once
-    data = open_data(shared, part.scratch.parent, SYSTEM_UNLABELLED, architecture_views(row))
+    data = open_data(shared, part.scratch.parent, architecture_views(row), SYSTEM_UNLABELLED)
     run = Run(*data, Panel(), settings, "not to be passed on", CPU, lambda line: print(f"{row}: {line}", flush=True))
     if reads_slides(row):
         run = replace(run, sections=read_dataset(shared / "data" / "her2st"), weights=taught_trunk(run, part))
@@ -178,6 +196,21 @@ def train_system(row: str, part: Part, seed: int, shared: Path) -> Float:
     assert trained.panel == part.panel
     if seed == 0:
         write_trained(run, trained, folder / "model.safetensors", f"{row}-{part.scratch.name}", ())
+    return trained.objective.expression(predict_rows(run, trained, np.flatnonzero(part.test)))
+
+
+def teach_dense(row: str, part: Part, seed: int, shared: Path) -> Float:
+    """Expression of the tested spots by a network that is taught densely, its head fitted along programmes."""
+    architecture, _, cut = DENSE[row]
+    settings = Settings(architecture, seed=seed)
+    tiles = part.tiles if cut is None else open_tiles(shared, part.scratch.parent, cut=cut)
+
+    def report(line: str) -> None:
+        print(f"{row}: {line}", flush=True)
+
+    run = Run(tiles, part.colour, part.unlabelled_colour, Panel(), settings, "not to be passed on", CPU, report)
+    trained = train_network(run, part.sections, (), 0, part.scratch / "dense" / f"{row}-{seed}")
+    assert trained.panel == part.panel
     return trained.objective.expression(predict_rows(run, trained, np.flatnonzero(part.test)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,17 +21,31 @@ from stpredict.slides.views import ONE_VIEW, Views
 from stpredict.statistics.colour_texture import colour_texture_features
 from stpredict.statistics.objectives import Objective, make_objective
 from stpredict.storage.files import atomic_path
+from stpredict.training.augmentation import jitter_stain
 from stpredict.training.dictionary import learn_windows
-from stpredict.training.fit import jitter_stain
 from stpredict.training.programmes import gene_covariance
 from stpredict.training.settings import Settings
 
-SPLITS = {
+Splits = Mapping[str, tuple[list[str], list[str]]]
+SPLITS: Splits = {
     "C5": (["B4", "C2", "C3", "C4"], ["C5"]),
     "B": (["C2", "C3", "C4", "C5"], ["B4"]),
     "C": (["B4"], ["C2", "C3", "C4", "C5"]),
 }
 MIN_DEPTH = 500
+UNLABELLED = 5000
+COUNTS = "her2st-counts"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """In how much detail patches are cut, and their side."""
+
+    mpp: float
+    patch_px: int
+
+
+FINE = Cut(0.69, 224)
 
 
 @dataclass(frozen=True)
@@ -95,10 +109,12 @@ def describe(network: Dictionary, patch: UInt8, how: str) -> Float:
         return network.features(torch.from_numpy(patches)).double().numpy().mean(axis=0)
 
 
-def open_part(split: str, tiles: Tiles, colour: Float, unlabelled_colour: Float, scratch: Path) -> Part:
-    sections, tested = SPLITS[split]
+def open_part(
+    split: str, tiles: Tiles, colour: Float, unlabelled_colour: Float, scratch: Path, splits: Splits = SPLITS
+) -> Part:
+    sections, tested = splits[split]
     train, test = np.isin(tiles.section, sections), np.isin(tiles.section, tested) & (tiles.depth >= MIN_DEPTH)
-    panel = choose_panel(tiles.counts[np.flatnonzero(train)].toarray(), tiles.section[train], tiles.genes)
+    panel = choose_panel(tiles.counts_of(sections), tiles.genes)
     folder = scratch / split
     folder.mkdir(exist_ok=True)
     return Part(tiles, colour, unlabelled_colour, sections, train, test, panel, folder)
@@ -109,19 +125,35 @@ def save(path: Path, values: Float) -> None:
         np.save(file, values)
 
 
-def open_data(shared: Path, scratch: Path, unlabelled: int, views: Views = ONE_VIEW) -> tuple[Tiles, Float, Float]:
-    """The tiles, and the 52 features of spots and of unlabelled patches; kept in `scratch`."""
-    name = f"her2st-{unlabelled}-{len(views)}"
-    path, cache = scratch / f"{name}.tiles.h5", scratch / f"{name}-features.npz"
+def open_tiles(
+    shared: Path, scratch: Path, views: Views = ONE_VIEW, cut: Cut = FINE, unlabelled: int = UNLABELLED,
+    dataset: Path | None = None,
+) -> Tiles:  # fmt: skip
+    """The patches of the two patients, or of another `dataset`; kept in `scratch`."""
+    detail = "" if cut == FINE else f"-{cut.mpp:g}"
+    path = scratch / f"{dataset.name if dataset else 'her2st'}-{unlabelled}-{len(views)}{detail}.tiles.h5"
     if not path.exists():
-        sections, more = read_dataset(shared / "data" / "her2st"), read_counts(shared / "data" / "her2st-counts")
-        write_tiles(sections, path, counts_only=more, views=views, mpp=0.69, unlabelled=unlabelled, report=print)
-    tiles = read_tiles(path)
+        sections = read_dataset(dataset or shared / "data" / "her2st")
+        pictured = {section.name for section in sections}
+        more = [section for section in read_counts(shared / "data" / COUNTS) if section.name not in pictured]
+        write_tiles(
+            sections, path, counts_only=more, patch_px=cut.patch_px, views=views, mpp=cut.mpp, unlabelled=unlabelled,
+            report=print,
+        )  # fmt: skip
+    return read_tiles(path)
+
+
+def open_data(
+    shared: Path, scratch: Path, views: Views = ONE_VIEW, unlabelled: int = UNLABELLED
+) -> tuple[Tiles, Float, Float]:
+    """The tiles, and the 52 features of spots and of unlabelled patches; kept in `scratch`."""
+    tiles = open_tiles(shared, scratch, views, FINE, unlabelled)
+    cache = tiles.path.with_name(tiles.path.name.replace(".tiles.h5", "-features.npz"))
     if not cache.exists():
         n, extra = len(tiles.spot), len(tiles.unlabelled_section)
         spots = colour_texture_features(tiles.read_patch(i) for i in range(n))
-        unlabelled = colour_texture_features(tiles.read_patch(i, unlabelled=True) for i in range(extra))
+        unlabelled_spots = colour_texture_features(tiles.read_patch(i, unlabelled=True) for i in range(extra))
         with atomic_path(cache) as temporary, temporary.open("wb") as file:
-            np.savez(file, spots=spots, unlabelled=unlabelled)
+            np.savez(file, spots=spots, unlabelled=unlabelled_spots)
     with np.load(cache) as saved:
         return tiles, saved["spots"], saved["unlabelled"]

@@ -154,11 +154,14 @@ def _shipped(model: Model, parts: Mapping[str, Part]) -> list[str]:
     cells = []
     for key in (DEPTH_CONTROLLED, LOG_CPM):
         for split in parts:
+            if split not in folds:
+                cells.append("")
+                continue
             rows = folds[split]["rows"]
             depth = f" ({folds[split]['spots']} spots)" if key == DEPTH_CONTROLLED else ""
             cells.append(f"{rows['model'][key]:.3f}, ridge {rows[RIDGE][key]:.3f}{depth}")
     for split in parts:
-        per_gene = folds[split]["per_gene"]
+        per_gene = folds[split]["per_gene"] if split in folds else {}
         ours, theirs = (np.array(per_gene.get(key, []), dtype=float) for key in ("correlation", "ridge"))
         # Older cards do not hold ridge's correlation of each gene.
         cells.append(f"{(ours > theirs)[np.isfinite(ours)].mean():.0%}" if len(theirs) else "-")

@@ -87,6 +87,8 @@ PROMISES = (
         (
             "tests/model/test_published.py::test_pickled_code_is_not_executed",
             "tests/networks/test_encoder.py::test_pickled_code_is_not_run",
+            "tests/networks/test_inert_pickle.py::test_nothing_in_a_pickle_is_called",
+            "tests/networks/test_inert_pickle.py::test_hostile_programs_build_nothing",
             "tests/data_sets/test_panel.py::test_numpy_gene_lists_hold_no_pickle",
         ),
     ),

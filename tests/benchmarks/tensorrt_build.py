@@ -40,6 +40,7 @@ from stpredict.networks import (
     Network,
     architecture_config,
     architecture_views,
+    has_bank,
     make_network,
     reads_slides,
 )
@@ -48,8 +49,7 @@ from stpredict.networks.timm_vit import ViTReading, build_vit
 from stpredict.slides.views import patch_shape
 
 DATA = Path(__file__).parents[1] / "data"
-SHIPPED = DICTIONARY, M2ORT = "dictionary-her2st", "m2ort-small-her2st"
-SHIPPED_M2ORT = "m2ort-small"  # its architecture
+DICTIONARY, M2ORT, QUICK = SHIPPED = "dictionary-her2st", "m2ort-small-her2st", "m2ort-quick-her2st"
 VIT, VIT_PX = DATA / "timm_vit_plain" / "model.safetensors", 224
 VIT_WIDTH = 192
 GENES, BATCH = 889, 8
@@ -228,9 +228,10 @@ def main(*wanted: str) -> None:
     torch_tensorrt = import_torch_tensorrt()
     built: list[Built] = []
     watch(torch_tensorrt, built)
-    others = (*sorted(name for name in ARCHITECTURES if not reads_slides(name) and name != SHIPPED_M2ORT), ENCODER)
+    skipped = {name for name in ARCHITECTURES if reads_slides(name) or has_bank(name)}
+    others = (*sorted(set(ARCHITECTURES) - skipped), ENCODER)
     everything = [f"{DICTIONARY}-fp32", *(f"{M2ORT}-{precision}" for precision in SUPPORTED["tensorrt"])]
-    everything += [f"{name}-bf16" for name in others]
+    everything += [f"{name}-bf16" for name in (QUICK, *others)]
     packages = ("torch", "torch-tensorrt-rtx", "tensorrt-rtx")
     print(
         ", ".join(f"{package} {metadata.version(package)}" for package in packages), f"for {TARGET}, batches of {BATCH}"
