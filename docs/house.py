@@ -33,14 +33,23 @@ flowchart TB
 | a layout of measured sections | a reader in `data/`, and its lines in `data/dataset.py`; gene lists: `data/gene_lists.py` |
 | a network | a file in `networks/`, its trunk in `networks/trunks/`, its line in `networks/__init__.py` |
 | ... and what else knows it | `PIXEL_SCALING` in `model/card.py`; how it is trained, in `training/` |
-| a published checkpoint | `model/published.py`; weights of trunks and encoders: `networks/trunk_files.py`, `encoder_files.py` |
+| an option of a network | a field of its configuration, named in its `OPTIONS`; `networks/options.py` reads it |
+| a published checkpoint | `model/published.py`; weights of trunks and encoders: `networks/trunk_files.py`, `encoder_weights.py` |
+| anyone's head on an encoder | its layers in `networks/published_head.py` (`KINDS`), its file in `model/head_files.py` |
+| a published model of that kind | a reader that ends in `write_published` of `model/importing.py`, which says how |
+| a published model that is known by name | its reader and its line (`KNOWN`) in `model/known_models.py`; its head in `networks/`, a line of `KINDS` |
+| what an encoder wants done to stains | a file in `stain/`, its name in `STAINS` of `networks/encoder.py` |
 | an engine | a file in `engines/`; `engine.py`, `opening.py` and `selection.py` there name it |
 | a score | `statistics/metrics.py`, or `spatial.py` if it looks at neighbours; then `evaluation/scores.py` and `tables.py` |
 | a picture | a file in `rendering/`, its line in `rendering/styles.py`, its suffix in `batch/folders.py` |
 | what a result records | `prediction/provenance.py`; what decides its numbers: `requested_settings` in `prediction/preparation.py` |
 | a reason to distrust a result | `prediction/doubts.py` |
 | a way to spread slides over machines | `batch/`, beside `cluster.py`; `commands/predict.py` chooses |
+| how `train` and `compare` train by default | `training/defaults.py` |
+| how a paper trains | `training/recipes.py`, plain data; what a paper reports of a system: `comparison/papers.py` |
 | a command | its options in `cli/`, what it does in `commands/`; exit codes: `errors.py`, `commands/inputs.py` |
+| an option | where it stands in help: `cli/groups.py`; then `python docs/reference.py` writes the reference of commands |
+| another program's format | a file in `result/`, its name in `commands/export.py` |
 | what a machine can do | `machine.py`, told by `commands/doctor.py` |
 """
 
