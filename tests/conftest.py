@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from stpredict.errors import EngineError
 from stpredict.machine import instruction_sets
 from stpredict.model.file import REFERENCE_FEATURES, Model, load_model, save_model
 from stpredict.networks import Config, build_network, network_parameters
+from stpredict.networks.head import Head
 from stpredict.networks.m2ort import M2ORTConfig
 from stpredict.networks.m2ost import VIEWS, M2OSTConfig
 from stpredict.statistics.colour_texture import colour_texture_features
@@ -22,6 +25,13 @@ from stpredict.statistics.colour_texture import colour_texture_features
 DATA = Path(__file__).parent / "data"
 SLIDE = DATA / "CMU-1-Small-Region.svs"
 GENES = ["GNAS", "DDX5", "ERBB2", "CD74", "COL1A1", "A/../B", "<&>", "KRT19"]
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers and what they start share the cores: one thread each, of those that do not ask for more.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else it starts processes that import torch
+    torch.set_num_threads(1)
+    with contextlib.suppress(ModuleNotFoundError):  # it comes with scikit-learn
+        importlib.import_module("threadpoolctl").threadpool_limits(1)  # of what numpy loaded before this
 #: OpenVINO is made for AVX2 and, of x86-64 without it, not sure to compile a network.
 NO_AVX2 = not instruction_sets().get("AVX2", True) or os.environ.get("ONEDNN_MAX_CPU_ISA") == "SSE41"
 
@@ -39,8 +49,10 @@ def pytest_runtest_call() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled models of tests stay out of the user's cache, and are shared between tests."""
-    monkeypatch.setenv("STPREDICT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    """Compiled models of tests stay out of the user's cache, and are shared between all tests of a run."""
+    base = tmp_path_factory.getbasetemp()
+    of_the_run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    monkeypatch.setenv("STPREDICT_CACHE", str(of_the_run / "cache"))
 
 
 @pytest.fixture
@@ -72,8 +84,9 @@ def make_model(
     )
     network = build_network(parameters)
     with torch.no_grad():
-        network.head.weight.mul_(5)
-        network.head.bias.fill_(5)
+        if isinstance(network.head, Head):  # a bank of measured spots is no linear head
+            network.head.weight.mul_(5)
+            network.head.bias.fill_(5)
     count = len(names)
     content = {
         "name": path.stem,
@@ -100,9 +113,20 @@ def make_model(
     return path
 
 
+def make_quick_model(path: Path, names: list[str] = GENES, **card: object) -> Path:
+    """A model of small patches, which does ten times as many spots a second as the tiny one: for many shards."""
+    config = M2ORTConfig(n_genes=len(names), channels=12, depth=1, heads=1, head_dim=12, patch_px=32, link="softplus")
+    return make_model(path, names=names, config=config, patch_px=32, **card)
+
+
 @pytest.fixture(scope="session")
 def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def quick_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_quick_model(tmp_path_factory.mktemp("models") / "quick.safetensors")
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +144,7 @@ def write_section(folder: Path, name: str, image: np.ndarray, seed: int, mpp: fl
     """One section in the HER2ST layout whose counts follow the brightness of the image under each spot."""
     rng = np.random.default_rng(seed)
     Image.fromarray(image).save(folder / f"{name}.jpg", quality=85)
-    step = 200 / mpp
+    step, near = 200 / mpp, round(25 / mpp)
     lines = ["x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected"]
     counts = ["\t" + "\t".join([*GENES, f"ONLY_{name}"])]
     for y in range(1, int(image.shape[0] / step)):
@@ -128,7 +152,7 @@ def write_section(folder: Path, name: str, image: np.ndarray, seed: int, mpp: fl
             new_x, new_y = x + rng.normal(0, 0.05), y + rng.normal(0, 0.05)
             px, py = new_x * step, new_y * step
             lines.append(f"{x}\t{y}\t{new_x:.3f}\t{new_y:.3f}\t{px:.2f}\t{py:.2f}\t1")
-            dark = 1 - image[int(py) - 50 : int(py) + 50, int(px) - 50 : int(px) + 50].mean() / 255
+            dark = 1 - image[int(py) - near : int(py) + near, int(px) - near : int(px) + near].mean() / 255
             rate = depth * rng.uniform(5, 20) * (1 + np.linspace(-0.9, 0.9, len(GENES) + 1) * dark)
             counts.append(f"{x}x{y}\t" + "\t".join(map(str, rng.poisson(rate))))
     lines.append("99\t99\t99\t99\t1\t1\t0")  # not selected
@@ -141,10 +165,40 @@ def write_section(folder: Path, name: str, image: np.ndarray, seed: int, mpp: fl
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory, region: np.ndarray) -> Path:
     """Three sections of two patients, made from the example slide."""
-    folder = tmp_path_factory.mktemp("her2st")
+    return write_sections(tmp_path_factory.mktemp("her2st"), region, 0.5)
+
+
+@pytest.fixture(scope="session")
+def coarse_region(region: np.ndarray) -> np.ndarray:
+    """The example slide at 1 um per pixel."""
+    return np.asarray(Image.fromarray(region).reduce(2))
+
+
+@pytest.fixture(scope="session")
+def coarse_dataset(tmp_path_factory: pytest.TempPathFactory, coarse_region: np.ndarray) -> Path:
+    """The same sections at 1 um per pixel, of which small patches show more."""
+    return write_sections(tmp_path_factory.mktemp("coarse"), coarse_region, 1)
+
+
+def write_sections(folder: Path, region: np.ndarray, mpp: float) -> Path:
     for seed, (name, image) in enumerate({"A1": region, "A2": region[:, ::-1], "B1": region[::-1]}.items()):
-        write_section(folder, name, np.ascontiguousarray(image), seed)
+        write_section(folder, name, np.ascontiguousarray(image), seed, mpp)
     return folder
+
+
+@pytest.fixture(scope="module")
+def few_windows() -> Iterator[None]:
+    """Dictionaries are made of a tenth of the windows."""
+    from stpredict.training import dictionary
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dictionary, "N_WINDOWS", dictionary.N_WINDOWS // 10)
+        yield
+
+
+@pytest.fixture(scope="session")
+def quick_model(quick_model_path: Path) -> Model:
+    return load_model(quick_model_path)
 
 
 @pytest.fixture(scope="session")

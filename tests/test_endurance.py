@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from calls import LIGHT
 from conftest import SLIDE
 from endurance import CannotTryError, cut_slides, fill_disk, kill_at_random, small_disk, starve
 from soak import early_and_late, soak
@@ -14,7 +15,7 @@ from soak import early_and_late, soak
 from stpredict.storage.new_hdf5 import new_hdf5
 
 SHORT = ("--pitch", "50", "--min-tissue", "0", "--genes", "GNAS")
-EAGER = (*SHORT, "--engine", "eager", "--threads", "1")
+EAGER = ("--engine", "eager", "--threads", "1")
 
 
 @pytest.fixture(scope="module")
@@ -22,20 +23,20 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return cut_slides(tmp_path_factory.mktemp("slides"), 16)
 
 
-def test_killed_calls_go_on_and_end_as_if_undisturbed(tiny_model_path, tmp_path):
-    trial = kill_at_random(tmp_path, ["predict", SLIDE, "-m", tiny_model_path, *EAGER, "--pitch", "20"], 3)
+def test_killed_calls_go_on_and_end_as_if_undisturbed(quick_model_path, tmp_path):
+    trial = kill_at_random(tmp_path, ["predict", SLIDE, "-m", quick_model_path, *SHORT, *LIGHT, "--pitch", "16"], 3)
     assert trial.wrong == []
     assert trial.tried >= 3
 
 
-def test_little_memory_is_told_of_and_nothing_is_damaged(slides, tiny_model_path, tmp_path):
-    trial = starve(tmp_path, ["predict", slides[0], "-m", tiny_model_path, *EAGER], 3)
+def test_little_memory_is_told_of_and_nothing_is_damaged(slides, quick_model_path, tmp_path):
+    trial = starve(tmp_path, ["predict", slides[0], "-m", quick_model_path, *SHORT, *EAGER], 3)
     assert trial.wrong == []
 
 
-def test_a_full_disk_costs_only_what_does_not_fit(slides, tiny_model_path, tmp_path):
+def test_a_full_disk_costs_only_what_does_not_fit(slides, quick_model_path, tmp_path):
     try:
-        trial = fill_disk(tmp_path, ["predict", *slides[:2], "-m", tiny_model_path, *EAGER], 2)
+        trial = fill_disk(tmp_path, ["predict", *slides[:2], "-m", quick_model_path, *SHORT, *LIGHT], 2)
     except CannotTryError as error:
         pytest.skip(str(error))
     assert trial.wrong == []

@@ -14,14 +14,17 @@ import pytest
 from calls import PROGRAM
 from conftest import SLIDE
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from stpredict import DEFAULT_MODEL, __version__
 
 ROOT = Path(__file__).parents[1]
-#: Not run so far, so there is no version of it that was tested.
-UNTRIED_EXTRAS = {"tensorrt"}
+#: Not installed where these tests run, so that no version of it is pinned.
+UNTRIED_EXTRAS = {"spatialdata", "tensorrt"}
+#: What conda-forge calls otherwise.
+CONDA_NAMES = {"torch": "pytorch", "openslide-bin": "openslide", "pyvips-binary": "libvips"}
 #: Kinds of files that have a purpose in the package.
 KINDS = {".py", ".typed", ".html", ".css", ".js", ".txt", ".safetensors", ".md"}
 MAX_BYTES = 3_000_000
@@ -105,6 +108,23 @@ def test_the_constraints_leave_no_version_open():
     assert [name for name in versions if name not in pins and not name.startswith(gpu)] == []
 
 
+def test_the_conda_recipe_asks_for_what_pyproject_asks_for():
+    yaml = pytest.importorskip("yaml", reason="PyYAML comes with the extra [docs]")
+    recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    parts, asked = declared(), recipe["requirements"]
+    python = Requirement(f"python{project['requires-python']}")
+    runs = {CONDA_NAMES.get(each.name, each.name): each.specifier for each in [python, *parts[""]]}
+    # The fourth number of openslide-bin counts its own packages of a version of OpenSlide.
+    runs["openslide"] = SpecifierSet(str(runs["openslide"]).replace("4.0.0.6", "4.0.0"))
+    assert {each.name: each.specifier for each in map(Requirement, asked["run"])} == runs
+    builds = {each.name: each.specifier for each in [python, Requirement("pip"), *parts["build"]]}
+    assert {each.name: each.specifier for each in map(Requirement, asked["host"])} == builds
+    (script,) = project["scripts"].items()
+    assert recipe["build"]["python"]["entry_points"] == [" = ".join(script)]
+    assert recipe["context"]["version"] == __version__
+
+
 def test_a_pin_that_is_missing_or_out_of_bounds_is_found():
     requirements = [Requirement("Some_Package>=1,<2"), Requirement("other>=1,<2")]
     assert broken(requirements, pinned(["some-package==1.5  # tested", "", "# other==1", "other==1.0"])) == []
@@ -181,7 +201,8 @@ def test_wheel_and_sdist_hold_the_program_and_its_models_and_nothing_else(tmp_pa
         archive.extractall(tmp_path, filter="data")
     assert_sizes(sizes)
     about = ["CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "constraints.txt", "pyproject.toml", ".gitignore"]
-    assert sizes.keys() == package | models | files_in("tests") | files_in("docs") | set(about)
+    about += ["CITATION.cff", "CONTRIBUTING.md", "Containerfile", "SKILL.md", "llms.txt", "mkdocs.yml"]
+    assert sizes.keys() == package | models | files_in("tests") | files_in("docs") | files_in("conda") | set(about)
 
     (again,) = build(tmp_path / base, tmp_path / "again", "wheel").glob("*.whl")
     with zipfile.ZipFile(again) as archive:

@@ -101,8 +101,9 @@ EAGER = ("--engine", "eager", "--threads", "1", "--genes", "GNAS")
     ],
     ids=["one slide in OpenVINO", "two slides", "a slide that is compiled for"],
 )
-def test_predictions(program, traps, tiny_model_path, arguments):
-    done = call(traps, program, "predict", *arguments, "-m", tiny_model_path)
+def test_predictions(program, traps, quick_model_path, arguments):
+    new = {"STPREDICT_CACHE": str(traps.parent / "cache")}  # so that what is asked for is compiled here
+    done = call(traps, program, "predict", *arguments, "-m", quick_model_path, **new)
     assert done.returncode == 0, done.stderr
     assert (traps / "a.h5ad").exists()
 
