@@ -17,10 +17,11 @@ from stpredict.arrays import Float, Int, UInt8
 from stpredict.data.coverage import widest
 from stpredict.data.gene_mask import about_genes, measured_genes
 from stpredict.data.genes import ids_of, one_table
+from stpredict.data.patches_elsewhere import name_files
 from stpredict.data.places import tissue_places
 from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section, demand_slides
 from stpredict.data.section_log import section_log, tell_together
-from stpredict.data.tiles import FORMAT_VERSION, OF_VIEWS, aligned
+from stpredict.data.tiles import FORMAT_VERSION, OF_GENES, OF_VIEWS, aligned
 from stpredict.data.twins import find_twins
 from stpredict.errors import DatasetError, some
 from stpredict.slides.levels import on_readable_levels
@@ -65,7 +66,7 @@ def write_tiles(
 
     The sections `counts_only` need no image; only their counts are written. If there are many sections, a table beside
     the tiles says more, unless `keep_table` is false. Without `with_patches` the file holds everything but patches.
-    Sections without slides give the patches that were cut before, and no other places.
+    The patches of sections without slides were cut before, and stay in their own files, which the tiles name.
     Raises SlideError if an image cannot be read, and DatasetError as `settle_cut` does, and if two sections have one
     name.
     """
@@ -76,7 +77,8 @@ def write_tiles(
     genes, measured = measured_genes([*sections, *counts_only])
     if measured:
         report(about_genes(measured))
-    n_spots = sum(len(section.spot_names) for section in sections)
+    n_to_cut = sum(len(section.spot_names) for section in sections if not section.patches)
+    elsewhere = with_patches and any(section.patches for section in sections)
     share = places_by_section(sections, unlabelled)
     if unlabelled and any(section.patches for section in sections):
         report(f"no unlabelled patches of {some(s.name for s in sections if s.patches)}, as the slides are not there")
@@ -86,20 +88,22 @@ def write_tiles(
     with new_hdf5(path) as file:
         file.attrs.update(
             format="stpredict-tiles", patch_px=patch_px, views=views,
-            format_version=FORMAT_VERSION if measured else 1 if views == ONE_VIEW else OF_VIEWS,
+            format_version=_version(elsewhere, measured is not None, views),
             mpp=mpp, spot_diameter_um=spot_diameter_um, pitch_um=pitch_um, seed=seed, most_genes=widest(sections),
         )  # fmt: skip
         shape = patch_shape(patch_px, views)
-        patches = file.create_dataset("patches", (n_spots if with_patches else 0, *shape), np.uint8)
+        patches = file.create_dataset("patches", (n_to_cut if with_patches else 0, *shape), np.uint8)
         extra = file.create_dataset("unlabelled/patches", (sum(share), *shape), np.uint8)
         start = extra_start = 0
         tell = section_log(sections, report)
         for section, n_extra in zip(sections, share, strict=True):
             more = partial(_places, section, n_extra, rng, extra, extra_start)
-            if with_patches:
+            if with_patches and not section.patches:
                 cut_section(section, Cut(patch_px, views, mpp, threads), patches, start, report, more)
+                start, extra_start = start + len(section.spot_names), extra_start + n_extra
             tell(section)
-            start, extra_start = start + len(section.spot_names), extra_start + n_extra
+        if elsewhere:
+            name_files(sections, path, file)
         file["spot"] = np.array([spot for s in sections for spot in s.spot_names], dtype=object).astype(text)
         file["unlabelled/section"] = np.repeat(np.array(names[: len(sections)], dtype=object), share).astype(text)
         file["centres"] = np.concatenate([section.centres for section in sections])
@@ -118,6 +122,11 @@ def write_tiles(
             _store_counts(counts_only, genes, file.create_group("counts_only"))
             report(f"counts of {len(counts_only)} more sections, without images")
     tell_together(sections, path.with_suffix(".csv") if keep_table else None, report)
+
+
+def _version(elsewhere: bool, genes_differ: bool, views: Views) -> int:
+    """The lowest version of the format that can say what a file holds."""
+    return FORMAT_VERSION if elsewhere else OF_GENES if genes_differ else OF_VIEWS if views != ONE_VIEW else 1
 
 
 def places_by_section(sections: Sequence[Section], unlabelled: int) -> list[int]:
@@ -169,13 +178,10 @@ def cut_section(
     section: Section, how: Cut, patches: h5py.Dataset, start: int, report: Callable[[str], None],
     more: Callable[[Slide], Sequence[Wanted]] | None = None,
 ) -> None:  # fmt: skip
-    """Write a section's patches to a data set's rows from `start` on, and further patches of its slide as `more` asks.
+    """Write patches of a section's slide to a data set's rows from `start` on, and further ones as `more` asks.
 
     Raises SlideError if its image cannot be read.
     """
-    if section.patches:
-        _store(section.patches.read(), patches, start)
-        return
     with open_slide(section.image) as slide:
         wanted = [(section.centres, patches, start), *(more(slide) if more else ())]
         on_readable_levels(slide, partial(_cut, slide, section.mpp, how, wanted))

@@ -58,6 +58,9 @@ def tell_together(sections: Sequence[Section], table: Path | None, report: Calla
             f"{len(sections)} sections of {counted(patients, 'patient')}, {counted(spots, 'spot')}, {lost} more "
             f"without counts, position or patch{more}"
         )
+    if stored := sum(section.patches is not None for section in sections):
+        others = "" if stored == len(sections) else "; those of the others are cut from their slides"
+        report(f"patches of {stored} of {len(sections)} sections stay in the data set's own files, not copied{others}")
     if many and table:
         with atomic_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

@@ -23,7 +23,7 @@ class SectionPatches:
 
     If spots of one section are read, the whole section is cut into `folder`, since more of its spots will be read; the
     section before is removed. If spots of several sections are read, that is a sample, and they alone are cut. The
-    pixels are the same in both ways.
+    pixels are the same in both ways. Patches that were cut before are read where they are.
     """
 
     sections: Sequence[Section]
@@ -43,14 +43,16 @@ class SectionPatches:
         places = np.asarray(index, dtype=np.int64)
         of_section = np.searchsorted(self._starts, places, side="right") - 1
         numbers = np.unique(of_section)
-        if len(numbers) == 1 and numbers[0] != self._current:
+        if len(numbers) == 1 and numbers[0] != self._current and not self.sections[numbers[0]].patches:
             self._rows = self._cut(self.sections[numbers[0]])
             self._current = int(numbers[0])
         patches = np.empty((len(places), *patch_shape(self.how.patch_px, self.how.views)), np.uint8)
         for number in numbers:
             own = of_section == number
             rows = places[own] - self._starts[number]
-            if number == self._current and self._rows:
+            if stored := self.sections[number].patches:
+                patches[own] = stored.read(rows)
+            elif number == self._current and self._rows:
                 patches[own] = self._rows.read(rows)
             else:
                 self._current = -1
@@ -78,8 +80,6 @@ def without_counts(section: Section) -> Section:
 
 
 def some_spots(section: Section, rows: Int) -> Section:
-    """A section with some of its spots, without their counts."""
-    stored = section.patches
-    chosen = replace(stored, rows=tuple(stored.rows[row] for row in rows)) if stored else None
+    """A section that has a slide with some of its spots, without their counts."""
     names = [section.spot_names[row] for row in rows]
-    return replace(without_counts(section), spot_names=names, centres=section.centres[rows], patches=chosen)
+    return replace(without_counts(section), spot_names=names, centres=section.centres[rows])

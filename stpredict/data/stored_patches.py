@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from stpredict.arrays import Int, UInt8
-from stpredict.data.hdf5 import opened_hdf5
+from stpredict.data.stored_rows import StoredRows, stored_rows
 
-PATCHES_AT_A_TIME = 64
+#: The data set of a file of patches that holds them.
+IMAGES = "img"
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,14 @@ class StoredPatches:
     mpp: float
     rows: tuple[int, ...]
 
-    def read(self) -> Generator[tuple[Int, list[UInt8]], None, None]:
-        """Yield (indices into the spots, P x P x 3 each), in the order of the file."""
-        with opened_hdf5(self.path) as file:
-            order = np.argsort(self.rows)
-            for start in range(0, len(order), PATCHES_AT_A_TIME):
-                spots = order[start : start + PATCHES_AT_A_TIME]
-                yield spots, [file["img"][self.rows[spot]] for spot in spots]
+    @cached_property
+    def _rows(self) -> Int:
+        return np.array(self.rows, dtype=np.int64)
+
+    @cached_property
+    def _stored(self) -> StoredRows:
+        return stored_rows(self.path, IMAGES)
+
+    def read(self, spots: Int | Sequence[int]) -> UInt8:
+        """The patches of some of the section's spots, n x P x P x 3."""
+        return self._stored.read(self._rows[np.asarray(spots, dtype=np.int64)])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,16 +18,23 @@ from stpredict.data.coverage import widest
 from stpredict.data.gene_mask import GeneMask, differ, measured_genes
 from stpredict.data.genes import ids_of, one_table
 from stpredict.data.hdf5 import opened_hdf5
+from stpredict.data.patches_elsewhere import (
+    PatchFile,
+    PatchSource,
+    check_files,
+    files_elsewhere,
+    with_patches_elsewhere,
+)
 from stpredict.data.section import Section
-from stpredict.data.stored_rows import StoredRows, stored_rows
+from stpredict.data.stored_rows import stored_rows
 from stpredict.data.twins import Twins, find_twins, tied_patients, twins_of_spots
 from stpredict.errors import DatasetError
 from stpredict.slides.raster import SAME_MPP
-from stpredict.slides.views import ONE_VIEW, Views
+from stpredict.slides.views import ONE_VIEW, Views, patch_shape
 
-#: Version 2 has several views of each spot, version 3 has sections that measured different genes. A file with neither
-#: still has version 1, which older programs read.
-FORMAT_VERSION, OF_VIEWS = 3, 2
+#: Version 2 has several views of each spot, version 3 has sections that measured different genes, version 4 has patches
+#: that stay in other files. A file has the lowest version that can say what it holds, for older programs to read.
+FORMAT_VERSION, OF_GENES, OF_VIEWS = 4, 3, 2
 
 
 @dataclass(frozen=True)
@@ -63,16 +70,9 @@ class Measured:
         return tied_patients(self.section, self.patient, self.twins)
 
 
-class PatchSource(Protocol):
-    """A source of spots' patches."""
-
-    def read(self, index: Int | Sequence[int]) -> UInt8:
-        """The patches of some spots, in the order of the index."""
-
-
 @dataclass(frozen=True)
 class Tiles:
-    """A tiles file, opened. Patches stay on disk; everything else is in memory, one entry per spot."""
+    """A tiles file, opened. Patches stay on disk, here or in other files; everything else is in memory, by spot."""
 
     path: Path
     patch_px: int
@@ -158,10 +158,13 @@ class Tiles:
 
     @cached_property
     def _patches(self) -> PatchSource:
-        return self.patches_from or stored_rows(self.path, "patches")
+        if self.patches_from:
+            return self.patches_from
+        own = stored_rows(self.path, "patches")
+        return with_patches_elsewhere(self.path, own, patch_shape(self.patch_px, self.views))
 
     @cached_property
-    def _unlabelled_patches(self) -> StoredRows:
+    def _unlabelled_patches(self) -> PatchSource:
         return stored_rows(self.path, "unlabelled/patches")
 
 
@@ -199,9 +202,10 @@ def shared_genes(found: Tiles | Measured) -> list[str]:
 
 
 def read_tiles(path: Path) -> Tiles:
-    """Open a tiles file. Raises DatasetError if it is not one."""
+    """Open a tiles file. Raises DatasetError if it is not one, or its patches are in other files that have changed."""
     with opened_hdf5(path) as file:
         _check_kind(file, path)
+        check_files(path, files_elsewhere(file))
         genes = [str(gene) for gene in file["genes"].asstr()[:]]
         gene_ids = [str(gene) for gene in file["gene_ids"].asstr()[:]] if "gene_ids" in file else ids_of(genes, {})
         if len(gene_ids) != len(genes):
@@ -240,6 +244,7 @@ class Outline:
     mpp: float
     section: Labels
     patient: Labels
+    elsewhere: tuple[PatchFile, ...] = ()  # other files with its patches
 
 
 def read_outline(path: Path) -> Outline:
@@ -247,7 +252,8 @@ def read_outline(path: Path) -> Outline:
     with opened_hdf5(path) as file:
         _check_kind(file, path)
         section, patient = (file[key].asstr()[:] for key in ("section", "patient"))
-        return Outline(int(file.attrs["patch_px"]), float(file.attrs["mpp"]), section, patient)
+        elsewhere = tuple(files_elsewhere(file))
+        return Outline(int(file.attrs["patch_px"]), float(file.attrs["mpp"]), section, patient, elsewhere)
 
 
 def _check_kind(file: h5py.File, path: Path) -> None:

@@ -92,8 +92,11 @@ def about_patches(request: TrainingRequest, checked: Checked) -> str:
     if not checked.sections:
         return f"{size}, which are cut"
     n_spots, n_places = len(checked.found.section), sum(places_by_section(checked.sections, request.unlabelled))
-    n_bytes = (n_spots + n_places) * math.prod(shape)
-    return f"{size}, of {_spots(n_spots)} and {counted(n_places, 'unlabelled place')}: {n_bytes / 1e6:,.0f} MB of disk"
+    n_stored = sum(len(section.spot_names) for section in checked.sections if section.patches)
+    n_bytes = (n_spots - n_stored + n_places) * math.prod(shape)
+    stay = f", {n_stored:,} of which stay in the data set's own files" if n_stored else ""
+    places = counted(n_places, "unlabelled place")
+    return f"{size}, of {_spots(n_spots)} and {places}{stay}: {n_bytes / 1e6:,.0f} MB of disk"
 
 
 @dataclass(frozen=True)

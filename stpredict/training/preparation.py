@@ -299,7 +299,8 @@ def fingerprint(dataset: Path) -> str:
             digest.update(file.read(END_BYTES))
     if dataset.suffix == ".h5" and dataset.is_file():
         tiles = read_outline(dataset)
-        digest.update(repr((tiles.mpp, tiles.patch_px, *tiles.section, *tiles.patient)).encode())
+        elsewhere = [file.fingerprint for file in tiles.elsewhere]
+        digest.update(repr((tiles.mpp, tiles.patch_px, *tiles.section, *tiles.patient, *elsewhere)).encode())
     return digest.hexdigest()[:16]
 
 

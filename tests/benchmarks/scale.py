@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +217,22 @@ def measure_loop(folder: Path) -> dict[str, float]:
         for _ in fit(of_patch, lambda some: tiles.read_patches(some % PATCHES), step, stage, course):
             pass
         spent = time.process_time() - started
-    own = (folder / "x.tiles.h5").stat().st_size / PATCHES / 1024
-    return {"patches_per_cpu_s": len(items) / spent, "kib_a_spot": own}
+    return {"patches_per_cpu_s": len(items) / spent}
+
+
+def measure_disk(folder: Path) -> dict[str, float]:
+    """What each further spot of sections whose patches are there adds to a tiles file: its counts, and all else."""
+    sizes, counts, path = [], [], folder / "x.tiles.h5"
+    for spots_a_patch in (10, 20):
+        section = make_section("A", PATCHES * spots_a_patch, 18_000, folder, PATCHES)
+        assert section.patches
+        stored = replace(section.patches, rows=section.patches.rows * spots_a_patch)
+        write_tiles([replace(section, patches=stored)], path, report=lambda _: None)
+        with h5py.File(path) as file:
+            counts.append(sum(part.id.get_storage_size() for part in file["counts"].values()))
+        sizes.append(path.stat().st_size - counts[-1])
+    spots = PATCHES * 10
+    return {"kib_a_spot": (sizes[1] - sizes[0]) / spots / 1024, "counts_kib": (counts[1] - counts[0]) / spots / 1024}
 
 
 class _Constant(nn.Module):
@@ -247,6 +261,7 @@ MEASURES: dict[str, Callable[..., dict[str, float]]] = {
     "neighbours": lambda spots, _genes, _folder: measure_neighbours(spots),
     "colour": lambda _spots, _genes, _folder: measure_colour(),
     "loop": lambda _spots, _genes, folder: measure_loop(folder),
+    "disk": lambda _spots, _genes, folder: measure_disk(folder),
 }
 
 

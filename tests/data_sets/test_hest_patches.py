@@ -22,7 +22,7 @@ from stpredict.data.tiles import read_tiles
 from stpredict.errors import DatasetError
 from stpredict.model.file import Model, load_model
 from stpredict.networks import ARCHITECTURES
-from stpredict.training import dictionary
+from stpredict.training import dictionary, plan
 
 
 @pytest.fixture
@@ -102,6 +102,59 @@ def test_patches_are_used_where_the_slides_are_not_there(without_slides: Path, r
         np.testing.assert_array_equal(tiles.read_patch(i), cut(region, *centre))
 
 
+def test_patches_stay_where_they_are_and_may_move_with_the_tiles(without_slides: Path, tmp_path: Path):
+    lines: list[str] = []
+    for name in ("first", "second"):
+        (without_slides / name).mkdir()
+        write_tiles(read_dataset(without_slides), without_slides / name / "t.tiles.h5", report=lines.append)
+    assert lines[2] == "patches of 2 of 2 sections stay in the data set's own files, not copied"
+    moved = shutil.copytree(without_slides, tmp_path / "moved")
+    shutil.rmtree(without_slides / "patches")
+    path, n_spots = moved / "first" / "t.tiles.h5", 2 * (len(CENTRES) - 1)
+    assert path.stat().st_size < n_spots * 1024
+    with h5py.File(path) as file:
+        assert file.attrs["format_version"] == 4
+        assert not any(str(tmp_path) in str(file[f"elsewhere/{name}"][()]) for name in file["elsewhere"])
+    first, second = read_tiles(path), read_tiles(moved / "second" / "t.tiles.h5")
+    order = np.random.default_rng(0).permutation(n_spots)
+    np.testing.assert_array_equal(first.read_patches(order), second.read_patches(order))
+    for outside in (-1, n_spots):
+        with pytest.raises(IndexError):
+            first.read_patches([outside])
+
+
+def test_a_missing_or_changed_file_of_patches_is_refused_in_a_sentence(without_slides: Path, tmp_path: Path):
+    tiles, patches = tmp_path / "t.tiles.h5", without_slides / "patches" / "SPA12.h5"
+    write_tiles(read_dataset(without_slides), tiles, report=lambda _: None)
+    way_out = "; put that back, or cut the tiles again from the folder of the data set."
+    whole = patches.read_bytes()
+    with h5py.File(patches, "r+") as file:
+        file["img"][:] = file["img"][:][::-1]
+    opened = read_tiles(tiles)  # of equal size, so that only reading tells
+    opened.read_patches(range(29))  # of the other section
+    with pytest.raises(DatasetError) as refused:
+        opened.read_patches([40])
+    assert str(refused.value) == f"t.tiles.h5: {patches} is not the file it was cut with{way_out}"
+    patches.write_bytes(whole + b"more")
+    with pytest.raises(DatasetError) as refused:
+        read_tiles(tiles)
+    assert str(refused.value) == f"t.tiles.h5: {patches} is not the file it was cut with{way_out}"
+    patches.unlink()
+    done = run("train", tiles, "--arch", "dictionary", "-o", tmp_path / "m.safetensors")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"t.tiles.h5: its patches are in {patches}, which is not there{way_out}" in done.stderr
+    assert not (tmp_path / "m.run").exists()
+
+
+def test_tiles_that_name_their_files_wrongly_are_damaged(without_slides: Path, tmp_path: Path):
+    tiles = tmp_path / "t.tiles.h5"
+    write_tiles(read_dataset(without_slides), tiles, report=lambda _: None)
+    with h5py.File(tiles, "r+") as file:
+        file["elsewhere/file"][3] = 2
+    with pytest.raises(DatasetError, match="does not say which file has which spot's patch"):
+        read_tiles(tiles)
+
+
 def test_patches_from_a_slide_where_it_is_there_stand_beside_others(without_slides: Path, region: np.ndarray, tmp_path):
     (without_slides / "wsis").mkdir()
     Image.fromarray(region).save(without_slides / "wsis" / "SPA12.tif")
@@ -112,6 +165,8 @@ def test_patches_from_a_slide_where_it_is_there_stand_beside_others(without_slid
     lines: list[str] = []
     write_tiles([stored, cut_anew], tmp_path / "t.h5", unlabelled=10, report=lines.append)
     assert lines[0].startswith("no unlabelled patches of NCBI700,")
+    others = "; those of the others are cut from their slides"
+    assert f"patches of 1 of 2 sections stay in the data set's own files, not copied{others}" in lines
     tiles = read_tiles(tmp_path / "t.h5")
     assert tiles.unlabelled_section.tolist() == ["SPA12"] * 10
     for i in range(len(CENTRES) - 1):
@@ -249,10 +304,15 @@ def test_a_model_is_trained_and_evaluated_on_patches_alone(without_slides: Path,
 def test_a_network_that_nothing_taught_is_trained_on_patches_alone(without_slides: Path, monkeypatch):
     tiny = {"channels": 12, "depth": 1, "heads": 1, "head_dim": 12, "mixing": "per_level"}
     monkeypatch.setitem(ARCHITECTURES, "m2ort-tiny", tiny)
+    monkeypatch.setattr(plan, "MEASURE_S", 0.05)
     call = "--arch m2ort-tiny --epochs 1 --batch-size 16 --threads 1 --min-depth 1 --teach-patches 20 -o m.safetensors"
+    planned = run("train", without_slides, *call.split(), "--dry-run")
+    stay = "58 spots and 0 unlabelled places, 58 of which stay in the data set's own files: 0 MB of disk"
+    assert f"patches of 224 px, of {stay}" in planned.stdout
     done = run("train", without_slides, *call.split())
     assert done.exit_code == 0, done.output
     assert load_model(Path("m.safetensors")).card["mpp"] == 0.5
+    assert Path("m.run/dataset.tiles.h5").stat().st_size < 58 * 1024
 
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")

@@ -105,8 +105,13 @@ def test_rows_are_read_past_the_library_as_it_reads_them(tmp_path: Path):
     with h5py.File(path, "w") as file:
         file["plain"] = rows
         file.create_dataset("packed", data=rows, chunks=(2, 4, 4, 3), compression="gzip")
+        file.create_dataset("a chunk each", data=rows, chunks=(1, 4, 4, 3), maxshape=(None, 4, 4, 3))
         file.create_dataset("never written", rows.shape, np.uint8)
-    for name, expected in (("plain", rows), ("packed", rows), ("never written", np.zeros_like(rows))):
+        file.create_dataset("no chunk each", rows.shape, np.uint8, chunks=(1, 4, 4, 3))
+    nothing = np.zeros_like(rows)
+    of_all = {"plain": rows, "packed": rows, "a chunk each": rows, "never written": nothing, "no chunk each": nothing}
+    assert stored_rows(path, "a chunk each").offsets is not None
+    for name, expected in of_all.items():
         found = stored_rows(path, name)
         np.testing.assert_array_equal(found.read([3, 0, 3, 8]), expected[[3, 0, 3, 8]])
         assert found.read([]).shape == (0, 4, 4, 3)
