@@ -9,13 +9,16 @@ import typer
 
 from stpredict.cli.config import ConfigFile, write_used
 from stpredict.cli.options import (
+    PATCH_FORMATS,
     BinUm,
     Orthologs,
+    PatchFormat,
     SkipBroken,
     Species,
     Threads,
     Where,
     demand_positive,
+    one_of,
     refuse,
     refuse_with_protocol,
     split,
@@ -127,6 +130,7 @@ def compare(
     species: Species = None,
     orthologs: Orthologs = None,
     skip_broken: SkipBroken = False,
+    patch_format: PatchFormat = "raw",
     device: Device = "auto",
     threads: Threads = None,
     cluster: Annotated[
@@ -168,7 +172,7 @@ def compare(
         panel_size=panel_size,
         unlabelled=unlabelled if recipe == "ours" else 0, mpp=mpp, bin_um=bin_um,
         where=where, species=species, orthologs=orthologs, skip_broken=skip_broken, device=device,
-        threads=threads or 0,
+        threads=threads or 0, patch_format=one_of("--patch-format", patch_format, PATCH_FORMATS),
     )  # fmt: skip
     code = compare_command(request, cluster, overwrite)
     write_used(context, out / "config.toml")

@@ -91,6 +91,15 @@ BinUm = Annotated[
         "--bin-um", help="Pool the bins of Visium HD to squares of this side, um.", show_default="8 for smaller ones"
     ),
 ]
+PATCH_FORMATS: tuple[Literal["raw", "jpeg"], ...] = ("raw", "jpeg")
+PatchFormat = Annotated[
+    str,
+    typer.Option(
+        "--patch-format",
+        help="How the patches of a data set are stored: raw, their pixels, or jpeg, which loses a little and takes a "
+        "sixth of the disk.",
+    ),
+]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(

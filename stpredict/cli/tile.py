@@ -9,6 +9,7 @@ import typer
 
 from stpredict import DEFAULT_MODEL
 from stpredict.cli.options import (
+    PATCH_FORMATS,
     BinUm,
     LayoutOption,
     MinTissue,
@@ -17,6 +18,7 @@ from stpredict.cli.options import (
     Orthologs,
     Out,
     Overwrite,
+    PatchFormat,
     Pitch,
     SkipBroken,
     Species,
@@ -25,6 +27,7 @@ from stpredict.cli.options import (
     Upsampling,
     Where,
     demand_positive,
+    one_of,
     parse_layout,
     refuse,
 )
@@ -56,6 +59,7 @@ def tile(
     species: Species = None,
     orthologs: Orthologs = None,
     skip_broken: SkipBroken = False,
+    patch_format: PatchFormat = "raw",
     overwrite: Overwrite = False,
     threads: Threads = None,
 ) -> None:
@@ -74,6 +78,7 @@ def tile(
     refuse(not all(is_folder(path) for path in inputs), "a slide has no measured spots", {
         "--unlabelled": unlabelled > 0, "--bin-um": bin_um is not None, "--where": where is not None,
         "--species": species is not None, "--orthologs": orthologs is not None, "--skip-broken": skip_broken,
+        "--patch-format": patch_format != "raw",
     })  # fmt: skip
     demand_positive({"--bin-um": bin_um})
     request = Request(
@@ -82,5 +87,6 @@ def tile(
     )  # fmt: skip
     raise typer.Exit(tile_command(
         inputs, model, request, out, patches, unlabelled, bin_um, overwrite,
+        one_of("--patch-format", patch_format, PATCH_FORMATS),
         where=where, species=species, orthologs=orthologs, skip_broken=skip_broken,
     ))  # fmt: skip

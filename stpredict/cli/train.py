@@ -10,8 +10,10 @@ import typer
 from stpredict import UNKNOWN_LICENCE
 from stpredict.cli.config import ConfigFile, write_used
 from stpredict.cli.options import (
+    PATCH_FORMATS,
     BinUm,
     Orthologs,
+    PatchFormat,
     SkipBroken,
     Species,
     Threads,
@@ -134,6 +136,7 @@ def train(
     species: Species = None,
     orthologs: Orthologs = None,
     skip_broken: SkipBroken = False,
+    patch_format: PatchFormat = "raw",
     licence: Licence = UNKNOWN_LICENCE,
     anonymous: AnonymousCard = False,
     seed: int = 0,
@@ -220,6 +223,7 @@ def train(
         mpp=mpp, patch_um=patch_um, bin_um=bin_um, licence=licence, anonymous=anonymous, device=device,
         threads=threads or usable_cores(), overwrite=overwrite, region_weights=region_weights, where=where,
         species=species, orthologs=orthologs, skip_broken=skip_broken, only=split(only),
+        patch_format=one_of("--patch-format", patch_format, PATCH_FORMATS),
     )  # fmt: skip
     if only and overwrite:
         raise UsageError("--only: shares a run with other calls; begin that anew by a call without it.")

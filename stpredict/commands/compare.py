@@ -41,6 +41,7 @@ def make_request(
     if not systems:
         raise UsageError("--arch names no system.")
     asked = [name for name in ("bin_um", "where", "species", "orthologs", "skip_broken") if rest[name]]
+    asked += ["patch_format"] if rest["patch_format"] != "raw" else []
     if asked and dataset.suffix == ".h5":
         option = f"--{asked[0].replace('_', '-')}"
         raise UsageError(f"{option}: needs a folder of sections; a .tiles.h5 file is already cut.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stpredict.commands.inputs import for_each, needs_training_extra, sum_up
 from stpredict.console import report
@@ -17,7 +17,7 @@ from stpredict.storage.files import demand_new, is_folder, output_folders
 
 def tile_command(
     inputs: Sequence[Path], model_name: str, request: Request, out: Path, patches: bool, unlabelled: int,
-    bin_um: float | None, overwrite: bool, **of_sections: Any,
+    bin_um: float | None, overwrite: bool, patch_format: Literal["raw", "jpeg"] = "raw", **of_sections: Any,
 ) -> int:  # fmt: skip
     """Write grids of slides and tiles of data sets, and print their paths. Returns the exit code.
 
@@ -43,7 +43,7 @@ def tile_command(
             tiles = out / f"{path.resolve().name}.tiles.h5"
             if not overwrite:
                 demand_new(tiles)
-            left_out.extend(_tile_dataset(path, model, request, tiles, unlabelled, bin_um, **of_sections))
+            left_out.extend(_tile_dataset(path, model, request, tiles, unlabelled, bin_um, patch_format, **of_sections))
             yield tiles
         else:
             yield from tile_slide(path, model, request, out, patches, overwrite)
@@ -55,7 +55,7 @@ def tile_command(
 
 def _tile_dataset(
     path: Path, model: Model, request: Request, tiles: Path, unlabelled: int, bin_um: float | None,
-    **of_sections: Any,
+    patch_format: Literal["raw", "jpeg"], **of_sections: Any,
 ) -> list[str]:  # fmt: skip
     """Write a data set's tiles. Returns the sections that were left out, which a table beside the tiles names."""
     try:
@@ -78,6 +78,7 @@ def _tile_dataset(
         mpp=request.mpp,
         unlabelled=unlabelled,
         threads=request.engine.threads,
+        patch_format=patch_format,
         report=report,
     )
     table = tiles.with_name(f"{path.resolve().name}.broken.csv")

@@ -52,6 +52,8 @@ def train_command(
             if getattr(request, name):
                 option = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{option}: needs a folder of sections; a .tiles.h5 file is already cut.")
+        if request.patch_format != "raw":
+            raise UsageError("--patch-format: needs a folder of sections; a .tiles.h5 file is already cut.")
     if not settings.epochs and not (settings.taught_densely and request.unlabelled):
         raise UsageError("--epochs 0: only for a network that is first taught densely on unlabelled tissue.")
     check_counts_only(request.counts_only, request.dataset, settings, request.protocol)

@@ -168,6 +168,8 @@ def recorded(request: Comparison) -> dict[str, Any]:
     shared["recipe"] = request.recipe
     asked = {"where": request.where, "species": request.species}  # older records do not have them
     shared |= {name: value for name, value in asked.items() if value is not None}
+    if request.patch_format != "raw":
+        shared["patch_format"] = request.patch_format
     if request.orthologs:
         shared["orthologs"] = [request.orthologs.name, fingerprint(request.orthologs)]
     return dict(json.loads(json.dumps(shared)))
@@ -210,7 +212,7 @@ def cut(request: Comparison, views: Views, report: Report) -> None:
         sections = read_dataset(request.dataset, request.reading)
         write_tiles(
             sections, path, views=views, mpp=request.mpp, unlabelled=request.unlabelled, seed=PANEL_SEED,
-            threads=threads_of(request), report=report,
+            threads=threads_of(request), patch_format=request.patch_format, report=report,
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stpredict.data.bins import Bins
+from stpredict.data.patch_formats import PatchFormat
 from stpredict.data.reading import Reading
 from stpredict.networks import FITTED
 from stpredict.training.panels import Panel
@@ -48,6 +49,7 @@ class Comparison:
     species: str | None = None
     orthologs: Path | None = None
     skip_broken: bool = False
+    patch_format: PatchFormat = "raw"  # of the patches that are cut
     device: str = "auto"
     threads: int = 0  # 0 for all cores of whichever machine
 

@@ -17,6 +17,7 @@ from stpredict.arrays import Float, Int, UInt8
 from stpredict.data.coverage import widest
 from stpredict.data.gene_mask import about_genes, measured_genes
 from stpredict.data.genes import ids_of, one_table
+from stpredict.data.patch_formats import NewJpegs, NewPatches, PatchFormat
 from stpredict.data.patches_elsewhere import name_files
 from stpredict.data.places import tissue_places
 from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section, demand_slides
@@ -33,8 +34,8 @@ from stpredict.storage.new_hdf5 import new_hdf5
 PATCH_PX = 224
 #: Values of sparse counts that are compressed together.
 COUNTS_CHUNK = 1 << 16
-#: Centres of patches to cut, the data set for the patches, and its row for the first one.
-Wanted = tuple[Float, h5py.Dataset, int]
+#: Centres of patches to cut, where the patches go, and the row for the first one.
+Wanted = tuple[Float, NewPatches, int]
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,15 @@ def write_tiles(
     threads: int = 2,
     keep_table: bool = True,
     with_patches: bool = True,
+    patch_format: PatchFormat = "raw",
     report: Callable[[str], None],
 ) -> None:
     """Cut the `views` of all spots, and of `unlabelled` more places of the tissue, drawn at random, and write them.
 
     The sections `counts_only` need no image; only their counts are written. If there are many sections, a table beside
     the tiles says more, unless `keep_table` is false. Without `with_patches` the file holds everything but patches.
-    The patches of sections without slides were cut before, and stay in their own files, which the tiles name.
+    The patches of sections without slides were cut before, and stay in their own files, which the tiles name; others
+    are stored in the `patch_format`.
     Raises SlideError if an image cannot be read, and DatasetError as `settle_cut` does, and if two sections have one
     name.
     """
@@ -88,12 +91,14 @@ def write_tiles(
     with new_hdf5(path) as file:
         file.attrs.update(
             format="stpredict-tiles", patch_px=patch_px, views=views,
-            format_version=_version(elsewhere, measured is not None, views),
+            format_version=_version(elsewhere or patch_format != "raw", measured is not None, views),
             mpp=mpp, spot_diameter_um=spot_diameter_um, pitch_um=pitch_um, seed=seed, most_genes=widest(sections),
         )  # fmt: skip
         shape = patch_shape(patch_px, views)
-        patches = file.create_dataset("patches", (n_to_cut if with_patches else 0, *shape), np.uint8)
-        extra = file.create_dataset("unlabelled/patches", (sum(share), *shape), np.uint8)
+        patches, extra = (
+            NewJpegs(file, name, n) if patch_format == "jpeg" else file.create_dataset(name, (n, *shape), np.uint8)
+            for name, n in (("patches", n_to_cut if with_patches else 0), ("unlabelled/patches", sum(share)))
+        )
         start = extra_start = 0
         tell = section_log(sections, report)
         for section, n_extra in zip(sections, share, strict=True):
@@ -102,6 +107,9 @@ def write_tiles(
                 cut_section(section, Cut(patch_px, views, mpp, threads), patches, start, report, more)
                 start, extra_start = start + len(section.spot_names), extra_start + n_extra
             tell(section)
+        for jpegs in (patches, extra):
+            if isinstance(jpegs, NewJpegs):
+                jpegs.finish()
         if elsewhere:
             name_files(sections, path, file)
         file["spot"] = np.array([spot for s in sections for spot in s.spot_names], dtype=object).astype(text)
@@ -124,9 +132,9 @@ def write_tiles(
     tell_together(sections, path.with_suffix(".csv") if keep_table else None, report)
 
 
-def _version(elsewhere: bool, genes_differ: bool, views: Views) -> int:
+def _version(newest: bool, genes_differ: bool, views: Views) -> int:
     """The lowest version of the format that can say what a file holds."""
-    return FORMAT_VERSION if elsewhere else OF_GENES if genes_differ else OF_VIEWS if views != ONE_VIEW else 1
+    return FORMAT_VERSION if newest else OF_GENES if genes_differ else OF_VIEWS if views != ONE_VIEW else 1
 
 
 def places_by_section(sections: Sequence[Section], unlabelled: int) -> list[int]:
@@ -175,10 +183,10 @@ def settle_cut(sections: Sequence[Section], patch_px: int, views: Views, mpp: fl
 
 
 def cut_section(
-    section: Section, how: Cut, patches: h5py.Dataset, start: int, report: Callable[[str], None],
+    section: Section, how: Cut, patches: NewPatches, start: int, report: Callable[[str], None],
     more: Callable[[Slide], Sequence[Wanted]] | None = None,
 ) -> None:  # fmt: skip
-    """Write patches of a section's slide to a data set's rows from `start` on, and further ones as `more` asks.
+    """Write patches of a section's slide to rows from `start` on, and further ones as `more` asks.
 
     Raises SlideError if its image cannot be read.
     """
@@ -190,24 +198,24 @@ def cut_section(
 
 
 def _places(
-    section: Section, n: int, rng: np.random.Generator, dataset: h5py.Dataset, start: int, slide: Slide
+    section: Section, n: int, rng: np.random.Generator, patches: NewPatches, start: int, slide: Slide
 ) -> list[Wanted]:
-    return [(tissue_places(slide, section, n, rng), dataset, start)] if n else []
+    return [(tissue_places(slide, section, n, rng), patches, start)] if n else []
 
 
 def _cut(slide: Slide, slide_mpp: Mpp, how: Cut, wanted: Sequence[Wanted]) -> None:
-    """Cut the `wanted` patches of a slide into their data sets."""
+    """Cut the `wanted` patches of a slide, and write them where they go."""
     raster = make_raster(slide, slide_mpp, how.mpp)
-    for centres, dataset, start in wanted:
-        _store(read_patches(raster, centres, how.patch_px, how.threads, how.views), dataset, start)
+    for centres, patches, start in wanted:
+        _store(read_patches(raster, centres, how.patch_px, how.threads, how.views), patches, start)
 
 
-def _store(blocks: Generator[tuple[Int, list[UInt8]], None, None], dataset: h5py.Dataset, start: int) -> None:
-    """Write patches to a data set's rows from `start` on."""
+def _store(blocks: Generator[tuple[Int, list[UInt8]], None, None], patches: NewPatches, start: int) -> None:
+    """Write patches to rows from `start` on."""
     with closing(blocks):
         for index, block in blocks:
             for i, patch in zip(index, block, strict=True):
-                dataset[start + i] = patch
+                patches[start + i] = patch
 
 
 def _store_counts(sections: Sequence[Section], genes: Sequence[str], group: h5py.Group) -> None:

@@ -8,12 +8,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import h5py
 import numpy as np
 
 from stpredict.arrays import Int, UInt8
+from stpredict.data.patch_formats import PatchSource
 from stpredict.data.section import Section
 from stpredict.data.stored_patches import IMAGES
 from stpredict.data.stored_rows import StoredRows, stored_rows
@@ -23,13 +23,6 @@ from stpredict.errors import DatasetError, some
 GROUP = "elsewhere"
 #: What the fingerprint of a file reads: so many blocks, evenly spaced from its first bytes to its last.
 BLOCKS, BLOCK_BYTES = 17, 16 << 10
-
-
-class PatchSource(Protocol):
-    """A source of spots' patches."""
-
-    def read(self, index: Int | Sequence[int]) -> UInt8:
-        """The patches of some spots, in the order of the index."""
 
 
 @dataclass(frozen=True)

@@ -18,22 +18,16 @@ from stpredict.data.coverage import widest
 from stpredict.data.gene_mask import GeneMask, differ, measured_genes
 from stpredict.data.genes import ids_of, one_table
 from stpredict.data.hdf5 import opened_hdf5
-from stpredict.data.patches_elsewhere import (
-    PatchFile,
-    PatchSource,
-    check_files,
-    files_elsewhere,
-    with_patches_elsewhere,
-)
+from stpredict.data.patch_formats import PatchSource, stored_patches
+from stpredict.data.patches_elsewhere import PatchFile, check_files, files_elsewhere, with_patches_elsewhere
 from stpredict.data.section import Section
-from stpredict.data.stored_rows import stored_rows
 from stpredict.data.twins import Twins, find_twins, tied_patients, twins_of_spots
 from stpredict.errors import DatasetError
 from stpredict.slides.raster import SAME_MPP
 from stpredict.slides.views import ONE_VIEW, Views, patch_shape
 
 #: Version 2 has several views of each spot, version 3 has sections that measured different genes, version 4 has patches
-#: that stay in other files. A file has the lowest version that can say what it holds, for older programs to read.
+#: that stay in other files, or JPEG. A file has the lowest version that can say what it holds, for older programs.
 FORMAT_VERSION, OF_GENES, OF_VIEWS = 4, 3, 2
 
 
@@ -95,6 +89,7 @@ class Tiles:
     most_genes: int = 0  # the most that a section measured; older files then left out genes that others lack
     measured: GeneMask | None = None  # which of the genes each section measured; None if all measured all
     technology: dict[str, str] = field(default_factory=dict)  # by section, if sections differ in genes
+    jpeg_quality: int | None = None  # of the patches in the file; None if they are stored as pixels
 
     @cached_property
     def kin(self) -> Labels:
@@ -160,12 +155,12 @@ class Tiles:
     def _patches(self) -> PatchSource:
         if self.patches_from:
             return self.patches_from
-        own = stored_rows(self.path, "patches")
-        return with_patches_elsewhere(self.path, own, patch_shape(self.patch_px, self.views))
+        shape = patch_shape(self.patch_px, self.views)
+        return with_patches_elsewhere(self.path, stored_patches(self.path, "patches", shape), shape)
 
     @cached_property
     def _unlabelled_patches(self) -> PatchSource:
-        return stored_rows(self.path, "unlabelled/patches")
+        return stored_patches(self.path, "unlabelled/patches", patch_shape(self.patch_px, self.views))
 
 
 def measured_in(sections: Sequence[Section], counts_only: Sequence[Section]) -> Measured:
@@ -233,6 +228,7 @@ def read_tiles(path: Path) -> Tiles:
             most_genes=int(file.attrs.get("most_genes", len(genes))),
             measured=_read_mask(file, len(genes)),
             technology=json.loads(file["technology"].asstr()[()]) if "technology" in file else {},
+            jpeg_quality=int(file["patches"].attrs["quality"]) if isinstance(file["patches"], h5py.Group) else None,
         )
 
 

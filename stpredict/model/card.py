@@ -251,6 +251,8 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
     yield from told_measured(card)
     if coarse := training.get("coarse_sections"):
         yield f"images coarser than the model, {training['coarse_mpp']:g} um/px at most: {', '.join(coarse)}"
+    if form := training.get("patch_format"):
+        yield f"patches of training were stored as {form}"
     if recipe := training.get("recipe"):
         ours = f"; ours: {recipe['ours']}" if recipe["ours"] else ""
         yield f"recipe: {recipe['name']}, of {recipe['source']}{ours}"

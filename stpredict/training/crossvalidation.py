@@ -158,6 +158,7 @@ def write_trained(
         "spots": len(rows),
         "unlabelled_patches": int(np.isin(run.tiles.unlabelled_section, trained.sections).sum()),
         **run.tiles.coarse(trained.sections),
+        **({"patch_format": f"JPEG of quality {quality}"} if (quality := run.tiles.jpeg_quality) else {}),
         **counted_only(run.tiles, trained.counts_from),
         **({"bank": describe_bank(trained.network)} if isinstance(trained.network, BankNetwork) else {}),
     }

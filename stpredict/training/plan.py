@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from stpredict.console import Report
 from stpredict.data.cutting import places_by_section
 from stpredict.data.panel import choose_panel
+from stpredict.data.patch_formats import JPEG_SHARE
 from stpredict.data.tiles import Measured, Tiles, aligned
 from stpredict.errors import counted, some
 from stpredict.networks import FITTED, architecture_views, has_bank, reads_sections, reads_slides
@@ -93,10 +94,11 @@ def about_patches(request: TrainingRequest, checked: Checked) -> str:
         return f"{size}, which are cut"
     n_spots, n_places = len(checked.found.section), sum(places_by_section(checked.sections, request.unlabelled))
     n_stored = sum(len(section.spot_names) for section in checked.sections if section.patches)
-    n_bytes = (n_spots - n_stored + n_places) * math.prod(shape)
+    as_jpeg = request.patch_format == "jpeg"
+    n_bytes = (n_spots - n_stored + n_places) * math.prod(shape) * (JPEG_SHARE if as_jpeg else 1)
     stay = f", {n_stored:,} of which stay in the data set's own files" if n_stored else ""
     places = counted(n_places, "unlabelled place")
-    return f"{size}, of {_spots(n_spots)} and {places}{stay}: {n_bytes / 1e6:,.0f} MB of disk"
+    return f"{size}, of {_spots(n_spots)} and {places}{stay}: {'about ' * as_jpeg}{n_bytes / 1e6:,.0f} MB of disk"
 
 
 @dataclass(frozen=True)

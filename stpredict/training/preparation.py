@@ -131,7 +131,8 @@ def prepare_run(
             write_tiles(
                 checked.sections, tiles_path, patch_px=patch_px_of(request),
                 views=architecture_views(settings.architecture), counts_only=checked.more, mpp=request.mpp,
-                unlabelled=request.unlabelled, seed=settings.seed, threads=request.threads, report=report,
+                unlabelled=request.unlabelled, seed=settings.seed, threads=request.threads,
+                patch_format=request.patch_format, report=report,
             )  # fmt: skip
         found, begun = checked.found, checked.begun
         del checked  # before the sections are read again as tiles
@@ -248,14 +249,15 @@ def is_finished(folder: Path, out: Path, wanted: dict[str, Any]) -> bool:
 def difference_of(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """The difference between the records of two runs, in words; empty if both ask for the same.
 
-    An older record does not say whether the user named the panel's rule, and may stand for either. Words about a recipe
-    decide nothing.
+    An older record does not say whether the user named the panel's rule, and may stand for either. A record that says
+    nothing of the format of patches stands for their pixels. Words about a recipe decide nothing.
     """
     silent = () if CHOSEN[0] in (found.get("panel") or ()) else CHOSEN
 
     def decisive(record: dict[str, Any], but: Sequence[str]) -> dict[str, Any]:
         panel, recipe = record.get("panel"), record.get("recipe")
-        return {**record, "panel": without(panel, but), "recipe": without(recipe, WORDS)}
+        kept = {"patch_format": "raw", **record}
+        return {**kept, "panel": without(panel, but), "recipe": without(recipe, WORDS)}
 
     first, second = decisive(found, silent), decisive(wanted, silent)
     if first == second:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from stpredict.data.bins import Bins
+from stpredict.data.patch_formats import PatchFormat
 from stpredict.data.reading import Reading
 from stpredict.evaluation import MIN_DEPTH
 from stpredict.networks import FITTED, FLAGSHIP, has_tokens
@@ -141,6 +142,7 @@ class TrainingRequest:
     species: str | None = None
     orthologs: Path | None = None
     skip_broken: bool = False
+    patch_format: PatchFormat = "raw"  # of the patches that are cut
     only: Sequence[str] = ()  # the held-out parts that this call trains, by the names of their folders; all if none
 
     @property

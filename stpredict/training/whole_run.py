@@ -198,6 +198,8 @@ def recorded(request: TrainingRequest, panel: Panel) -> dict[str, Any]:
         del wanted["recipe"]
     if request.patch_um is not None:  # as above
         wanted["patch_um"] = request.patch_um
+    if request.patch_format != "raw":  # as above
+        wanted["patch_format"] = request.patch_format
     return dict(json.loads(json.dumps(wanted | asked_of_sections(request))))
 
 
