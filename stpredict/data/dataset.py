@@ -43,7 +43,8 @@ LAYOUTS = (
     "HBC: NAME.jpg, NAME.tsv.gz, NAME.spots.txt",
     "cSCC: *NAME.jpg, *NAME_stdata.tsv, *spot_data-selection-NAME.tsv",
     "Visium: filtered_feature_bc_matrix.h5 or the folder of matrix.mtx, spatial/, an image, sections.csv",
-    "Xenium: experiment.xenium, cell_feature_matrix.h5, cells.parquet, *he_image.ome.tif, *he_imagealignment.csv",
+    "Xenium: experiment.xenium, cell_feature_matrix.h5 with cells.parquet or transcripts.parquet, *he_image.ome.tif, "
+    "*he_imagealignment.csv",
     "STimage-1K4M: TECHNOLOGY/gene_exp/, coord/ and image/",
     "HEST-1k: st/NAME.h5ad, wsis/NAME.tif or patches/NAME.h5, metadata/NAME.json",
     "AnnData: .h5ad files and images that sections.csv names (section,patient,image,counts)",

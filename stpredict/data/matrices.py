@@ -48,7 +48,7 @@ def read_10x(path: Path) -> Matrix10x:
         barcodes = _texts(matrix, "barcodes")
         parts = tuple(_dataset(matrix, part)[:] for part in ("data", "indices", "indptr"))
         counts = whole_counts(csr_array(parts, (len(barcodes), len(ids))), path.name)
-        return _of_genes(barcodes, symbols, ids, kinds, counts)
+        return of_genes(barcodes, symbols, ids, kinds, counts)
 
 
 def _version_2(file: h5py.File) -> h5py.Group:
@@ -73,9 +73,7 @@ def _texts(group: h5py.Group, name: str) -> list[str]:
     return [value.decode() if isinstance(value, bytes) else str(value) for value in _dataset(group, name)[:]]
 
 
-def _of_genes(
-    barcodes: list[str], symbols: list[str], ids: list[str], kinds: list[str], counts: csr_array
-) -> Matrix10x:
+def of_genes(barcodes: list[str], symbols: list[str], ids: list[str], kinds: list[str], counts: csr_array) -> Matrix10x:
     """The matrix with genes alone, without other features. Raises ValueError if there are none."""
     genes = np.flatnonzero(np.array(kinds) == GENE_EXPRESSION)
     if not len(genes):
@@ -103,7 +101,7 @@ def _read_market(path: Path, prefix: str) -> Matrix10x:
         if n_entries > min(n_rows * n_columns, n_bytes // MIN_ENTRY_BYTES):
             raise ValueError("it claims more entries than the file can hold, or ends early")
         counts: Any = mmread(path)
-        return _of_genes(
+        return of_genes(
             barcodes, symbols, ids, kinds, whole_counts(csr_array(counts if turned else counts.T), path.name)
         )
     except (OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, zlib.error) as error:

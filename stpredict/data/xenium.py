@@ -1,10 +1,9 @@
 """Reader of 10x Xenium: folders of a run's output, each with its H&E and the matrix that aligns the two.
 
-A section is a folder with `experiment.xenium` (JSON, with the `pixel_size` of the morphology image in um),
-`cell_feature_matrix.h5` and `cells.parquet` or `cells.csv.gz` (cell_id, x_centroid, y_centroid, in um). In or above it
-lie `*he_image*.tif` and `*he_imagealignment.csv`, the 3 x 3 matrix from pixels of the H&E to those of the morphology
-image; `sections.csv` may name another image, and has to name the patient. Cells are pooled to squares, as a cell has
-few counts and a patch is larger than a cell.
+A section is a folder with `experiment.xenium` (JSON, with the `pixel_size` of the morphology image in um) and counts at
+positions in um, which `xenium_counts` reads. In or above it lie `*he_image*.tif` and `*he_imagealignment.csv`, the
+3 x 3 matrix from pixels of the H&E to those of the morphology image; `sections.csv` may name another image, and has to
+name the patient. Counts are pooled to squares, as a cell has few and a patch is larger than a cell.
 """
 
 from __future__ import annotations
@@ -13,16 +12,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from scipy.sparse import csr_array
 
 from stpredict.arrays import Float
 from stpredict.data.genes import name_genes, symbols_by_id
-from stpredict.data.matrices import read_10x
 from stpredict.data.reading import AS_IT_IS, Reading, read_each
 from stpredict.data.rows import SectionRow, chosen, read_rows, the_image, unstated
 from stpredict.data.section import Section
-from stpredict.data.tables import IMAGES, joined, read_table
+from stpredict.data.tables import IMAGES, read_table
+from stpredict.data.xenium_counts import read_pooled
 from stpredict.errors import DatasetError, first_line
 from stpredict.slides.slide import Mpp
 
@@ -31,7 +28,6 @@ EXPERIMENT = "experiment.xenium"
 SQUARE_UM = 100.0
 #: Names of a run's folder that say nothing about the section.
 GENERIC = ("outs", "output")
-CELL_COLUMNS = ["cell_id", "x_centroid", "y_centroid"]
 
 
 def is_xenium(folder: Path) -> bool:
@@ -71,37 +67,28 @@ def _read_section(name: str, place: Path, row: SectionRow, side_um: float) -> Se
     image = row.image or the_image(_beside(place, "*he_image*", IMAGES), name, place)
     to_morphology = _read_alignment(place, name)
     morphology_um = _pixel_um(place / EXPERIMENT)
-    matrix = place / "cell_feature_matrix.h5"
-    if not matrix.exists():
-        raise DatasetError(f"{place}: holds no {matrix.name}.")
-    barcodes, symbols, ids, counts = read_10x(matrix)
-    cells, cells_file = _read_cells(place)
-    left, right = joined(barcodes, cells["cell_id"].tolist(), matrix.name, cells_file)
-    at_um = cells[CELL_COLUMNS[1:]].to_numpy(dtype=float)[right]
-    squares, member = np.unique(np.floor(at_um / side_um).astype(np.int64), axis=0, return_inverse=True)
-    pool = csr_array(
-        (np.ones(len(left), np.float32), (member.ravel(), np.arange(len(left)))), (len(squares), len(left))
-    )
-    genes, pooled, notes = name_genes(symbols, ids, csr_array(pool @ counts[left]))
+    pooled = read_pooled(place, side_um)
+    genes, counts, notes = name_genes(pooled.symbols, pooled.ids, pooled.counts)
     back = np.asarray(np.linalg.inv(to_morphology), dtype=float)
-    centres = _transformed((squares + 0.5) * side_um / morphology_um, back)
+    middle_um = (pooled.squares.astype(float) + 0.5) * side_um
+    centres = _transformed(middle_um / morphology_um, back)
     um = morphology_um * float(np.sqrt(abs(np.linalg.det(to_morphology[:2, :2]))))
     return Section(
         name=name,
         patient=row.patient,
         image=image,
         mpp=row.mpp or Mpp(um, um),
-        spot_names=[f"s_{round(side_um):03d}um_{y:05d}_{x:05d}-1" for x, y in squares.tolist()],
+        spot_names=[f"s_{round(side_um):03d}um_{y:05d}_{x:05d}-1" for x, y in pooled.squares.tolist()],
         centres=centres,
         genes=genes,
-        counts=pooled,
+        counts=counts,
         lost_spots=0,
         spot_diameter_um=side_um,
         pitch_um=side_um,
         names_all_genes=True,
-        symbols=symbols_by_id(symbols, ids),
+        symbols=symbols_by_id(pooled.symbols, pooled.ids),
         technology="Xenium",
-        notes=(f"cells are pooled to squares of {side_um:g} um; counts outside cells are not part of them", *notes),
+        notes=(*pooled.notes, *notes),
     )
 
 
@@ -142,27 +129,6 @@ def _pixel_um(path: Path) -> float:
         return um
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(f"{path}: tells no pixel_size ({first_line(error)}).") from error
-
-
-def _read_cells(place: Path) -> tuple[pd.DataFrame, str]:
-    """The table of cells and its file's name. Raises DatasetError if there is none, or it cannot be read."""
-    path = next((p for end in ("parquet", "csv.gz", "csv") if (p := place / f"cells.{end}").exists()), None)
-    if path is None:
-        raise DatasetError(f"{place}: holds no cells.parquet and no cells.csv.gz.")
-    try:
-        parquet = path.suffix == ".parquet"
-        table = pd.read_parquet(path, columns=CELL_COLUMNS) if parquet else read_table(path)[CELL_COLUMNS]
-        names = [x.decode() if isinstance(x, bytes) else str(x) for x in table["cell_id"].tolist()]
-        table = table.astype({"x_centroid": float, "y_centroid": float}).assign(cell_id=names)
-    except ImportError as error:
-        raise DatasetError(f"{path}: reading it needs pyarrow, of stpredict's extra [train].") from error
-    except DatasetError:
-        raise
-    except Exception as error:  # pyarrow's own kinds among them
-        raise DatasetError(f"{path}: cannot be read as a table of cells ({first_line(error)}).") from error
-    if not np.isfinite(table[CELL_COLUMNS[1:]].to_numpy()).all():
-        raise DatasetError(f"{path}: positions must be finite numbers.")
-    return table, path.name
 
 
 def _transformed(points: Float, matrix: Float) -> Float:

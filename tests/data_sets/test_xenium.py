@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import json
+import tempfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from PIL import Image
-from scipy.sparse import csc_array
+from scipy.io import mmwrite
+from scipy.sparse import coo_array, csc_array
 
+from stpredict.data import xenium_counts
 from stpredict.data.bins import Bins
 from stpredict.data.dataset import read_dataset
 from stpredict.data.reading import Reading
@@ -94,4 +100,142 @@ def test_what_a_run_lacks_is_said(xenium: Path):
         read_dataset(xenium)
     (run / "S1_he_image.tif").unlink()
     with pytest.raises(DatasetError, match="section S1 has no image"):
+        read_dataset(xenium)
+
+
+#: A cell's number and suffix, in zarr, and the name that other files give it; the pair of the first is published.
+IDS, NAMES = [[992 + i, 1] for i in range(5)], [f"aaaaado{letter}-1" for letter in "abcde"]
+TYPES = ["gene", "gene", "negative_control_probe", "unassigned_codeword"]
+
+
+def in_zarr(path: Path, write: Callable[[zarr.Group], None], **damage: object) -> None:
+    """An archive of what is written, with `damage` to what it says of cell_summary."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(zarr.open_group(folder, mode="w", zarr_format=2))
+        if damage:
+            said = Path(folder, "cell_summary", ".zarray")
+            said.write_text(json.dumps(json.loads(said.read_text()) | damage))
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in sorted(Path(folder).rglob("*")):
+                archive.write(file, file.relative_to(folder))
+
+
+def write_zarr_cells(root: zarr.Group) -> None:
+    root.create_array("cell_id", data=np.array(IDS, np.uint32))
+    summary = root.create_array("cell_summary", data=np.c_[np.full(5, 9.0), AT_UM])
+    summary.attrs["column_names"] = ["cell_area", "cell_centroid_x", "cell_centroid_y"]
+
+
+def write_zarr_counts(root: zarr.Group, by_cell: bool = False) -> None:
+    features = root.create_group("cell_features")
+    features.create_array("cell_id", data=np.array(IDS, np.uint32))
+    matrix = csc_array(COUNTS.T if by_cell else COUNTS)
+    group = features.create_group("csc") if by_cell else features
+    for part in ("data", "indices", "indptr"):
+        group.create_array(part, data=getattr(matrix, part).astype(np.uint32))
+    keys = ("ids", "keys", "types")
+    named = ([feature[0] for feature in FEATURES], [feature[1] for feature in FEATURES], TYPES)
+    features.attrs.update({f"feature_{key}": names for key, names in zip(keys, named, strict=True)})
+
+
+def rename_cells(run: Path) -> None:
+    """Give the cells of the tables names that zarr can hold."""
+    table = pd.read_parquet(run / "cells.parquet")
+    table.assign(cell_id=NAMES).to_parquet(run / "cells.parquet")
+
+
+@pytest.mark.parametrize("by_cell", [False, True], ids=["by feature", "by cell"])
+@pytest.mark.parametrize("table", [False, True], ids=["zarr alone", "beside parquet"])
+def test_archives_of_zarr_hold_the_same(xenium: Path, by_cell: bool, table: bool):
+    (expected,) = read_dataset(xenium)
+    run = xenium / "S1_outs"
+    (run / "cell_feature_matrix.h5").unlink()
+    rename_cells(run)
+    if not table:
+        (run / "cells.parquet").unlink()
+        in_zarr(run / "cells.zarr.zip", write_zarr_cells)
+    in_zarr(run / "cell_feature_matrix.zarr.zip", lambda root: write_zarr_counts(root, by_cell))
+    (found,) = read_dataset(xenium)
+    assert (found.genes, found.spot_names, found.symbols) == (expected.genes, expected.spot_names, expected.symbols)
+    np.testing.assert_array_equal(found.counts.toarray(), expected.counts.toarray())
+    np.testing.assert_array_equal(found.centres, expected.centres)
+    assert found.notes == expected.notes[:1]  # what is no gene is left out by its type
+
+
+def test_a_matrix_in_a_folder_is_read(xenium: Path):
+    (expected,) = read_dataset(xenium)
+    run = xenium / "S1_outs"
+    (run / "cell_feature_matrix.h5").unlink()
+    folder = run / "cell_feature_matrix"
+    folder.mkdir()
+    mmwrite(folder / "matrix.mtx", coo_array(COUNTS.T))
+    (folder / "barcodes.tsv").write_text("".join(f"aaa{i}-1\n" for i in range(5)))
+    (folder / "features.tsv").write_text("".join("\t".join(feature) + "\n" for feature in FEATURES))
+    (found,) = read_dataset(xenium)
+    assert found.genes == expected.genes
+    np.testing.assert_array_equal(found.counts.toarray(), expected.counts.toarray())
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        ({"dtype": "|S8", "fill_value": ""}, "cell_summary is no array of numbers"),
+        ({"filters": [{"id": "base64"}]}, "cell_summary is no array of numbers"),
+        ({"compressor": {"id": "pickle", "protocol": 5}}, "No Zarr data type"),
+        ({"shape": [1 << 40, 3]}, "cell_summary claims more data than the file can hold"),
+        ({"shape": [4, 3]}, "4 cells in cell_summary, 5 in cell_id"),
+    ],
+)
+def test_damaged_archives_of_zarr_are_named(xenium: Path, damage: dict[str, object], what: str):
+    run = xenium / "S1_outs"
+    (run / "cells.parquet").unlink()
+    in_zarr(run / "cells.zarr.zip", write_zarr_cells, **damage)
+    with pytest.raises(DatasetError, match=rf"cells\.zarr\.zip: cannot be read, or is damaged \({what}"):
+        read_dataset(xenium)
+    (run / "cells.zarr.zip").write_bytes(b"no archive")
+    with pytest.raises(DatasetError, match=r"cells\.zarr\.zip: cannot be read, or is damaged"):
+        read_dataset(xenium)
+
+
+def write_transcripts(run: Path, **more: list) -> None:
+    """Two of one gene in a square, one of poor quality, one of a control probe, and one elsewhere."""
+    columns = {
+        "feature_name": ["GNAS", "GNAS", "DDX5", "NegControlProbe_00042", "DDX5"],
+        "x_location": AT_UM[:, 0], "y_location": AT_UM[:, 1], "qv": [40.0, 20.0, 19.9, 40.0, 31.0],
+    }  # fmt: skip
+    pd.DataFrame(columns | more).to_parquet(run / "transcripts.parquet")
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["first releases", "newer ones"])
+def test_without_a_matrix_transcripts_are_pooled(xenium: Path, monkeypatch: pytest.MonkeyPatch, newer: bool):
+    monkeypatch.setattr(xenium_counts, "ROWS_AT_A_TIME", 2)
+    run = xenium / "S1_outs"
+    (run / "cell_feature_matrix.h5").unlink()
+    older = [b"GNAS", b"GNAS", b"DDX5", b"BLANK_0037", b"DDX5"]
+    write_transcripts(run, **({"is_gene": [True, True, True, False, True]} if newer else {"feature_name": older}))
+    (section,) = read_dataset(xenium)
+    assert section.genes == ["GNAS", "DDX5"]
+    at = dict(zip(section.spot_names, section.counts.toarray().tolist(), strict=True))
+    assert at["s_100um_00001_00001-1"] == [2, 0]
+    assert at["s_100um_00001_00003-1"] == [0, 1]
+    assert section.counts.sum() == 3
+    assert section.notes[0].startswith("transcripts of quality 20 or more are pooled to squares of 100 um, inside")
+
+
+def test_a_run_without_counts_is_refused_with_what_would_do(xenium: Path):
+    run = xenium / "S1_outs"
+    (run / "cell_feature_matrix.h5").unlink()
+    (run / "transcripts.zarr.zip").write_bytes(b"")
+    with pytest.raises(DatasetError) as refused:
+        read_dataset(xenium)
+    assert str(refused.value).endswith(
+        "S1_outs: holds neither cell_feature_matrix (.h5, .zarr.zip or a folder) with cells (.parquet, .csv.gz or "
+        ".zarr.zip), nor transcripts.parquet; transcripts.zarr.zip is not read, so put transcripts.parquet of the same "
+        "run there."
+    )
+    (run / "transcripts.parquet").write_bytes(b"cut short")
+    with pytest.raises(DatasetError, match=r"transcripts\.parquet: cannot be read as a table of transcripts"):
+        read_dataset(xenium)
+    write_transcripts(run, qv=[0.0] * 5)
+    with pytest.raises(DatasetError, match=r"transcripts\.parquet: holds no transcripts of quality 20 or more"):
         read_dataset(xenium)
