@@ -65,5 +65,5 @@ def report(
         "| shards that are shared and never made twice | no | **not built** | |",
         "| a kill costs | an epoch | an epoch: **not built** | 5 minutes |",
         "| 1 and 2 processes give equal weights | similar | similar: **not built** | to 1e-5 |",
-        "| `evaluate` without its copy of patches | copies | copies: **not built** | |",
+        "| `evaluate`'s copies of patches | all | one section's at a time, none of HEST's own | none |",
     ]
