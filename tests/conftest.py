@@ -29,6 +29,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers and what they start share the cores: one thread each, of those that do not ask for more.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else it starts processes that import torch
+    # A third of the time to compile: no test that the compiler knows each instruction set, no optimised frame of calls.
+    os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+    os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
     torch.set_num_threads(1)
     with contextlib.suppress(ModuleNotFoundError):  # it comes with scikit-learn
         importlib.import_module("threadpoolctl").threadpool_limits(1)  # of what numpy loaded before this

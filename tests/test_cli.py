@@ -7,7 +7,6 @@ import pty
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -313,28 +312,19 @@ def test_models_and_doctor(monkeypatch, tiny_model_path):
         assert text in examined.stdout
 
 
-def processor_seconds_of_children() -> float:
-    used = os.times()
-    return used.children_user + used.children_system
-
-
 @pytest.mark.parametrize("command", [[], ["predict"], ["render"], ["summary"], ["train"], ["models"]])
 def test_help_answers_at_once(command):
-    seconds = []
-    for _ in range(3):
-        start = processor_seconds_of_children()  # unlike wall time the same while others use the machine
-        done = subprocess.run([*PROGRAM, *command, "--help"], capture_output=True, text=True, check=True)
-        seconds.append(processor_seconds_of_children() - start)
-    assert "Usage" in done.stdout
-    # 0.3 s on an idle machine (see tests/benchmarks); here only that nothing heavy is imported.
-    assert 0 < statistics.median(seconds) < 1.0
-    imported = subprocess.run(
+    """Starting costs what is imported: here 203 modules. A library that brings hundreds more is noticed."""
+    done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "stpredict", *command, "--help"],
         capture_output=True,
         text=True,
         check=True,
-    ).stderr
-    assert not {"numpy", "torch", "openslide", "h5py"} & {line.split("|")[-1].strip() for line in imported.splitlines()}
+    )
+    assert "Usage" in done.stdout
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert not {"numpy", "torch", "openslide", "h5py"} & imported
+    assert len(imported) < 260
 
 
 def test_version():

@@ -118,7 +118,7 @@ def test_a_slide_that_ends_its_workers_fails_alone(slides, tiny_model_path, regi
 
 
 def test_workers_let_go_of_what_was_interrupted(slides, quick_model_path, cluster):
-    asked = ("-m", quick_model_path, *EAGER, "--pitch", "3", "--cluster", cluster)
+    asked = ("-m", quick_model_path, *EAGER, "--pitch", "1", "--cluster", cluster)  # many shards
     call = [*PROGRAM, "predict", slides, *asked, "-o", "out"]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:

@@ -79,7 +79,8 @@ def test_a_model_is_scored_on_the_others(two_broken: Path, model: Path):
 
 
 @pytest.mark.usefixtures("few_windows")
-def test_systems_are_compared_on_the_others_also_when_a_call_goes_on(two_broken: Path):
+def test_systems_are_compared_on_the_others_also_when_a_call_goes_on(two_broken: Path, monkeypatch):
+    monkeypatch.setattr("stpredict.comparison.preparation.PATCH_PX", 32)
     call = ("compare", two_broken, "--arch", "dictionary", "--seeds", 1, "--min-depth", 1, "--panel-size", 4,
             "--unlabelled", 0, "--mpp", 1, "--threads", 1, "--skip-broken", "-o", "out")  # fmt: skip
     for _ in range(2):

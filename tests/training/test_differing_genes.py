@@ -188,11 +188,10 @@ def test_a_model_is_scored_where_sections_measured_its_genes(
     assert in_sections == {gene: 4 if gene in PANEL else 3 for gene in WIDE}
 
 
-def test_systems_are_compared_where_sections_measured_the_genes(differing: Path, tmp_path: Path):
-    out = tmp_path / "compared"
-    call = ("--arch", "dictionary", "--folds", 2, "--seeds", 1, "--min-depth", 1, "--unlabelled", 0, "--threads", 1,
-            "--panel", "coverage")  # fmt: skip
-    done = run("compare", differing, *call, "-o", out)
+def test_systems_are_compared_where_sections_measured_the_genes(trained: tuple[Path, str], tmp_path: Path):
+    out, tiles = tmp_path / "compared", trained[0].with_suffix(".run") / "dataset.tiles.h5"
+    call = ("--arch", "dictionary", "--folds", 2, "--seeds", 1, "--min-depth", 1, "--threads", 1, "--panel", "coverage")
+    done = run("compare", tiles, *call, "-o", out)
     assert done.exit_code == 0, done.output
     assert "- not all held-out sections measured all genes" in done.stdout
     genes = pd.read_csv(out / "genes.csv").set_index("gene")

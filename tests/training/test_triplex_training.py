@@ -27,6 +27,8 @@ from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.training import triplex as room
 from stpredict.training.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("small_patches")
+PATCH_PX = 96
 TINY = {
     "network": "triplex", "channels": 8, "fusion_heads": 2, "global_depth": 2, "global_heads": 2, "neighbour_depth": 1,
     "neighbour_heads": 2, "trunk_width": 2,
