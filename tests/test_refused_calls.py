@@ -117,7 +117,7 @@ REFUSED = [
     (("tile", "empty", *TILE), 2, "not a data set in a known layout"),
     (("tile", "her2st", *TILE, "--pitch", "50"), 2, "--pitch: a data set's spots are where they were measured"),
     (("tile", "her2st", *TILE, "--mpp", "0"), 2, "--mpp 0: must be a positive"),
-    (("tile", "her2st", *TILE, "--mpp", "0.1"), 2, "0.5 um per pixel is too coarse for patches of 0.1"),
+    (("tile", "her2st", *TILE, "--mpp", "0.1"), 2, "0.5 um per pixel is too coarse for patches of 0.1; take an"),
     (("train", "gone", "-o", "new/deep/m.safetensors"), 2, "gone: no such file or folder"),
     ((*TRAIN, "--arch", "m3ort"), 2, "--arch m3ort"),
     ((*TRAIN, "--hold-out", "A2"), 2, "holding out section A2 trains on the same patient"),

@@ -177,7 +177,8 @@ def settle_cut(sections: Sequence[Section], patch_px: int, views: Views, mpp: fl
             )
     if not coarsest.patches and max(coarsest.mpp) > MAX_UPSAMPLING * mpp:
         raise DatasetError(
-            f"{coarsest.image.name}: {max(coarsest.mpp):.3g} um per pixel is too coarse for patches of {mpp:.3g}."
+            f"{coarsest.image.name}: {max(coarsest.mpp):.3g} um per pixel is too coarse for patches of {mpp:.3g}; "
+            "take an image of more detail, or a coarser --mpp."
         )
     return mpp
 

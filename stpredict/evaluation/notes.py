@@ -113,4 +113,4 @@ def about_baselines(model: str, rows: dict[str, dict[str, Any]], by_row: dict[st
     ours = rows[model]["depth_controlled"]
     ahead = [name for name, row in rows.items() if name != model and (row["depth_controlled"] or 0) >= (ours or 0)]
     if ahead:
-        yield f"the model has learnt nothing that {' and '.join(ahead)} had not"
+        yield f"the model has learnt nothing that these had not: {', '.join(ahead)}"

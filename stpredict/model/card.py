@@ -288,7 +288,7 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
             f"{_shown(fold['counts_without_biology'])}"
         )
         if beaten_by := better_baselines(fold):
-            yield f"  here the model has learnt nothing that {' and '.join(beaten_by)} had not"
+            yield f"  here the model has learnt nothing that these had not: {', '.join(beaten_by)}"
     if lines := list(show_crossvalidation(card["held_out"])):
         yield from ("", *lines)
     yield from describe_intervals(card["intervals"], 0, card["expression_unit"]) if card.get("intervals") else ()

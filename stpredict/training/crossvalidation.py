@@ -74,7 +74,7 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
         run.report(f"held-out {name}: {told}")
         beaten_by = better_baselines(scores)
         if beaten_by:
-            run.report(f"held-out {name}: the model has learnt nothing that {' and '.join(beaten_by)} had not")
+            run.report(f"held-out {name}: the model has learnt nothing that these had not: {', '.join(beaten_by)}")
         write_trained(run, trained, folder / MODEL, f"{folder.parent.stem}-{folder.name}", [scores])
         with atomic_path(done) as temporary:
             temporary.write_text(json.dumps(scores))

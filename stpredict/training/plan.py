@@ -175,7 +175,7 @@ def about_time(request: TrainingRequest, n_genes: int, patches: int) -> Iterator
     """The size of the network and, if it reads patches alone, the time that its training takes, from a measurement."""
     settings, device = request.settings, pick_device(request.device)
     if reads_slides(settings.architecture) or has_bank(settings.architecture):
-        yield "how long it takes to train is not known before its surroundings or its bank are"
+        yield "the time to train is known only once its surroundings or its bank are made"
         return
     rate, n_parameters = training_rate(settings, patch_px_of(request), n_genes, device)
     state = n_parameters * BYTES_PER_PARAMETER / 1e6
