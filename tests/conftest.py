@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import gzip
 import importlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +59,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     base = tmp_path_factory.getbasetemp()
     of_the_run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     monkeypatch.setenv("STPREDICT_CACHE", str(of_the_run / "cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_is_given_back() -> Iterator[None]:
+    """Networks and compiled models of a module's tests are freed, which else add up to gigabytes in each worker."""
+    yield
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture

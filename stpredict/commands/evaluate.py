@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stpredict.commands.as_json import print_json
 from stpredict.commands.inputs import needs_training_extra
 from stpredict.console import report
-from stpredict.errors import ResultError, UsageError
+from stpredict.errors import DatasetError, ResultError, UsageError
 from stpredict.model.file import Model, find_model, load_model
 from stpredict.storage.files import output_folders
 
@@ -29,8 +29,11 @@ def evaluate_command(
     As JSON, print the content of the .json file and, as `files`, the paths. `of_sections` are fields of `Reading`.
     Returns whether sections were left out, as they could not be read, which a table then names.
 
-    Raises ResultError if an evaluation of these names exists, unless `overwrite`.
+    Raises DatasetError if there is no such data set, ResultError if an evaluation of these names exists, unless
+    `overwrite`.
     """
+    if not dataset.exists():  # said before the libraries are loaded, which takes seconds
+        raise DatasetError(f"{dataset}: no such file or folder.")
     try:
         from stpredict.data.reading import Reading
         from stpredict.evaluation.assessment import assess

@@ -35,9 +35,9 @@ def test_turns_are_the_eight_of_the_square():
 
 
 @pytest.mark.parametrize("engine", ["eager", "openvino"])
-def test_the_result_is_the_mean_of_all_turns_and_how_far_they_spread(tiny_model, tmp_path, engine):
+def test_the_result_is_the_mean_of_all_turns_and_how_far_they_spread(quick_model, tmp_path, engine):
     asked = {"genes": ("DDX5", "GNAS"), "pitch_um": 200.0, "tta": True}
-    (outcome,) = predict(tiny_model, tmp_path, engine=EngineRequest(engine, "fp32", batch_size=16), **asked)
+    (outcome,) = predict(quick_model, tmp_path, engine=EngineRequest(engine, "fp32", batch_size=16), **asked)
     table = anndata.read_h5ad(outcome.job.result)
     found = read_result(outcome.job.result)
     with open_slide(SLIDE) as slide:
