@@ -62,7 +62,7 @@ def predict_by_neighbours(features: Float, targets: Float, asked: Float, patient
             continue
         rows = alike.rows
         group = patient[rows] if len(set(patient[rows])) > 1 else section[rows]
-        fitted = fit_nearest_neighbours(features[rows], targets[rows][:, alike.columns], group, section[rows])
+        fitted = fit_nearest_neighbours(features[rows], alike.of(targets), group, section[rows])
         predicted[:, alike.columns] = fitted.predict(asked)
     return predicted
 

@@ -115,7 +115,7 @@ def expression_at_depth(log_depth: Float, observed: Float, asked: Float) -> Floa
     for alike in measured_alike(observed):
         if alike.empty:
             continue
-        known, depth = observed[alike.rows][:, alike.columns], log_depth[alike.rows]
+        known, depth = alike.of(observed), log_depth[alike.rows]
         away = depth - depth.mean()
         slope = away @ known / max(float(away @ away), np.finfo(float).tiny)
         expected[:, alike.columns] = known.mean(axis=0) + (asked - depth.mean()) * slope

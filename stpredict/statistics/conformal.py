@@ -39,7 +39,7 @@ def half_widths(error: Float, patient: Labels, level: float) -> Float:
         raise UsageError(f"intervals of {level:.0%} need {needed} patients; there are {n_patients}.")
     width: Float = np.full(error.shape[1], np.nan)
     for alike in measured_alike(error):
-        known = error[alike.rows][:, alike.columns]
+        known = alike.of(error)
         names, own, spots = np.unique(patient[alike.rows], return_inverse=True, return_counts=True)
         if len(names) < needed:
             continue

@@ -38,6 +38,36 @@ class Alike:
         known[self.rows] = chosen[self.rows]
         return known
 
+    def of(self, values: Float) -> Float:
+        """The known values of these columns, rows x columns. No copy if they are all."""
+        if isinstance(self.rows, slice) or isinstance(self.columns, slice):
+            return values[self.rows, self.columns]
+        return values[np.ix_(self.rows, self.columns)]
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Rows of an array by the columns that they know: the kind of each row, and kinds x columns."""
+
+    kind: Int
+    known: Bool
+
+    def of(self, group: Alike) -> Int:
+        """The kinds whose rows know the columns of a group."""
+        first = 0 if isinstance(group.columns, slice) else group.columns[0]
+        return np.flatnonzero(self.known[:, first])
+
+    def columns_known(self, group: Alike) -> Int:
+        """All columns that are known wherever those of a group are."""
+        return np.flatnonzero(self.known[self.of(group)].all(axis=0))
+
+
+def kinds_of(values: Float) -> Kinds:
+    """The kinds of rows of `values`, spots x genes."""
+    unknown = np.isnan(values)
+    _, first, kind = np.unique(np.packbits(unknown, axis=1), axis=0, return_index=True, return_inverse=True)
+    return Kinds(kind.reshape(-1), ~unknown[first])
+
 
 def measured_alike(values: Float) -> list[Alike]:
     """Group the columns of `values`, spots x genes, by the spots that measured them."""
@@ -58,11 +88,18 @@ def known_among(values: Float, chosen: Bool) -> Iterator[tuple[Int | slice, Bool
             yield group.columns, rows
 
 
+def of_rows(values: Float, rows: Bool, columns: Int | slice) -> Float:
+    """Some rows and columns of `values`, without a copy of all columns."""
+    if isinstance(columns, slice):
+        return values[rows][:, columns]
+    return values[np.ix_(np.flatnonzero(rows), columns)]
+
+
 def per_gene(values: Float, chosen: Bool, number: Callable[[Float], Float]) -> Float:
     """A `number` for each column, from the `chosen` rows that measured it; NaN if none did."""
     found = np.full(values.shape[1], np.nan)
     for columns, rows in known_among(values, chosen):
-        found[columns] = number(values[rows][:, columns])
+        found[columns] = number(of_rows(values, rows, columns))
     return found
 
 

@@ -210,7 +210,7 @@ def between_groups(
     expected = pseudobulk(np.where(np.isnan(counts), np.nan, predicted), depth, group)
     r, squares, products, n = np.full(measured.shape[1], np.nan), 0.0, 0.0, 0
     for alike in measured_alike(expected - measured):
-        e, m = (values[alike.rows][:, alike.columns] for values in (expected, measured))
+        e, m = (alike.of(values) for values in (expected, measured))
         if len(m) < 3:
             continue
         r[alike.columns] = correlation_per_gene(e, m)

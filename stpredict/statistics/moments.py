@@ -1,7 +1,8 @@
-"""Sums over spots, from which means, covariances and regressions follow. To leave spots out, subtract their sums."""
+"""Sums over spots, from which means, covariances and regressions follow, of all spots or of those that are left."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,3 +48,38 @@ def moments_of(values: Float, middle: Float | float = 0.0) -> Moments:
         total += block.sum(axis=0)
         products += block.T @ block
     return Moments(len(values), total, products)
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """For `n` spots, the mean of their features, and the sum of the products of their deviations from it.
+
+    Scatters of several parts are joined without loss of digits, however far apart the parts lie.
+    """
+
+    n: int
+    mean: Float
+    products: Float  # features x features
+
+    @property
+    def spread(self) -> Float:
+        """The standard deviation of each feature."""
+        spread: Float = np.sqrt(np.diag(self.products) / self.n)
+        return spread
+
+
+def scatter_of(values: Float) -> Scatter:
+    """The scatter of `values` (spots x features)."""
+    mean = values.mean(axis=0)
+    return Scatter(len(values), mean, moments_of(values, mean).deviations)
+
+
+def join_scatters(parts: Sequence[Scatter]) -> Scatter:
+    """The scatter of the spots of all parts."""
+    n = sum(part.n for part in parts)
+    mean = np.sum([part.n * part.mean for part in parts], axis=0) / n
+    products = np.zeros_like(parts[0].products)
+    for part in parts:
+        products += part.products
+    away = np.array([np.sqrt(part.n) * (part.mean - mean) for part in parts])
+    return Scatter(n, mean, products + away.T @ away)

@@ -21,7 +21,7 @@ from stpredict.arrays import Bool, Float, Int, Labels
 from stpredict.errors import UsageError
 from stpredict.networks.head import Link
 from stpredict.statistics.losses import CountLikelihood, Loss, TargetError
-from stpredict.statistics.masks import known_among, measured_alike, per_gene
+from stpredict.statistics.masks import known_among, measured_alike, of_rows, per_gene
 from stpredict.statistics.metrics import PER_MILLION, THETA, log_cpm, pearson_residuals
 
 ObjectiveName = Literal["residuals", "nb", "poisson", "mse", "standardised-mse", "smooth-l1"]
@@ -141,7 +141,7 @@ def _shares(counts: Float, depth: Float, rows: Bool) -> Float:
     """Per gene, its share in the depth of those `rows` that measured it; NaN if none did."""
     shares = np.full(counts.shape[1], np.nan)
     for genes, own in known_among(counts, rows):
-        shares[genes] = (counts[own][:, genes].sum(axis=0) + 0.5) / depth[own].sum()
+        shares[genes] = (of_rows(counts, own, genes).sum(axis=0) + 0.5) / depth[own].sum()
     return shares
 
 

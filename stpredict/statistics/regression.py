@@ -9,8 +9,8 @@ import numpy as np
 
 from stpredict.arrays import Float
 from stpredict.machine import one_blas_thread
-from stpredict.statistics.masks import Alike, measured_alike
-from stpredict.statistics.moments import BLOCK, moments_of
+from stpredict.statistics.masks import Alike, kinds_of, measured_alike
+from stpredict.statistics.moments import BLOCK, Scatter, join_scatters, moments_of, scatter_of
 
 #: Singular values and variances below this part of the largest are rounding.
 NEGLIGIBLE = 1e-7
@@ -46,9 +46,15 @@ class Directions:
     s: Float
     vt: Float  # directions x features
 
+    @property
+    def turning(self) -> Float:
+        """Features x directions: u is the features, less their mean, times this."""
+        turned: Float = self.scale[:, None] * self.vt.T / self.s
+        return turned
+
     def blocks(self) -> Iterator[tuple[slice, Float]]:
         """Rows of u, spots x directions, a few thousand at a time."""
-        turned = self.scale[:, None] * self.vt.T / self.s
+        turned = self.turning
         for start in range(0, len(self.features), BLOCK):
             rows = slice(start, min(start + BLOCK, len(self.features)))
             yield rows, (self.features[rows] - self.mean) @ turned
@@ -65,10 +71,21 @@ class Directions:
             projected += u.T @ values[rows]
         return projected
 
+    def project_few(self, values: Float) -> Float:
+        """As `project`, but faster if outputs are fewer than directions."""
+        products = np.zeros((len(self.mean), values.shape[1]))
+        for start in range(0, len(values), BLOCK):
+            rows = slice(start, start + BLOCK)
+            products += (self.features[rows] - self.mean).T @ values[rows]
+        return self.turning.T @ products
 
-def find_directions(features: Float) -> Directions:
-    """The directions in which features (spots x features) vary, the widest first."""
-    mean, spread = features.mean(axis=0), features.std(axis=0)
+
+def find_directions(features: Float, scatter: Scatter | None = None) -> Directions:
+    """The directions in which features (spots x features) vary, the widest first; `scatter` is theirs, if known."""
+    if scatter is None:
+        mean, spread = features.mean(axis=0), features.std(axis=0)
+    else:
+        mean, spread = scatter.mean, scatter.spread
     varies = spread > NEGLIGIBLE * np.maximum(np.abs(mean), 1)
     scale = np.divide(1, spread, out=np.zeros_like(spread), where=varies)
     if len(features) < features.shape[1]:
@@ -76,7 +93,8 @@ def find_directions(features: Float) -> Directions:
             _, s, vt = np.linalg.svd((features - mean) * scale, full_matrices=False)
         real = s > NEGLIGIBLE * max(s.max(), 1.0)
         return Directions(features, mean, scale, s[real], vt[real])
-    products = scale[:, None] * moments_of(features, mean).deviations * scale
+    deviations = moments_of(features, mean).deviations if scatter is None else scatter.products
+    products = scale[:, None] * deviations * scale
     with one_blas_thread():
         variance, vectors = np.linalg.eigh(products)
     s, vt = np.sqrt(np.maximum(variance[::-1], 0)), vectors.T[::-1]
@@ -91,23 +109,44 @@ def fit_ridge(features: Float, targets: Float, alphas: Float) -> LinearMap:
     RidgeCV. Targets that are NaN in some spots are fitted on the others; those known in the same spots have their own
     alpha. A target that no spot knows is predicted as NaN.
     """
-    return fit_each(
-        features, targets, lambda group: _fit_ridge(features[group.rows], targets[group.rows][:, group.columns], alphas)
-    )
+    return fit_each(features, targets, lambda group, known: _fit_ridge(known, group.of(targets), alphas))
 
 
-def fit_each(features: Float, targets: Float, fit: Callable[[Alike], LinearMap]) -> LinearMap:
+def fit_each(features: Float, targets: Float, fit: Callable[[Alike, Directions], LinearMap]) -> LinearMap:
     """Group the targets (spots x outputs) by the spots that know them, `fit` each group, and join the maps to one.
 
-    Predictions are NaN for targets that no spot knows.
+    `fit` is given the directions of the features of these spots. Predictions are NaN for targets that no spot knows.
     """
-    groups = measured_alike(targets)
-    if groups[0].whole:
-        return fit(groups[0])
-    parts = [(group, fit(group)) for group in groups if not group.empty]
+    parts = [(group, fit(group, known)) for group, known in directions_where_known(features, targets)]
+    if parts and parts[0][0].whole:
+        return parts[0][1]
     nowhere = np.zeros(features.shape[1])
     nothing = LinearMap(nowhere, nowhere, np.zeros((len(nowhere), 0)), np.empty(0))
     return join_maps(parts or [(Alike(np.empty(0, np.int64), np.empty(0, np.int64)), nothing)], targets.shape[1])
+
+
+def directions_where_known(features: Float, targets: Float) -> Iterator[tuple[Alike, Directions]]:
+    """Groups of targets that the same spots know, if any does, with the directions of the features of these spots."""
+    groups = measured_alike(targets)
+    if groups[0].whole:
+        yield groups[0], find_directions(features)
+        return
+    scatter_in = scatters_where_known(features, targets)
+    for group in groups:
+        if not group.empty:
+            yield group, find_directions(features[group.rows], scatter_in(group))
+
+
+def scatters_where_known(features: Float, targets: Float) -> Callable[[Alike], Scatter | None]:
+    """The scatter of the features of the spots that know a group of targets, joined from one pass over all spots.
+
+    None if the parts would take more memory than the features.
+    """
+    kinds = kinds_of(targets)
+    if len(kinds.known) * features.shape[1] > len(features):
+        return lambda _: None
+    parts = [scatter_of(features[kinds.kind == kind]) for kind in range(len(kinds.known))]
+    return lambda group: join_scatters([parts[kind] for kind in kinds.of(group)])
 
 
 def join_maps(parts: Sequence[tuple[Alike, LinearMap]], n_outputs: int) -> LinearMap:
@@ -127,13 +166,12 @@ def join_maps(parts: Sequence[tuple[Alike, LinearMap]], n_outputs: int) -> Linea
     return LinearMap(mean, scale, weight, bias)
 
 
-def _fit_ridge(features: Float, targets: Float, alphas: Float) -> LinearMap:
-    """Ridge regression if all targets are known.
+def _fit_ridge(known: Directions, targets: Float, alphas: Float) -> LinearMap:
+    """Ridge regression along the directions of the features, if all targets are known.
 
     A spot's errors over all outputs are summed from products of pairs of directions, as directions are few.
     """
-    known = find_directions(features)
-    n, mean = len(features), targets.mean(axis=0)
+    n, mean = len(targets), targets.mean(axis=0)
     projected = known.project(targets)  # the same for targets - mean, since each direction sums to 0
     kept = known.s[:, None] ** 2 / (known.s[:, None] ** 2 + alphas)  # directions x alphas
     products, errors = projected @ projected.T, np.zeros(len(alphas))

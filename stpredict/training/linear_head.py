@@ -15,9 +15,9 @@ from torch import Tensor
 
 from stpredict.arrays import Bool, Float, Int
 from stpredict.statistics.losses import Loss
-from stpredict.statistics.masks import Alike, measured_alike
+from stpredict.statistics.masks import Alike
 from stpredict.statistics.objectives import Objective
-from stpredict.statistics.regression import Directions, LinearMap, find_directions, join_maps
+from stpredict.statistics.regression import Directions, LinearMap, directions_where_known, join_maps
 
 #: Factors of the sum of a gene's squared weights (of standardised features), added to its mean loss over spots.
 PENALTIES = np.logspace(-3, 3, 13)
@@ -43,13 +43,9 @@ def parts_of(features: Float, rows: Int, objective: Objective) -> list[Part]:
     """The parts of a head that are fitted separately; `features` are those of spots `rows` of the objective."""
     targets = objective.targets[rows]
     return [
-        Part(
-            genes, find_directions(features[genes.rows]), rows[genes.rows], objective.loss.of(genes.columns),
-            targets[:, genes.columns].shape[1],
-        )
-        for genes in measured_alike(targets)
-        if not genes.empty
-    ]  # fmt: skip
+        Part(genes, known, rows[genes.rows], objective.loss.of(genes.columns), targets[:1, genes.columns].shape[1])
+        for genes, known in directions_where_known(features, targets)
+    ]
 
 
 def choose_penalty(features: Float, rows: Int, tested: Bool, objective: Objective, device: torch.device) -> float:

@@ -6,10 +6,9 @@ is that of the signal. That needs counts alone, so sections without an image hel
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 
@@ -17,10 +16,12 @@ from stpredict.arrays import Bool, Float, Int
 from stpredict.data.tiles import Counted, Tiles, columns
 from stpredict.data.twins import with_twins
 from stpredict.machine import one_blas_thread
-from stpredict.statistics.masks import Alike
+from stpredict.statistics.eigenvectors import widest
+from stpredict.statistics.masks import Alike, kinds_of
 from stpredict.statistics.metrics import pearson_residuals
+from stpredict.statistics.moments import BLOCK
 from stpredict.statistics.normalisation import NORMALISATIONS, Normalisation
-from stpredict.statistics.regression import NEGLIGIBLE, LinearMap, find_directions, fit_each
+from stpredict.statistics.regression import NEGLIGIBLE, Directions, LinearMap, find_directions, fit_each
 
 N_PROGRAMMES = 40
 #: Shallower spots show too little of how genes vary together. They are used only if there are no others.
@@ -34,14 +35,20 @@ def signal_covariance(counts: Float, depth: Float) -> Float:
 
     As an estimate of a difference, it may have negative eigenvalues.
     """
-    rng = np.random.default_rng(0)
     total = np.zeros((counts.shape[1], counts.shape[1]))
+    for a, b in _halved(counts, depth):
+        cross = a.T @ b
+        total += (cross + cross.T) / len(counts)  # twice the halves' covariance is the covariance of all counts
+    return total / HALVINGS
+
+
+def _halved(counts: Float, depth: Float) -> Iterator[tuple[Float, Float]]:
+    """Pearson residuals of both halves of the counts, less their means, for each of the halvings."""
+    rng = np.random.default_rng(0)
     for _ in range(HALVINGS):
         half = rng.binomial(counts.astype(np.int64), 0.5).astype(float)
         a, b = (pearson_residuals(part, depth / 2) for part in (half, counts - half))
-        cross = (a - a.mean(axis=0)).T @ (b - b.mean(axis=0))
-        total += (cross + cross.T) / len(counts)  # twice the halves' covariance is the covariance of all counts
-    return total / HALVINGS
+        yield a - a.mean(axis=0), b - b.mean(axis=0)
 
 
 def gene_covariance(
@@ -69,19 +76,19 @@ def gene_covariance(
     ])  # fmt: skip
     if not used:
         return np.eye(len(panel)), []
-    total, weigh = np.zeros((len(panel), len(panel))), pair_weights(used)
-    for one in used:
+
+    def counts_and_depth(one: OfSection) -> tuple[Float, Float]:
         counts = columns(one.of.counts[one.rows], tiles.genes, panel)
         depth = normalisation.depth(counts, one.of.depth[one.rows])
-        if one.measured.all():
-            total += signal_covariance(counts, depth) / weigh(one)
-        else:
-            own = signal_covariance(counts[:, one.measured], depth)
-            there = np.ix_(one.measured, one.measured)
-            total[there] += own / np.asarray(weigh(one))[there]
-    unknown = ~np.any([one.measured for one in used], axis=0)
-    if unknown.any():  # give them the others' mean variance, and no covariance
-        total[unknown, unknown] = 1.0 if unknown.all() else total.diagonal()[~unknown].mean()
+        return counts if one.measured.all() else counts[:, one.measured], depth
+
+    if all(one.measured.all() for one in used):
+        total = np.zeros((len(panel), len(panel)))
+        n_sections = Counter(one.patient for one in used)
+        for one in used:
+            total += signal_covariance(*counts_and_depth(one)) / (n_sections[one.patient] * len(n_sections))
+    else:
+        total = covariance_where_measured(used, counts_and_depth)
     return total, [one.name for one in used]
 
 
@@ -93,6 +100,11 @@ class OfSection:
     of: Counted
     rows: Int
     measured: Bool
+
+    @property
+    def kind(self) -> bytes:
+        """Sections of one kind measured the same genes."""
+        return self.measured.tobytes()
 
     @property
     def patient(self) -> str:
@@ -109,34 +121,64 @@ def deep_spots(sections: Sequence[OfSection]) -> list[OfSection]:
     If this leaves none of the sections that measured the same genes, these keep their shallow spots.
     """
     deep = [one.of_depth(MIN_DEPTH) for one in sections]
-    enough = {one.measured.tobytes() for one in deep if len(one.rows) > 1}
-    chosen = (
-        one if one.measured.tobytes() in enough else every.of_depth(1)
-        for every, one in zip(sections, deep, strict=True)
-    )
+    enough = {one.kind for one in deep if len(one.rows) > 1}
+    chosen = (one if one.kind in enough else every.of_depth(1) for every, one in zip(sections, deep, strict=True))
     return [one for one in chosen if len(one.rows) > 1]
 
 
-def pair_weights(used: Sequence[OfSection]) -> Callable[[OfSection], Float | int]:
-    """Divisors of each section's covariance, so that the sum is the mean over patients of their sections' mean.
+def covariance_where_measured(
+    used: Sequence[OfSection], counts_and_depth: Callable[[OfSection], tuple[Float, Float]]
+) -> Float:
+    """The mean over patients of their sections' mean signal covariance, genes x genes.
 
-    For a pair of genes, only sections that measured both count. So a divisor is genes x genes, or one number if all
-    sections measured all genes.
+    For two genes, only sections that measured both count. `counts_and_depth` gives those of a section's spots, and of
+    the genes that it measured. Genes that no section measured have the others' mean variance, and no covariance.
     """
-    n_sections = Counter(one.patient for one in used)
-    if all(one.measured.all() for one in used):
-        return lambda one: n_sections[one.patient] * len(n_sections)
+    by_patient: dict[str, list[OfSection]] = defaultdict(list)
+    for one in used:
+        by_patient[one.patient].append(one)
+    # Pairs of genes are many more than spots of a section: sections of the same weight are summed in one product.
+    alike: dict[tuple[bytes, str], list[OfSection]] = defaultdict(list)
+    for patient, sections in by_patient.items():
+        differ = len({one.kind for one in sections}) > 1
+        for one in sections:
+            alike[one.kind, patient if differ else ""].append(one)
+    n_genes = len(used[0].measured)
+    total, n_patients = np.zeros((n_genes, n_genes)), np.zeros((n_genes, n_genes))
+    for (_, patient), sections in alike.items():
+        there = np.ix_(sections[0].measured, sections[0].measured)
+        weights = [1 if patient else len(by_patient[one.patient]) for one in sections]
+        own = _summed_covariance(map(counts_and_depth, sections), weights)
+        total[there] += own / _together([one.measured for one in by_patient[patient]])[there] if patient else own
+    measured_by = Counter(frozenset(one.kind for one in sections) for sections in by_patient.values())
+    mask_of = {one.kind: one.measured for one in used}
+    for kinds, n in measured_by.items():
+        n_patients += n * (_together([mask_of[kind] for kind in kinds]) > 0)
+    total /= np.maximum(n_patients, 1)
+    unknown = ~np.any(list(mask_of.values()), axis=0)
+    if unknown.any():
+        total[unknown, unknown] = 1.0 if unknown.all() else total.diagonal()[~unknown].mean()
+    return total
 
-    @lru_cache(maxsize=1)
-    def together(patient: str) -> Float:
-        """How many of a patient's sections measured both genes of each pair."""
-        masks: Float = np.array([one.measured for one in used if one.patient == patient], dtype=float)
-        return masks.T @ masks
 
-    n_patients = np.zeros_like(together(used[0].patient))
-    for patient in n_sections:
-        n_patients += together(patient) > 0
-    return lambda one: together(one.patient) * n_patients
+def _together(masks: Sequence[Bool]) -> Float:
+    """How many of some sections' `masks` hold both genes of each pair."""
+    each: Float = np.array(masks, dtype=float)
+    return each.T @ each
+
+
+def _summed_covariance(sections: Iterable[tuple[Float, Float]], weights: Sequence[float]) -> Float:
+    """The sum of the signal covariances of sections (counts and depths of the same genes), each over its weight."""
+    total: Float | None = None
+    parts: list[tuple[Float, Float]] = []
+    last = len(weights) - 1
+    for i, ((counts, depth), weight) in enumerate(zip(sections, weights, strict=True)):
+        parts += [(a / (len(counts) * HALVINGS * weight), b) for a, b in _halved(counts, depth)]
+        if i == last or sum(len(a) for a, _ in parts) > BLOCK:
+            a, b = (np.concatenate(halves) for halves in zip(*parts, strict=True))
+            total, parts = a.T @ b if total is None else total + a.T @ b, []
+    assert total is not None, "there are sections"
+    return total + total.T
 
 
 def fit_programmes(features: Float, residuals: Float, covariance: Float, n: int = N_PROGRAMMES) -> LinearMap:
@@ -145,22 +187,35 @@ def fit_programmes(features: Float, residuals: Float, covariance: Float, n: int 
     The penalty of each is the inverse square of its variance, as programmes that vary little carry over to other
     patients least. Predicting each spot from the others chooses the one strength of the penalty.
     """
+    return _fit_whole(find_directions(features), residuals, covariance, n)
+
+
+def _fit_whole(known: Directions, residuals: Float, covariance: Float, n: int) -> LinearMap:
+    """`fit_programmes`, by the directions of the features."""
     with one_blas_thread():
         variance, vectors = np.linalg.eigh(covariance)
     first = np.argsort(-variance)[:n]
     first = first[variance[first] > NEGLIGIBLE * variance.max()]
     prior, vectors = variance[first] ** 2 / variance.max(), vectors[:, first]
-    known = find_directions(features)
     centre = residuals.mean(axis=0) @ vectors
     programmes = residuals @ vectors - centre
-    projected = known.project(programmes)
+    return _fit_along(known, programmes, known.project(programmes), centre, prior, vectors)
+
+
+def _fit_along(
+    known: Directions, programmes: Float, projected: Float, centre: Float, prior: Float, vectors: Float
+) -> LinearMap:
+    """Ridge regression of `programmes` (spots x programmes, less their `centre`), turned to genes by `vectors`.
+
+    `projected` are the programmes along the directions.
+    """
     # directions x programmes, for each strength
     kept = [known.s[:, None] ** 2 / (known.s[:, None] ** 2 + strength / prior) for strength in STRENGTHS]
     errors = np.zeros(len(kept))
     for rows, u in known.blocks():
         squares = np.square(u)
         for i, own in enumerate(kept):
-            left = np.maximum(1 - 1 / len(features) - squares @ own, NEGLIGIBLE)
+            left = np.maximum(1 - 1 / len(programmes) - squares @ own, NEGLIGIBLE)
             errors[i] += float((((programmes[rows] - u @ (own * projected)) / left) ** 2).sum())
     best = kept[int(np.argmin(errors))]
     weight = known.vt.T @ (best / known.s[:, None] * projected) @ vectors.T
@@ -173,15 +228,21 @@ def fit_programmes_where_measured(features: Float, residuals: Float, covariance:
     Each gene is fitted on the spots that measured it, along programmes of all genes that these spots measured. Genes of
     some sections are fitted as if there were no other sections.
     """
+    kinds = kinds_of(residuals)
 
-    def fit(group: Alike) -> LinearMap:
-        if isinstance(group.columns, slice):
-            return fit_programmes(features, residuals, covariance, n)
-        own = residuals[group.rows]
-        known = np.flatnonzero(~np.isnan(own).any(axis=0))
-        found = fit_programmes(features[group.rows], own[:, known], covariance[np.ix_(known, known)], n)
-        wanted = np.searchsorted(known, group.columns)
-        return replace(found, weight=found.weight[:, wanted], bias=found.bias[wanted])
+    def fit(group: Alike, known: Directions) -> LinearMap:
+        if isinstance(group.columns, slice) or isinstance(group.rows, slice):
+            return _fit_whole(known, residuals, covariance, n)
+        genes, starts = kinds.columns_known(group), range(0, len(group.rows), BLOCK)
+        variance, vectors = widest(covariance[np.ix_(genes, genes)], n)
+        variance = variance[variance > NEGLIGIBLE * variance[0]]
+        vectors = vectors[:, : len(variance)]
+        rows = (group.rows[start : start + BLOCK] for start in starts)
+        programmes = np.concatenate([residuals[np.ix_(own, genes)] @ vectors for own in rows])
+        centre = programmes.mean(axis=0)
+        programmes -= centre
+        wanted, prior = vectors[np.searchsorted(genes, group.columns)], variance**2 / variance[:1]
+        return _fit_along(known, programmes, known.project_few(programmes), centre, prior, wanted)
 
     joined = fit_each(features, residuals, fit)
     return replace(joined, bias=np.nan_to_num(joined.bias))

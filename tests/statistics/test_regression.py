@@ -10,7 +10,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 from stpredict.statistics import moments, regression
-from stpredict.statistics.moments import moments_of
+from stpredict.statistics.moments import join_scatters, moments_of, scatter_of
 from stpredict.statistics.regression import find_directions, fit_ridge
 
 ALPHAS = np.logspace(0, 6, 25)
@@ -47,6 +47,16 @@ def test_what_is_left_out_is_subtracted():
     rest = moments_of(values, 5.0) - moments_of(values[:10], 5.0)
     np.testing.assert_allclose(rest.mean + 5, values[10:].mean(axis=0))
     np.testing.assert_allclose(rest.deviations / 19, np.cov(values[10:], rowvar=False))
+
+
+def test_scatters_of_parts_far_apart_are_joined_without_loss():
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(n, 4)) * (1, 1e-3, 0, 1) + at for n, at in ((5, 1e4), (1, 0.0), (30, -1e4))]
+    parts = [np.c_[part[:, :3], np.full(len(part), 0.1)] for part in parts]
+    found, every = join_scatters([scatter_of(part) for part in parts]), np.concatenate(parts)
+    np.testing.assert_allclose(found.mean, every.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.products[:3, :3], np.cov(every[:, :3], rowvar=False) * 35, rtol=1e-12)
+    np.testing.assert_allclose(found.spread, every.std(axis=0), rtol=1e-9, atol=1e-12)
 
 
 def test_ridge_needs_little_memory_beside_its_input(monkeypatch):

@@ -189,3 +189,50 @@ def test_genes_of_some_sections_are_fitted_as_if_there_were_no_others(seed: int)
         np.testing.assert_allclose(found.predict(new)[:, wanted], alone[:, places], atol=1e-8)
     y[:, 5] = np.nan
     assert (fit_programmes_where_measured(x, y, covariance, 3).predict(new)[:, 5] == 0).all()
+
+
+def test_of_many_genes_it_is_the_fit_of_each_pattern_alone():
+    """Many spots and genes, few programmes: sums are joined, and the widest directions alone are found."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 5)) + np.repeat([[0.0], [5.0]], 200, axis=0)
+    y, mixing = rng.normal(size=(400, 60)) + x[:, :1], rng.normal(size=(60, 60))
+    covariance = mixing @ mixing.T
+    y[:150, 40:] = np.nan
+    y[250:, :10] = np.nan
+    found, new = fit_programmes_where_measured(x, y, covariance, 3), rng.normal(size=(9, 5))
+    for rows, genes, wanted in (
+        (slice(150, None), range(10, 60), range(40, 60)),
+        (slice(None, 250), range(40), range(10)),
+        (slice(None), range(10, 40), range(10, 40)),
+    ):
+        own = list(genes)
+        alone = fit_programmes(x[rows], y[rows][:, own], covariance[np.ix_(own, own)], 3).predict(new)
+        np.testing.assert_allclose(
+            found.predict(new)[:, list(wanted)], alone[:, [own.index(gene) for gene in wanted]], atol=1e-8
+        )
+
+
+@pytest.mark.parametrize("block", [40, 4096])
+def test_of_a_pair_of_genes_each_patient_counts_by_the_mean_of_the_sections_that_measured_both(
+    block: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("stpredict.training.programmes.BLOCK", block)
+    tiles = make_tiles()
+    assert tiles.counts_only is not None
+    names = ["A1", "B1", "B2", "A2", "B3", "C1"]
+    table = np.ones((6, len(GENES)), dtype=bool)
+    table[[1, 4], :4], table[[2, 5], 6:9] = False, False
+    measured = dict(zip(names, table, strict=True))
+    mask = GeneMask([*names, "D1"], np.vstack([table, table[:1]]))
+    found, used = gene_covariance(replace(tiles, measured=mask), GENES, ["A1", "B1", "B2"])
+    assert sorted(used) == sorted(names)
+    of_patient: dict[str, list[np.ndarray]] = {}
+    for name in names:
+        one = tiles if name in tiles.section else tiles.counts_only
+        counts = one.counts[one.section == name].toarray()
+        own = np.full((len(GENES), len(GENES)), np.nan)
+        own[np.ix_(measured[name], measured[name])] = signal_covariance(counts[:, measured[name]], counts.sum(axis=1))
+        of_patient.setdefault(name[0], []).append(own)
+    with np.errstate(invalid="ignore"), pytest.warns(RuntimeWarning, match="empty slice"):
+        expected = np.nanmean([np.nanmean(each, axis=0) for each in of_patient.values()], axis=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
