@@ -103,7 +103,8 @@ MinDepth = Annotated[
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Write nothing; say what would be trained and tested, and what disk and time it would take."
+        "--dry-run",
+        help="Write nothing; say what would be trained and tested, and what memory, disk and time it would take.",
     ),
 ]
 Only = Annotated[

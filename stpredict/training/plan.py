@@ -36,6 +36,11 @@ from stpredict.training.whole_run import check_request, parts_of, recorded
 MEASURE_S, MEASURED_AT_ONCE = 3.0, 16
 #: Memory of a parameter with AdamW: the parameter and its two moments, in fp32.
 BYTES_PER_PARAMETER = 12
+#: The most memory that a call holds, in bytes: the libraries; an entry of sparse counts, which are there twice while
+#: patches are cut; arrays of spots x panel of a fit, of its scores and of its baselines; those of genes x genes; the
+#: features of a spot, as many as a dictionary's, and copies. The factor of what a batch's backward pass keeps is for
+#: gradients.
+LIBRARIES, ENTRY, DENSE, PAIRS, FEATURES, GRADIENTS = 480 << 20, 8, 7 * 8, 4 * 8, 3 * 600 * 8, 1.3
 
 
 def plan_run(request: TrainingRequest, panel: Panel, report: Report) -> Iterator[str]:
@@ -51,13 +56,16 @@ def plan_run(request: TrainingRequest, panel: Panel, report: Report) -> Iterator
     whose = "as named" if panel.genes else "chosen by all sections; each part chooses by its training sections"
     yield f"panel: {counted(len(genes), 'gene')}, {whose}"
     yield about_patches(request, checked)
-    patches = 0
+    patches, rate = 0, None
     for split in splits_of(checked, request):
         stages = stages_of(checked, request, split)
         patches += sum(n * epochs for n, epochs in stages.values())
         yield about_split(split, checked.found, request.settings, stages)
+    if patches and not (reads_slides(request.settings.architecture) or has_bank(request.settings.architecture)):
+        rate = training_rate(request.settings, patch_px_of(request), len(genes), pick_device(request.device))
+    yield about_memory(peak_memory(checked, len(genes)), rate)
     if patches:
-        yield from about_time(request, len(genes), patches)
+        yield from about_time(rate, patches)
 
 
 def about_sections(checked: Checked) -> str:
@@ -171,24 +179,48 @@ def about_split(split: Split, found: Tiles | Measured, settings: Settings, stage
     return f"{split.name}: {held_out}{trained}" + (f"; epochs x steps: {', '.join(steps)}" if steps else "")
 
 
-def about_time(request: TrainingRequest, n_genes: int, patches: int) -> Iterator[str]:
+def peak_memory(checked: Checked, n_genes: int) -> int:
+    """The most bytes that a call holds beside the network, of a panel of `n_genes`."""
+    found, n_spots = checked.found, len(checked.found.section)
+    counts = [section.counts for section in (*checked.sections, *checked.more)]
+    n_entries = 2 * sum(int(each.nnz) for each in counts)
+    if isinstance(found, Tiles):
+        n_entries = int(found.counts.nnz) + (int(found.counts_only.counts.nnz) if found.counts_only else 0)
+    return LIBRARIES + ENTRY * n_entries + (DENSE * n_genes + FEATURES) * n_spots + PAIRS * n_genes**2
+
+
+def about_memory(n_bytes: int, rate: Rate | None) -> str:
+    """A sentence on the memory that a call needs."""
+    size = f"memory: about {n_bytes / 2**30:.1f} GiB"
+    return f"{size}, and {rate.batch_bytes / 2**30:.1f} GiB for the network and a batch" if rate else size
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast a network learns, and what it needs."""
+
+    patches_per_s: float
+    n_parameters: int
+    batch_bytes: int  # with the state of its optimiser
+    device: str
+
+
+def about_time(rate: Rate | None, patches: int) -> Iterator[str]:
     """The size of the network and, if it reads patches alone, the time that its training takes, from a measurement."""
-    settings, device = request.settings, pick_device(request.device)
-    if reads_slides(settings.architecture) or has_bank(settings.architecture):
+    if rate is None:
         yield "the time to train is known only once its surroundings or its bank are made"
         return
-    rate, n_parameters = training_rate(settings, patch_px_of(request), n_genes, device)
-    state = n_parameters * BYTES_PER_PARAMETER / 1e6
-    yield f"network: {n_parameters / 1e6:,.1f} M parameters; each stage keeps a state of {state:,.0f} MB"
-    took = timedelta(seconds=round(patches / rate))
+    state = rate.n_parameters * BYTES_PER_PARAMETER / 1e6
+    yield f"network: {rate.n_parameters / 1e6:,.1f} M parameters; each stage keeps a state of {state:,.0f} MB"
+    took, per_s = timedelta(seconds=round(patches / rate.patches_per_s)), rate.patches_per_s
     yield (
-        f"{patches:,} patches at most, at {rate:.{int(rate < 10)}f} a second on {device.type}: about {took} of "
+        f"{patches:,} patches at most, at {per_s:.{int(per_s < 10)}f} a second on {rate.device}: about {took} of "
         "training, to which cutting, features and scoring come"
     )
 
 
-def training_rate(settings: Settings, patch_px: int, n_genes: int, device: torch.device) -> tuple[float, int]:
-    """How many patches per second a network learns from, and how many parameters it has."""
+def training_rate(settings: Settings, patch_px: int, n_genes: int, device: torch.device) -> Rate:
+    """Train a network for some seconds."""
     network = new_network(settings, patch_px, n_genes).to(device).train()
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
     n = settings.batch_size if device.type == "cuda" else min(settings.batch_size, MEASURED_AT_ONCE)
@@ -198,14 +230,25 @@ def training_rate(settings: Settings, patch_px: int, n_genes: int, device: torch
     schedule = make_schedule(optimizer, settings.how, settings.learning_rate, 1 << 20, 1)
     descent = Descent(network, optimizer, schedule, settings.how.clips_gradients)
     learn = plain_step(lambda z, _index: F.mse_loss(z, torch.zeros_like(z)))
-    descent.step(learn(network, patches, np.arange(n)))  # the first is slower
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        first = learn(network, patches, np.arange(n))
+    descent.step(first)  # the first is slower
     start, done = time.perf_counter(), 0
     while not done or time.perf_counter() < start + MEASURE_S:
         descent.step(learn(network, patches, np.arange(n)))
         done += n
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return done / (time.perf_counter() - start), n_parameters
+    batch = GRADIENTS * sum(kept.values()) * settings.batch_size / n
+    state = n_parameters * (BYTES_PER_PARAMETER + 4)  # and the gradient
+    return Rate(done / (time.perf_counter() - start), n_parameters, int(batch) + state, device.type)
 
 
 def _spots(n: int) -> str:

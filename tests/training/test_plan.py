@@ -38,6 +38,7 @@ def test_what_a_dry_run_says_comes_true_and_it_writes_nothing(small_dataset: Pat
     n_bytes = (72 + 39) * PATCH_PX**2 * 3
     cut = f"patches of {PATCH_PX} px, of 72 spots and 39 unlabelled places"
     assert lines[2] == f"{cut}: {n_bytes / 1e6:,.0f} MB of disk"
+    assert re.search(r"^memory: about [\d.]+ GiB, and [\d.]+ GiB for the network and a batch$", planned.stdout, re.M)
     parts = {line.partition(":")[0]: line for line in lines if line.startswith(("fold-", "all"))}
     assert list(parts) == ["fold-1", "fold-2", "all"]
     assert "holds out A1, A2" in parts["fold-1"]
@@ -67,7 +68,8 @@ def test_a_dry_run_of_what_is_fitted_at_once_has_no_steps(small_dataset: Path, t
     assert planned.exit_code == 0, planned.output
     assert "step" not in planned.stdout
     assert "a second" not in planned.stdout
-    assert planned.stdout.splitlines()[-1] == "all: trains on 3 sections, 72 spots"
+    assert planned.stdout.splitlines()[-2] == "all: trains on 3 sections, 72 spots"
+    assert re.fullmatch(r"memory: about 0\.[5-7] GiB", planned.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("wrong", [["--hold-out", "Z9"], ["--folds", "9"], ["--only", "fold-7"], ["--arch", "m3ort"]])
