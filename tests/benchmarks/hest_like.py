@@ -103,7 +103,7 @@ def write_section(
 def train(folder: Path, out: Path, encoder: Path, kill_at: str | None) -> tuple[int, float, str]:
     """A call's exit code (-9: killed as soon as a file of the run was there), seconds and last lines on stderr."""
     command = [
-        sys.executable, "-m", "stpredict", "train", folder, "-o", out, "--encoder", encoder, "--folds", "3",
+        sys.executable, "-m", "stpredict", "train", folder, "-o", out, "--encoder", encoder, "--mpp", "0.5", "--folds", "3",
         "--threads", "1", "--skip-broken",
     ]  # fmt: skip
     started, log = time.monotonic(), out.with_suffix(".log")

@@ -29,6 +29,7 @@ from scipy.sparse import csr_array
 from torch import nn
 
 from stpredict.data.cutting import write_tiles
+from stpredict.data.gene_mask import GeneMask
 from stpredict.data.section import Section
 from stpredict.data.stored_patches import StoredPatches
 from stpredict.data.tiles import Tiles, read_tiles
@@ -41,7 +42,7 @@ from stpredict.training.crossvalidation import run_crossvalidation
 from stpredict.training.fit import Course, Stage, fit, plain_step
 from stpredict.training.folds import plan_folds
 from stpredict.training.log import Log
-from stpredict.training.one_network import Run
+from stpredict.training.one_network import Run, train_network
 from stpredict.training.panels import Panel
 from stpredict.training.settings import Settings
 
@@ -139,6 +140,26 @@ def measure_fit(spots: int, genes: int, folder: Path, folds: str) -> dict[str, f
     made, started = peak_gib(), time.process_time()
     run_crossvalidation(run, plan_folds(run.tiles, folds), None, folder / "m.safetensors", folder / "m.run")
     return {"cpu_s": time.process_time() - started, "peak_gib": peak_gib(), "made_gib": made}
+
+
+def measure_differing(spots: int, genes: int, folder: Path) -> dict[str, float]:
+    """A head on sections of which some measured one of three small and three large panels of genes."""
+    run = make_run(spots, genes, folder / "none")
+    names = [f"S{s}" for s in range(SECTIONS)]
+    table, rng = np.ones((SECTIONS, genes), dtype=bool), np.random.default_rng(1)
+    for s in range(SECTIONS - 6, SECTIONS):
+        table[s] = np.isin(np.arange(genes), rng.choice(HOT * 3, 400 if s % 2 else HOT * 5 // 2, replace=False))
+    rows = np.repeat(table, len(run.tiles.spot) // SECTIONS, axis=0)
+    counts = csr_array(run.tiles.counts.multiply(rows))
+    tiles = replace(
+        run.tiles, counts=counts, measured=GeneMask(names, table), most_genes=genes,
+        technology=dict.fromkeys(names, "made up"),
+    )  # fmt: skip
+    limit()
+    started = time.process_time()
+    trained = train_network(replace(run, tiles=tiles, panel=Panel(rule="coverage")), names, [], None, folder)
+    patterns = len({column.tobytes() for column in tiles.measured_by(names, trained.panel).T})
+    return {"cpu_s": time.process_time() - started, "patterns": patterns, "genes": len(trained.panel)}
 
 
 def measure_counts(spots: int, genes: int, folder: Path) -> dict[str, float]:
@@ -255,6 +276,7 @@ def peak_gib() -> float:
 MEASURES: dict[str, Callable[..., dict[str, float]]] = {
     "fit": lambda spots, genes, folder: measure_fit(spots, genes, folder, "4"),
     "fit_without_folds": lambda spots, genes, folder: measure_fit(spots, genes, folder, "none"),
+    "differing": measure_differing,
     "counts": measure_counts,
     "reference_6": lambda spots, _genes, _folder: measure_reference(spots, 6),
     "reference_100": lambda spots, _genes, _folder: measure_reference(spots, 100),
