@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -100,15 +101,16 @@ def write_section(
         file["barcode"] = np.array(spots, dtype="S10")[:, None]
 
 
-def train(folder: Path, out: Path, encoder: Path, kill_at: str | None) -> tuple[int, float, str]:
-    """A call's exit code (-9: killed as soon as a file of the run was there), seconds and last lines on stderr."""
-    command = [
-        sys.executable, "-m", "stpredict", "train", folder, "-o", out, "--encoder", encoder, "--mpp", "0.5", "--folds", "3",
-        "--threads", "1", "--skip-broken",
-    ]  # fmt: skip
+def command(folder: Path, out: Path, encoder: Path) -> list[str]:
+    options = f"--encoder {encoder} --mpp 0.5 --folds 3 --threads 1 --skip-broken"
+    return [sys.executable, "-m", "stpredict", "train", str(folder), "-o", str(out), *options.split()]
+
+
+def train(call: list[str], out: Path, kill_at: str | None) -> tuple[int, float, str]:
+    """A call's exit code (-9: killed as soon as a file of the run was there), seconds and what it says."""
     started, log = time.monotonic(), out.with_suffix(".log")
     with log.open("w") as file:
-        process = subprocess.Popen([str(word) for word in command], stdout=file, stderr=file)
+        process = subprocess.Popen(call, stdout=file, stderr=file)
         while process.poll() is None:
             if kill_at and (out.with_suffix(".run") / kill_at).exists():
                 process.send_signal(signal.SIGKILL)
@@ -130,10 +132,16 @@ def main() -> None:
         shapes = ({0: torch.export.Dim("n")},)
         program = torch.export.export(Small().eval(), (torch.rand(2, 3, PATCH_PX, PATCH_PX),), dynamic_shapes=shapes)
         torch.export.save(program, encoder)
+        call = command(data, out, encoder)
+        planned = subprocess.run([*call, "--dry-run"], capture_output=True, text=True, check=False)
+        print(planned.stdout)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         for kill_at in (*KILLED_AT, None):
-            code, seconds, said = train(data, out, encoder, kill_at)
+            code, seconds, said = train(call, out, kill_at)
             print(f"\n## call, {'killed at ' + kill_at if kill_at else 'to the end'}: exit {code}, {seconds:.0f} s")
             print("\n".join(line[:200] for line in said.splitlines()[-25:]))
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(f"\n{used.ru_utime - before.ru_utime:.0f} CPU s in all, {used.ru_maxrss / 2**20:.2f} GiB at most")
         print(f"\n## models show, after {int(subprocess.check_output(['du', '-sm', place]).split()[0])} MB of disk")
         subprocess.run([sys.executable, "-m", "stpredict", "models", "show", str(out)], check=True)
 
