@@ -41,6 +41,6 @@ def told_origin(card: dict[str, Any]) -> str | None:
         f"trained on {origin.tissue}" if origin.tissue else "tissue it was trained on not stated",
         licence + may,
         f"unit, in its authors' words: {card['expression_unit']}",
-        "tested by others than its authors as `models show` says" if card.get("notes") else NEVER_TESTED,
+        "tested by others than its authors (`models show` has the scores)" if card.get("notes") else NEVER_TESTED,
     )
     return f"{card['name']}: " + "; ".join(part for part in parts if part)
