@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from stpredict.statistics.objectives import Objective
 
 N_REFERENCE = 512
+#: Of more training sections the card is told with the first few; --json names all.
+MOST_NAMED = 12
 PIXEL_SCALING = {
     "m2ort": "RGB uint8 / 255",
     "m2ost": "RGB uint8 / 255",
@@ -245,7 +247,7 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
     if "sections" in training:
         yield (
             f"trained on: {counted(training['spots'], 'spot')} of {counted(len(training['sections']), 'section')} "
-            f"({', '.join(training['sections'])}) of {counted(len(training['patients']), 'patient')}; "
+            f"({some(training['sections'], MOST_NAMED)}) of {counted(len(training['patients']), 'patient')}; "
             f"licence of the data: {training['licence']}"
         )
     yield from told_measured(card)

@@ -117,3 +117,11 @@ def test_a_card_that_does_not_say_its_loss_calls_the_standardised_error_mse():
     assert objective_of({"objective": "mse", "training": imported}) == "mse"
     assert objective_of({"objective": "nb", "training": trained}) == "nb"
     assert objective_of({}) is None
+
+
+def test_of_many_training_sections_the_first_are_named():
+    model = load_model(find_model(DEFAULT_MODEL))
+    many = {**model.card["training"], "sections": [f"S{i:02}" for i in range(20)]}
+    told = "\n".join(show_card(replace(model, card={**model.card, "training": many})))
+    assert "of 20 sections (S00, S01, " in told
+    assert ", S11 and 8 more) of" in told
