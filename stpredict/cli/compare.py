@@ -25,7 +25,9 @@ from stpredict.cli.options import (
 )
 from stpredict.cli.program import app, command
 from stpredict.cli.training_options import (
+    BALANCES,
     AllowPatientLeak,
+    BalanceOption,
     BatchSize,
     BeginAnew,
     Dataset,
@@ -119,6 +121,7 @@ def compare(
         int, typer.Option(min=1, help="Maximum number of epochs on measured spots; validation chooses the best.")
     ] = EPOCHS,
     batch_size: BatchSize = BATCH_SIZE,
+    balance: BalanceOption = None,
     learning_rate: LearningRate = LEARNING_RATE,
     unlabelled: Annotated[int, typer.Option(min=0, help="Unlabelled patches of tissue to learn from.")] = UNLABELLED,
     teach_patches: TeachPatches = TEACH_PATCHES,
@@ -164,6 +167,7 @@ def compare(
     settings = Settings(
         objective=objective, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
         teach_patches=teach_patches, min_depth=min_depth or MIN_DEPTH,
+        balance=one_of("--balance", balance, BALANCES) if balance else None,
     )  # fmt: skip
     request = make_request(
         dataset, out, split(arch), settings, seeds=seeds, folds=folds, hold_out=split(hold_out),

@@ -26,7 +26,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "attach-teacher",
         ),
         "How it is trained": (
-            "recipe", "objective", "head", "epochs", "batch-size", "learning-rate", "stain-jitter", "seed",
+            "recipe", "objective", "head", "epochs", "batch-size", "balance", "learning-rate", "stain-jitter", "seed",
         ),
         "Teaching on unlabelled tissue": ("unlabelled", "teach", "teach-patches", "teach-learning-rate"),
         "Data": (
@@ -39,8 +39,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Genes": ("genes-file", "panel", "panel-size"),
         "Tests on held-out tissue": ("hold-out", "allow-patient-leak", "protocol", "min-depth"),
         "How they are trained": (
-            "recipe", "objective", "encoder-weights", "region-weights", "epochs", "batch-size", "learning-rate",
-            "unlabelled", "teach-patches",
+            "recipe", "objective", "encoder-weights", "region-weights", "epochs", "batch-size", "balance",
+            "learning-rate", "unlabelled", "teach-patches",
         ),
         "Data": ("mpp", "bin-um", "where", "species", "orthologs", "skip-broken"),
         "Machine": ("device", "threads", "cluster", "overwrite"),

@@ -27,10 +27,12 @@ from stpredict.cli.options import (
 )
 from stpredict.cli.program import app, command
 from stpredict.cli.training_options import (
+    BALANCES,
     AllowPatientLeak,
     AnonymousCard,
     Arch,
     AttachTeacher,
+    BalanceOption,
     BatchSize,
     BeginAnew,
     CountsOnly,
@@ -127,6 +129,7 @@ def train(
     teach_patches: TeachPatches = TEACH_PATCHES,
     stain_jitter: StainJitter = STAIN_JITTER,
     batch_size: BatchSize = BATCH_SIZE,
+    balance: BalanceOption = None,
     learning_rate: LearningRate = LEARNING_RATE,
     teach_learning_rate: TeachLearningRate = None,
     mpp: PatchMpp = None,
@@ -177,6 +180,8 @@ def train(
             f"--arch {arch}: learns from measured spots alone, section by section; leave --unlabelled, --teach, "
             "--teach-... and --batch-size out."
         )
+    if reads_sections(arch) and not encoder and balance == "sections":
+        raise UsageError(f"--balance sections: {arch} learns section by section, so they count alike; leave it out.")
     if attach_teacher and (encoder or not arch.startswith("triplex")):
         raise UsageError("--attach-teacher: only for --arch triplex.")
     if encoder:
@@ -201,6 +206,7 @@ def train(
     chosen_head = _choose_head(arch, head, objective, {
         "--epochs": epochs != EPOCHS, "--teach-patches": teach_patches != TEACH_PATCHES, **of_batches,
         "--teach": teach is not None, "--teach-learning-rate": teach_learning_rate is not None,
+        "--balance": balance is not None,
     })  # fmt: skip
     if teach == "dense" and not has_tokens(arch):
         raise UsageError(f"--teach dense: {arch} has no tokens that could be taught; an M2ORT or M2OST has.")
@@ -210,6 +216,7 @@ def train(
         teach_patches=teach_patches, batch_size=batch_size, learning_rate=learning_rate,
         teach_learning_rate=teach_learning_rate, stain_jitter=stain_jitter,
         smooth_labels=smooth_labels, seed=seed, head=chosen_head,
+        balance=one_of("--balance", balance, BALANCES) if balance else None,
         encoder=describe_encoder(encoder, encoder_mean, encoder_std, encoder_licence, stain) if encoder else None,
         encoder_weights=describe_weights(encoder_weights, encoder_licence) if encoder_weights else None,
         region_weights=describe_weights(region_weights, encoder_licence) if region_weights else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -66,6 +66,15 @@ Epochs = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1)]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate on measured spots.")]
+BALANCES: tuple[Literal["sections", "patients"], ...] = ("sections", "patients")
+BalanceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--balance",
+        help="Let sections, or patients, count alike in each epoch, however many spots they have.",
+        show_default="spots count alike",
+    ),
+]
 StainJitter = Annotated[float, typer.Option(min=0, help="Spread of the random factors on the stains.")]
 
 # Tests on held-out tissue.

@@ -70,7 +70,7 @@ def system_settings(request: Comparison, system: str, seed: int) -> Settings:
         encoder_weights=request.described.get(system), region_weights=request.region_described.get(system),
         fusion_teacher="detached" if system.startswith("triplex") else None,
     )  # fmt: skip
-    trained = own if system in FITTED else with_recipe(own, request.recipe)
+    trained = replace(own, balance=None) if system in FITTED else with_recipe(own, request.recipe)
     if request.protocol is None:
         return trained
     return replace(trained, objective=own.objective, normalisation=own.normalisation, smooth_labels=own.smooth_labels)

@@ -135,6 +135,7 @@ def how_trained(prepared: Prepared) -> str:
     else:
         longest = "" if settings.epochs == Settings.epochs else f", for {settings.epochs} epochs at most"
         how = f"by the recipe {request.recipe}{longest}"
+    how += f", {settings.balance} counting alike" if settings.balance else ""
     return f"networks were trained {how}{begun}; what longer training would do is not known from this"
 
 

@@ -237,8 +237,7 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
         f"input: {card['patch_px']} px patches at {card['mpp']:g} um/px{views_in_words(model.views)}; "
         f"spots of {card['spot_diameter_um']:g} um"
     )
-    objective = objective_of(card)
-    trained_by = f"; objective {objective}{_in_brackets(card.get('loss'))}" if objective else ""
+    trained_by = f"; objective {name}{_in_brackets(card.get('loss'))}" if (name := objective_of(card)) else ""
     yield f"output: {card['expression_unit']}{trained_by}"
     if origin := told_origin(card):
         yield origin
@@ -247,7 +246,8 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
     if "sections" in training:
         yield (
             f"trained on: {counted(training['spots'], 'spot')} of {counted(len(training['sections']), 'section')} "
-            f"({some(training['sections'], MOST_NAMED)}) of {counted(len(training['patients']), 'patient')}; "
+            f"({some(training['sections'], MOST_NAMED)}) of {counted(len(training['patients']), 'patient')}"
+            f"{f', {what} counting alike' if (what := training.get('balance')) else ''}; "
             f"licence of the data: {training['licence']}"
         )
     yield from told_measured(card)

@@ -27,8 +27,9 @@ from stpredict.prediction.on_device import turned
 from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.slides.views import own_views
 from stpredict.storage.files import atomic_path
-from stpredict.training.fit import TAUGHT_LIMIT, Course, Stage, Step, fit
+from stpredict.training.fit import TAUGHT_LIMIT, Course, Step, fit
 from stpredict.training.processes import in_bf16, is_main_process, wait_for_all
+from stpredict.training.sampling import Stage, groups_to_balance
 from stpredict.training.settings import teach_learning_rate
 
 #: Networks whose tokens are squares of a patch.
@@ -141,7 +142,8 @@ def teach_densely(network: HasTokens, teacher: Dictionary, tiles: Tiles, places:
     values = teacher.config.centres
     student = DenselyTaught(network, tokens.shape[2], features.shape[1], values)
     epochs = -(-settings.teach_patches // len(places))
-    stage = Stage("teach", places, epochs, teach_learning_rate(settings), varied=False)
+    groups = groups_to_balance(tiles, settings.balance, tiles.unlabelled_section)
+    stage = Stage("teach", places, epochs, teach_learning_rate(settings), varied=False, groups=groups)
     path, side = course.folder / LESSONS, round(tokens.shape[1] ** 0.5)
     ask = cache(partial(write_lessons, teacher, tiles, places, side, path, device))  # only if lessons are left to learn
     read = partial(tiles.read_patches, unlabelled=True)

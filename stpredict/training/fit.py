@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from stpredict.arrays import Float, Int, Labels
+from stpredict.arrays import Float, Int
 from stpredict.data.tiles import Tiles
 from stpredict.errors import UsageError
 from stpredict.evaluation.baselines import fit_ridge
@@ -27,7 +27,6 @@ from stpredict.networks.draws import Share, sharing
 from stpredict.networks.head import Head
 from stpredict.networks.patch_level import PatchNetwork
 from stpredict.networks.triplex import Triplex
-from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.statistics import metrics
 from stpredict.statistics.objectives import Objective
 from stpredict.training.augmentation import augment, jitter_stain
@@ -37,6 +36,7 @@ from stpredict.training.optimisers import make_optimiser, make_schedule
 from stpredict.training.processes import in_bf16, sum_over_all, world_and_rank
 from stpredict.training.progress import Pace, watching_steps
 from stpredict.training.reading import read_ahead
+from stpredict.training.sampling import Stage, draw_epoch, groups_to_balance
 from stpredict.training.settings import Settings, teach_learning_rate
 from stpredict.training.states import SAVE_BEFORE_SCORING_S, HasState, Place, State
 
@@ -54,36 +54,6 @@ class Course:
     log: Log
     folder: Path
     device: torch.device
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of training: the items that it trains on, how often, and the peak of its learning rate.
-
-    A batch holds any items or, with labels `together` (one for each item of any stage), all items of one label. If
-    `varied`, patches are turned and their stains varied at random; it is false if there are no patches, or if the step
-    turns them with their lessons. The loss is a mean over values; `values` is their number per item, None if all items
-    have equally many.
-    """
-
-    name: str
-    items: Int
-    epochs: int
-    learning_rate: float
-    together: Labels | None = None
-    varied: bool = True
-    values: Int | None = None
-
-    def n_values(self, items: Int) -> int:
-        """The number of values in the mean loss of some items; of items, if all have equally many values."""
-        return len(items) if self.values is None else int(self.values[items].sum())
-
-    def batches(self, order: Int, batch_size: int) -> list[Int]:
-        """The items, in this order, divided into batches."""
-        if self.together is None:
-            return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        labels = self.together[order]
-        return [order[labels == label] for label in dict.fromkeys(labels.tolist())]
 
 
 @dataclass(frozen=True)
@@ -131,25 +101,17 @@ class Descent:
         self.schedule.step()
 
 
-def draw_epoch(stage: Stage, settings: Settings, epoch: int) -> tuple[list[Int], Int]:
-    """The batches of an epoch, and for each item the one of eight flips and rotations that turns it."""
-    rng = np.random.default_rng((settings.seed, epoch))
-    order, symmetry = rng.permutation(stage.items), np.zeros(stage.items.max() + 1, np.int64)
-    symmetry[order] = rng.integers(0, SYMMETRIES if settings.how.turns else 1, len(order))
-    return stage.batches(order, settings.batch_size), symmetry
-
-
 def losses_of(
-    model: nn.Module, read: Callable[[Int], Any], step: Step, stage: Stage, course: Course, batches: Sequence[Int],
-    symmetry: Int,
+    model: nn.Module, read: Callable[[Int], Any], step: Step, stage: Stage, course: Course,
+    batches: Sequence[tuple[Int, Int]],
 ) -> Iterator[tuple[int, Tensor, float]]:  # fmt: skip
     """For each batch: its number of items, this process's share's mean loss, and the share's part of the batch."""
     settings, device = course.settings, course.device
     world, rank = world_and_rank()
-    shares = [Share(len(batch), rank, world) for batch in batches]
-    own = [batch[share.own] for batch, share in zip(batches, shares, strict=True)]
-    coming = read_ahead(read, own, symmetry if stage.varied else None, pin=device.type == "cuda")
-    for batch, share, (items, given) in zip(batches, shares, coming, strict=True):
+    shares = [Share(len(batch), rank, world) for batch, _ in batches]
+    own = [(batch[share.own], turns[share.own]) for (batch, turns), share in zip(batches, shares, strict=True)]
+    coming = read_ahead(read, own, stage.varied, pin=device.type == "cuda")
+    for (batch, _), share, (items, given) in zip(batches, shares, coming, strict=True):
         with sharing(share):
             patches = given.to(device, non_blocking=True)
             if settings.stain_jitter and stage.varied:
@@ -172,7 +134,7 @@ def fit(
     world, rank = world_and_rank()
     network.to(device)
     model: nn.Module = DistributedDataParallel(network) if world > 1 else network
-    steps = len(stage.batches(stage.items, settings.batch_size))
+    steps = stage.n_steps(settings.batch_size)
     optimizer = make_optimiser(network, settings.how, stage.learning_rate, settings.weight_decay)
     schedule = make_schedule(optimizer, settings.how, stage.learning_rate, steps, epochs)
     descent = Descent(network, optimizer, schedule, settings.how.clips_gradients)
@@ -181,24 +143,24 @@ def fit(
     done = state.restore()
     for epoch in range(done.epoch + 1, epochs + 1):
         started, total = time.monotonic() - done.seconds, torch.tensor(done.loss, dtype=torch.float64, device=device)
-        batches, symmetry = draw_epoch(stage, settings, epoch)
-        batches = batches[done.step :]
+        batches = draw_epoch(stage, settings, epoch)
+        n_items = sum(len(items) for items, _ in batches)
         torch.manual_seed(1_000_003 * settings.seed + 1_009 * epoch)
         state.restore_random(done)
         model.train()
-        losses = losses_of(model, read, step, stage, course, batches, symmetry)
+        losses = losses_of(model, read, step, stage, course, batches[done.step :])
         pace = Pace(steps, done.step, steps * (epochs - epoch))
         what = f"{course.folder.name}: {stage.name} epoch {epoch} of {epochs}"
         with held_signals() as held, watching_steps(what, pace, course.log.report) as advance:
-            for n_items, loss, part in losses:
+            for n, loss, part in losses:
                 descent.step(loss * (world * part))  # processes take the mean of it
-                total += sum_over_all(loss.detach().double() * part) * n_items  # read, and so waited for, once an epoch
-                advance(n_items)
+                total += sum_over_all(loss.detach().double() * part) * n  # read, and so waited for, once an epoch
+                advance(n)
                 if held.number is not None or state.is_due(SAVE_BEFORE_SCORING_S if pace.done == steps else None):
                     state.keep(Place(epoch - 1, pace.done, float(total), time.monotonic() - started))
                 if held.number is not None and rank == 0:  # the others stop with the first, which writes the state
                     held.deliver()
-        yield epoch, float(total) / len(stage.items), time.monotonic() - started
+        yield epoch, float(total) / n_items, time.monotonic() - started
         done = Place(epoch)
         state.keep(done)
 
@@ -250,7 +212,10 @@ def ridge_lessons(features: Float, unlabelled_features: Float, objective: Object
 def teach_values(network: nn.Module, tiles: Tiles, wanted: Tensor, places: Int, course: Course) -> None:
     """Train a network to predict the `wanted` values at some `places`; there is a row for each unlabelled place."""
     settings = course.settings
-    stage = Stage("teach", places, -(-settings.teach_patches // len(places)), teach_learning_rate(settings, "ridge"))
+    epochs, groups = (
+        -(-settings.teach_patches // len(places)), groups_to_balance(tiles, settings.balance, tiles.unlabelled_section),
+    )  # fmt: skip
+    stage = Stage("teach", places, epochs, teach_learning_rate(settings, "ridge"), groups=groups)
     step = plain_step(lambda z, index: F.mse_loss(z, wanted[index].to(z.device)))
     read = partial(tiles.read_patches, unlabelled=True)
     for epoch, loss, seconds in fit(network, read, step, stage, course):

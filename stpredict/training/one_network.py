@@ -37,7 +37,6 @@ from stpredict.training.dense import HasTokens, read_lessons, teach_densely
 from stpredict.training.dictionary import learn_windows
 from stpredict.training.fit import (
     Course,
-    Stage,
     Student,
     new_network,
     plain_step,
@@ -53,6 +52,7 @@ from stpredict.training.log import Log
 from stpredict.training.panels import Panel, choose_genes, partly_known, refuse_gaps
 from stpredict.training.processes import agree_on, is_main_process
 from stpredict.training.retrieval import Measurements, bank_step, fill_bank, predict_apart, prepare_bank
+from stpredict.training.sampling import Stage, groups_to_balance
 from stpredict.training.settings import Settings
 from stpredict.training.triplex import predict_triplex, prepare_triplex, triplex_step
 from stpredict.training.whole_sections import (
@@ -273,7 +273,8 @@ def train_epochs(
             write_taught_head(student.network, lessons, found)
             student = replace(student, knows=True)
         n_measured = np.isfinite(objective.targets).sum(axis=1)
-        stage = Stage(name, rows, n_epochs, settings.learning_rate, together, varied, n_measured)
+        groups = groups_to_balance(tiles, settings.balance, tiles.section)
+        stage = Stage(name, rows, n_epochs, settings.learning_rate, together, varied, n_measured, groups)
         train_on_spots(student, tiles, objective, counts, stage, tested, course)
         return student.network
 

@@ -18,22 +18,22 @@ READ_AHEAD = 2
 
 
 def read_ahead(
-    read: Callable[[Int], Any], batches: Sequence[Int], symmetry: Int | None, pin: bool = False
+    read: Callable[[Int], Any], batches: Sequence[tuple[Int, Int]], turned: bool, pin: bool = False
 ) -> Iterator[tuple[Int, Tensor]]:
-    """Batches of items with their patches, turned if each item has a `symmetry`; the next is read meanwhile.
+    """Batches of items and turns as items with their patches, `turned` if so wanted; the next is read meanwhile.
 
     A GPU copies what is in `pin`ned memory while it computes.
     """
 
-    def prepare(items: Int) -> Tensor:
+    def prepare(items: Int, turns: Int) -> Tensor:
         given = read(items)
-        patches = torch.from_numpy(given if symmetry is None else augment(given, symmetry[items]))
+        patches = torch.from_numpy(augment(given, turns) if turned else given)
         return patches.pin_memory() if pin else patches
 
     with ThreadPoolExecutor(1) as pool:
-        coming = deque(pool.submit(prepare, items) for items in batches[:READ_AHEAD])
-        for number, items in enumerate(batches):
+        coming = deque(pool.submit(prepare, *batch) for batch in batches[:READ_AHEAD])
+        for number, (items, _) in enumerate(batches):
             given = coming.popleft().result()
             if number + READ_AHEAD < len(batches):
-                coming.append(pool.submit(prepare, batches[number + READ_AHEAD]))
+                coming.append(pool.submit(prepare, *batches[number + READ_AHEAD]))
             yield items, given

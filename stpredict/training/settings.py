@@ -18,6 +18,8 @@ from stpredict.training.recipes import OURS, Recipe, find_recipe
 
 #: What a network learns on unlabelled tissue: a dictionary's lesson on each token, or ridge's prediction for a patch.
 Teaching = Literal["dense", "ridge"]
+#: What counts alike in training, in place of spots.
+Balance = Literal["sections", "patients"]
 TEACH_LEARNING_RATES: dict[Teaching, float] = {"dense": 1e-3, "ridge": 5e-4}
 
 
@@ -53,6 +55,7 @@ class Settings:
     encoder_weights: WeightsSettings | None = None
     region_weights: WeightsSettings | None = None  # for HIPT's upper network; encoder_weights is for the lower
     fusion_teacher: Literal["detached", "attached"] | None = None  # for a TRIPLEX
+    balance: Balance | None = None  # what counts alike in an epoch; None for spots
     recipe: Recipe | None = None  # a paper's, with its numbers in the fields above; None for ours
 
     @property

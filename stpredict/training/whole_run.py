@@ -194,8 +194,9 @@ def recorded(request: TrainingRequest, panel: Panel) -> dict[str, Any]:
         del wanted["region_weights"]
     if request.bin_um is not None:  # without it, the same as in runs that older versions began
         wanted["bin_um"] = request.bin_um
-    if settings.recipe is None:  # as above
-        del wanted["recipe"]
+    for name in ("recipe", "balance"):  # as above
+        if wanted[name] is None:
+            del wanted[name]
     if request.patch_um is not None:  # as above
         wanted["patch_um"] = request.patch_um
     if request.patch_format != "raw":  # as above

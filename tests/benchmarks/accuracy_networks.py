@@ -26,7 +26,6 @@ from stpredict.training.dictionary import learn_windows
 from stpredict.training.fit import (
     TAUGHT_LIMIT,
     Course,
-    Stage,
     Student,
     new_network,
     plain_step,
@@ -41,6 +40,7 @@ from stpredict.training.log import Log
 from stpredict.training.one_network import Run, predict_rows, train_network
 from stpredict.training.panels import Panel
 from stpredict.training.programmes import fit_programmes
+from stpredict.training.sampling import Stage
 from stpredict.training.settings import Settings
 from stpredict.training.triplex import teach_trunk
 

@@ -39,11 +39,12 @@ from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.slides.slide import Mpp
 from stpredict.statistics.colour_texture import colour_texture_features
 from stpredict.training.crossvalidation import run_crossvalidation
-from stpredict.training.fit import Course, Stage, fit, plain_step
+from stpredict.training.fit import Course, fit, plain_step
 from stpredict.training.folds import plan_folds
 from stpredict.training.log import Log
 from stpredict.training.one_network import Run, train_network
 from stpredict.training.panels import Panel
+from stpredict.training.sampling import Stage
 from stpredict.training.settings import Settings
 
 RESULT = Path(__file__).with_suffix(".md")

@@ -25,7 +25,7 @@ from stpredict.training.folds import Fold
 from stpredict.training.panels import Panel
 from stpredict.training.settings import Settings
 
-OPTIONS = "--epochs 1 --teach-patches 12 --batch-size 16 --threads 1 --min-depth 1 --panel-size 6"
+OPTIONS = "--epochs 1 --teach-patches 12 --batch-size 16 --balance sections --threads 1 --min-depth 1 --panel-size 6"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,6 +110,8 @@ def test_all_systems_have_the_same_genes_and_spots(compared):
         assert len(own) == 5  # the baselines, and two systems with two seeds
         assert len({tuple(one["genes"]) for one in own}) == 1
         assert len({one["spots"] for one in own}) == 1
+    balance = {one["settings"]["architecture"]: one["settings"]["balance"] for one in scores if "settings" in one}
+    assert balance == {"dictionary": None, "stnet": "sections"}  # the former is fitted at once
     assert not list(out.rglob("*.pt"))
 
 
@@ -121,6 +123,7 @@ def test_page_and_terminal_say_what_the_table_says(compared):
     stnet = float(rows_of(out)["stnet"]["depth_controlled"])
     assert body["stnet"][0] == f"{stnet:.3f}"
     assert f"{stnet:.3f}" in done.stdout
+    assert "1 epochs at most, sections counting alike" in done.stdout
     (why,) = tree.xpath("//tr[th='triplex']/following-sibling::tr[1][@class='why']/td")
     assert "looks at the slides around the spots" in why.text
     assert "triplex" in tree.get_element_by_id("warnings").text_content()

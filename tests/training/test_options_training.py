@@ -17,7 +17,8 @@ from stpredict.result.file import read_result
 
 TINY = {"channels": 12, "depth": 2, "heads": 1, "head_dim": 12, "mixing": "per_level"}
 NAME = "m2ort-tiny:levels=0+1:embedding=shared:pool=mean:mask_probability=0.2"
-OPTIONS = "--epochs 1 --teach-patches 24 --batch-size 16 --threads 1 --min-depth 1 --panel-size 6"
+PLAIN = "--epochs 1 --teach-patches 24 --batch-size 16 --threads 1 --min-depth 1 --panel-size 6"
+OPTIONS = f"{PLAIN} --balance patients"
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,10 @@ def test_the_card_and_models_show_say_which_options(trained: Path):
     parameters = card["parameters"]
     assert (parameters["levels"], parameters["channels"], parameters["mlp_dim"]) == ([0, 1], 18, 24)
     assert (parameters["embedding"], parameters["pool"], parameters["mask_probability"]) == ("shared", "mean", 0.2)
-    assert f"mine: {NAME}, 6 genes" in run("models", "show", trained).stdout
+    shown = run("models", "show", trained).stdout
+    assert f"mine: {NAME}, 6 genes" in shown
+    assert card["training"]["balance"] == "patients"
+    assert "of 2 patients, patients counting alike;" in shown
 
 
 @pytest.mark.parametrize("engine", ["eager", "openvino"])
@@ -71,6 +75,23 @@ def test_other_options_are_another_run(trained: Path, tiles: Path):
     refused = train(tiles, trained, f"{NAME}:depth=1")
     assert refused.exit_code == 1
     assert "architecture" in refused.output
+    refused = run("train", tiles, "-o", trained, *PLAIN.split(), "--folds", "none", "--arch", NAME)
+    assert refused.exit_code == 1
+    assert "other settings (with balance instead of without)" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--balance", "spots"), "--balance spots: choose from sections, patients."),
+        (("--balance", "sections", "--arch", "dictionary"), "--balance: not for a dictionary or an encoder"),
+        (("--balance", "sections", "--arch", "histogene"), "learns section by section, so they count alike; leave it"),
+    ],
+)
+def test_a_balance_that_would_do_nothing_is_refused(tmp_path: Path, more: tuple[str, ...], said: str):
+    refused = run("train", tmp_path, "-o", tmp_path / "mine.safetensors", *more)
+    assert refused.exit_code == 2
+    assert said in refused.output.replace("\n", " ")
 
 
 def test_options_that_cannot_be_are_refused_before_anything_is_read(tmp_path: Path):

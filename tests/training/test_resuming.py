@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import cast
@@ -23,9 +24,10 @@ from stpredict.networks.attention import random_mask
 from stpredict.networks.draws import Dropout, Share, draw, sharing
 from stpredict.networks.m2ort import M2ORT, M2ORTConfig
 from stpredict.statistics.objectives import make_objective
-from stpredict.training import states
-from stpredict.training.fit import Course, Stage, Student, fit, plain_step, train_on_spots
+from stpredict.training import processes, states
+from stpredict.training.fit import Course, Student, fit, plain_step, train_on_spots
 from stpredict.training.log import Log
+from stpredict.training.sampling import Stage
 from stpredict.training.settings import Settings
 
 CPU = torch.device("cpu")
@@ -34,6 +36,8 @@ PX = 32
 #: All that is drawn at random is in use: turns, stains, masks, dropout.
 SETTINGS = Settings(batch_size=4, stain_jitter=0.1, learning_rate=1e-3, seed=3)
 STAGE = Stage("train", ITEMS, 3, 1e-3)
+#: The same, of which four groups, of 15, 3, 2 and 1 items, count alike.
+BALANCED = replace(STAGE, groups=np.repeat([0, 1, 2, 3, 4], [3, 15, 3, 2, 1]))
 STEPS = 6
 
 
@@ -57,8 +61,10 @@ def wanted() -> Tensor:
     return torch.randn(int(ITEMS.max()) + 1, 3, generator=torch.Generator().manual_seed(1))
 
 
-def train(folder: Path, at: int = -1, what: BaseException | signal.Signals = Killed()) -> dict[str, Tensor]:  # noqa: B008
-    """Train in a folder; in this call's step number `at`, from 0, something happens."""
+def train(
+    folder: Path, at: int = -1, what: BaseException | signal.Signals = Killed(), stage: Stage = STAGE  # noqa: B008
+) -> dict[str, Tensor]:  # fmt: skip
+    """Train in a folder, in fp32, as bf16 rounds more; in this call's step number `at`, from 0, something happens."""
     folder.mkdir(exist_ok=True)
     network, targets, steps = new_network(), wanted(), iter(range(1000))
     learn = plain_step(lambda z, index: ((z - targets[index]) ** 2).mean())
@@ -71,8 +77,10 @@ def train(folder: Path, at: int = -1, what: BaseException | signal.Signals = Kil
         return learn(model, patches, items)
 
     log = Log(folder / "log.csv", lambda _line: None)
-    for epoch, loss, seconds in fit(network, read, step, STAGE, Course(SETTINGS, log, folder, CPU)):
-        log.add(STAGE.name, epoch, loss, seconds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "computes_bf16", lambda _device: False)
+        for epoch, loss, seconds in fit(network, read, step, stage, Course(SETTINGS, log, folder, CPU)):
+            log.add(stage.name, epoch, loss, seconds)
     return dict(network.state_dict())
 
 
@@ -113,6 +121,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage whose groups count alike."""
+    folder = tmp_path_factory.mktemp("balanced")
+    torch.save(train(folder, stage=BALANCED), folder / "weights")
+    return folder
+
+
 def check_same(found: dict[str, Tensor], folder: Path, undisturbed: Path) -> None:
     for name, tensor in torch.load(undisturbed / "weights").items():
         # To the bit on most processors; some round differently from run to run. Other random numbers are off by 1e-3.
@@ -141,6 +157,16 @@ def test_one_that_is_killed_again_and_again_ends_with_the_same_weights(
         with pytest.raises(Killed):
             train(tmp_path, 2)
     check_same(train(tmp_path), tmp_path, undisturbed)
+
+
+def test_a_killed_one_whose_groups_count_alike_ends_with_the_same_weights(
+    undisturbed: Path, balanced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(states, "SAVE_EVERY_S", 0.0)
+    with pytest.raises(Killed):
+        train(tmp_path, 8, stage=BALANCED)
+    check_same(train(tmp_path, stage=BALANCED), tmp_path, balanced)
+    assert losses(balanced) != losses(undisturbed)
 
 
 def test_between_states_that_are_kept_work_is_lost_and_the_weights_are_not(undisturbed: Path, tmp_path: Path):
@@ -240,7 +266,7 @@ def test_an_item_gets_the_same_random_numbers_in_any_process(n: int):
             assert torch.equal(mine[2], after)  # and the stream is as far in all
 
 
-def test_two_processes_end_with_the_weights_of_one(undisturbed: Path, tmp_path: Path):
+def test_two_processes_end_with_the_weights_of_one(undisturbed: Path, balanced: Path, tmp_path: Path):
     """With a last batch of one item, which is fewer than there are processes, and begun by one process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -250,12 +276,13 @@ def test_two_processes_end_with_the_weights_of_one(undisturbed: Path, tmp_path: 
         "import test_resuming as one\n"
         "distributed.init_process_group('gloo')\n"
         "assert len(one.ITEMS) % one.SETTINGS.batch_size == 1\n"
-        "found = one.train(Path(sys.argv[1]))\n"
-        "torch.save(found, Path(sys.argv[1]) / f'found-{distributed.get_rank()}')\n"
+        "for name, stage in (('undisturbed', one.STAGE), ('balanced', one.BALANCED)):\n"
+        "    found = one.train(Path(sys.argv[1]) / name, stage=stage)\n"
+        "    torch.save(found, Path(sys.argv[1]) / name / f'found-{distributed.get_rank()}')\n"
         "distributed.destroy_process_group()\n"
     )
     with pytest.raises(Killed):
-        train(tmp_path, STEPS + 1)
+        train(tmp_path / "undisturbed", STEPS + 1)
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", start, str(tmp_path)],
@@ -267,8 +294,9 @@ def test_two_processes_end_with_the_weights_of_one(undisturbed: Path, tmp_path: 
     ]  # fmt: skip
     outputs = [worker.communicate(timeout=240) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], outputs
-    alone = torch.load(undisturbed / "weights")
-    for rank in range(2):
-        for name, tensor in torch.load(tmp_path / f"found-{rank}").items():
-            torch.testing.assert_close(tensor, alone[name], rtol=0, atol=1e-5, msg=name)
-    np.testing.assert_allclose(*(np.array(losses(one), float) for one in (tmp_path, undisturbed)), atol=2e-5)
+    for alone, found in ((undisturbed, tmp_path / "undisturbed"), (balanced, tmp_path / "balanced")):
+        weights = torch.load(alone / "weights")
+        for rank in range(2):
+            for name, tensor in torch.load(found / f"found-{rank}").items():
+                torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-5, msg=name)
+        np.testing.assert_allclose(*(np.array(losses(one), float) for one in (found, alone)), atol=2e-5)
