@@ -124,7 +124,20 @@ def test_a_cluster_whose_workers_stand_there_too(program, traps, tiny_model_path
 
 def test_training_in_two_processes(program, traps, dataset):
     torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
-    few = ("--epochs", "1", "--unlabelled", "0", "--min-depth", "1", "--folds", "none", "--mpp", "2", "--patch-um", "128")
+    few = (
+        "--epochs",
+        "1",
+        "--unlabelled",
+        "0",
+        "--min-depth",
+        "1",
+        "--folds",
+        "none",
+        "--mpp",
+        "2",
+        "--patch-um",
+        "128",
+    )
     options = ("-o", "m.safetensors", "--arch", "m2ort-tiny", "--batch-size", "64", "--threads", "1", *few)
     done = call(traps, *torchrun, program, "train", dataset, *options)
     assert done.returncode == 0, done.stderr

@@ -26,7 +26,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "attach-teacher",
         ),
         "How it is trained": (
-            "recipe", "objective", "head", "epochs", "batch-size", "balance", "learning-rate", "stain-jitter", "seed",
+            "recipe", "objective", "head", "epochs", "batch-size", "accumulate", "balance", "learning-rate",
+            "stain-jitter", "seed",
         ),
         "Teaching on unlabelled tissue": ("unlabelled", "teach", "teach-patches", "teach-learning-rate"),
         "Data": (

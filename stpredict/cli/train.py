@@ -28,6 +28,7 @@ from stpredict.cli.options import (
 from stpredict.cli.program import app, command
 from stpredict.cli.training_options import (
     BALANCES,
+    Accumulate,
     AllowPatientLeak,
     AnonymousCard,
     Arch,
@@ -129,6 +130,7 @@ def train(
     teach_patches: TeachPatches = TEACH_PATCHES,
     stain_jitter: StainJitter = STAIN_JITTER,
     batch_size: BatchSize = BATCH_SIZE,
+    accumulate: Accumulate = 1,
     balance: BalanceOption = None,
     learning_rate: LearningRate = LEARNING_RATE,
     teach_learning_rate: TeachLearningRate = None,
@@ -157,7 +159,7 @@ def train(
     Writes mine.run/config.toml, too: `--config` of that repeats the call.
     """
     from stpredict.commands.train import describe_weights, train_command
-    from stpredict.networks import has_tokens, reads_sections
+    from stpredict.networks import has_bank, has_tokens, reads_sections
     from stpredict.networks.encoder_settings import describe_encoder
     from stpredict.training.settings import Settings, TrainingRequest
 
@@ -179,6 +181,11 @@ def train(
         raise UsageError(
             f"--arch {arch}: learns from measured spots alone, section by section; leave --unlabelled, --teach, "
             "--teach-... and --batch-size out."
+        )
+    if accumulate > 1 and not encoder and (reads_sections(arch) or has_bank(arch)):
+        raise UsageError(
+            f"--accumulate: {arch} compares all spots of a batch with one another, so that no part can be computed "
+            "alone; leave it out."
         )
     if reads_sections(arch) and not encoder and balance == "sections":
         raise UsageError(f"--balance sections: {arch} learns section by section, so they count alike; leave it out.")
@@ -206,7 +213,7 @@ def train(
     chosen_head = _choose_head(arch, head, objective, {
         "--epochs": epochs != EPOCHS, "--teach-patches": teach_patches != TEACH_PATCHES, **of_batches,
         "--teach": teach is not None, "--teach-learning-rate": teach_learning_rate is not None,
-        "--balance": balance is not None,
+        "--accumulate": accumulate > 1, "--balance": balance is not None,
     })  # fmt: skip
     if teach == "dense" and not has_tokens(arch):
         raise UsageError(f"--teach dense: {arch} has no tokens that could be taught; an M2ORT or M2OST has.")
@@ -229,7 +236,7 @@ def train(
         unlabelled=0 if encoder or encoder_weights or recipe != "ours" or reads_sections(arch) else unlabelled,
         mpp=mpp, patch_um=patch_um, bin_um=bin_um, licence=licence, anonymous=anonymous, device=device,
         threads=threads or usable_cores(), overwrite=overwrite, region_weights=region_weights, where=where,
-        species=species, orthologs=orthologs, skip_broken=skip_broken, only=split(only),
+        species=species, orthologs=orthologs, skip_broken=skip_broken, only=split(only), accumulate=accumulate,
         patch_format=one_of("--patch-format", patch_format, PATCH_FORMATS),
     )  # fmt: skip
     if only and overwrite:

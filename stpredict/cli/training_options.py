@@ -66,6 +66,13 @@ Epochs = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1)]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate on measured spots.")]
+Accumulate = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Compute each batch in so many parts, if it does not fit into memory; batch norms see one part at a time.",
+    ),
+]
 BALANCES: tuple[Literal["sections", "patients"], ...] = ("sections", "patients")
 BalanceOption = Annotated[
     str | None,

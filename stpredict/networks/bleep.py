@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from stpredict.networks.autocast import no_autocast
 from stpredict.networks.bank import Bank
+from stpredict.networks.draws import Dropout
 from stpredict.networks.head import Link
 from stpredict.networks.trunks.pixels import ImageNetPixels
 from stpredict.networks.trunks.resnet import ResNet, ResNetName, make_resnet
@@ -60,7 +61,7 @@ class Projection(nn.Module):
         super().__init__()
         self.projection = nn.Linear(n_features, width)
         self.fc = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layer_norm = nn.LayerNorm(width)
 
     def forward(self, features: Tensor) -> Tensor:

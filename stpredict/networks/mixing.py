@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stpredict.networks.attention import join_heads, split_heads
+from stpredict.networks.draws import Dropout
 
 #: Attention weights at a time where there are very many: 256 MB in fp32.
 MAX_WEIGHTS = 1 << 26
@@ -50,7 +51,7 @@ class Attention(nn.Module):
         inner = heads * (head_dim or channels // heads)
         self.query, self.key, self.value = (nn.Linear(channels, inner, bias=False) for _ in range(3))
         self.out = nn.Linear(inner, channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def remember(self, context: Tensor, normalise: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Keys and values of a context, N x heads x tokens x head_dim."""
@@ -76,11 +77,12 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, heads: int, mlp: int, dropout: float, head_dim: int | None = None) -> None:
         super().__init__()
+        self.widened = mlp
         self.norm = nn.LayerNorm(channels)  # of queries and context alike
         self.attention = Attention(channels, heads, dropout, head_dim)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(channels), nn.Linear(channels, mlp), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(mlp, channels), nn.Dropout(dropout),
+            nn.LayerNorm(channels), nn.Linear(channels, mlp), nn.GELU(), Dropout(dropout),
+            nn.Linear(mlp, channels), Dropout(dropout),
         )  # fmt: skip
 
     def forward(self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -92,3 +94,11 @@ class Block(nn.Module):
             return part + self.mlp(part)  # type: ignore[no-any-return]
 
         return by_rows(work, x)
+
+    def pass_over(self, x: Tensor) -> None:
+        """Draw the random numbers that tokens (N x tokens x C) take in training, and compute nothing of them."""
+        hidden = x.new_zeros(x.shape[0], x.shape[1], self.widened)
+        for own, widened in zip(torch.split(x, ROWS, dim=1), torch.split(hidden, ROWS, dim=1), strict=True):
+            self.attention.dropout(own)
+            self.mlp[3](widened)
+            self.mlp[5](own)

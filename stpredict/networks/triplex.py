@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stpredict.networks.draws import mean_of_items
 from stpredict.networks.head import Head, Link
 from stpredict.networks.mixing import Block
 from stpredict.networks.trunks.pixels import ImageNetPixels
@@ -342,5 +343,5 @@ def fusion_loss(
     """
     fused, *others = outputs
     teacher = fused.detach() if detach else fused
-    own = [(1 - alpha) * loss(other) + alpha * F.mse_loss(other, teacher) for other in others]
+    own = [(1 - alpha) * loss(other) + alpha * mean_of_items(F.mse_loss(other, teacher)) for other in others]
     return torch.stack([loss(fused), *own]).sum()

@@ -211,14 +211,15 @@ def look_around_sections(
     pitch_um: float,
     folder: Path,
     report: Callable[[str], None],
+    these: slice = slice(None),
 ) -> dict[str, Surroundings]:
     """The surroundings of the spots in each section of a tiles file, made from the sections' images, kept in `folder`.
 
-    Raises DatasetError for sections whose slides are missing.
+    Only `these` sections are looked at, by default all. Raises DatasetError for sections whose slides are missing.
     """
     demand_slides(sections, "a network that looks around the spots")
     found = {}
-    for number, section in enumerate(sections):
+    for number, section in list(enumerate(sections))[these]:
         centres = tiles.centres[tiles.section == section.name]
         with open_slide(section.image) as slide:
 

@@ -33,7 +33,7 @@ from stpredict.training.intervals import ERRORS, calibrate, save_errors
 from stpredict.training.jobs import MODEL, SCORES, do_all, named
 from stpredict.training.one_network import Run, Trained, predict_and_read, predict_held_out, train_network
 from stpredict.training.panels import choose_genes
-from stpredict.training.processes import is_main_process
+from stpredict.training.processes import is_main_process, wait_for_all
 from stpredict.training.programmes import N_PROGRAMMES
 from stpredict.training.protocols import show_protocol
 from stpredict.training.retrieval import finds_exemplars
@@ -78,7 +78,7 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
         write_trained(run, trained, folder / MODEL, f"{folder.parent.stem}-{folder.name}", [scores])
         with atomic_path(done) as temporary:
             temporary.write_text(json.dumps(scores))
-        shutil.rmtree(folder / SURROUNDINGS, ignore_errors=True)
+    clear_surroundings(folder)
     return scores
 
 
@@ -137,9 +137,15 @@ def run_crossvalidation(
         for line in describe_intervals(intervals, len(set(run.tiles.kin[tested])), unit):
             run.report(line)
     card = write_trained(run, trained, out, out.stem, held_out, intervals)
-    for made in (folder, folder / "all"):
-        shutil.rmtree(made / SURROUNDINGS, ignore_errors=True)
+    clear_surroundings(folder, folder / "all")
     return card
+
+
+def clear_surroundings(*folders: Path) -> None:
+    """Remove the surroundings of spots from folders when all processes that train together are done with them."""
+    wait_for_all()
+    for folder in folders if is_main_process() else ():
+        shutil.rmtree(folder / SURROUNDINGS, ignore_errors=True)
 
 
 def write_trained(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,8 @@ from stpredict.data.tiles import Tiles
 from stpredict.errors import UsageError
 from stpredict.evaluation.baselines import fit_ridge
 from stpredict.evaluation.described import is_described
-from stpredict.networks import BankNetwork, Network, architecture_config, make_network
-from stpredict.networks.draws import Share, sharing
+from stpredict.networks import BankNetwork, Network, architecture_config, has_bank, make_network, reads_sections
+from stpredict.networks.draws import sharing
 from stpredict.networks.head import Head
 from stpredict.networks.patch_level import PatchNetwork
 from stpredict.networks.triplex import Triplex
@@ -36,9 +37,9 @@ from stpredict.training.optimisers import make_optimiser, make_schedule
 from stpredict.training.processes import in_bf16, sum_over_all, world_and_rank
 from stpredict.training.progress import Pace, watching_steps
 from stpredict.training.reading import read_ahead
-from stpredict.training.sampling import Stage, draw_epoch, groups_to_balance
+from stpredict.training.sampling import Part, Stage, divide, draw_epoch, groups_to_balance
 from stpredict.training.settings import Settings, teach_learning_rate
-from stpredict.training.states import SAVE_BEFORE_SCORING_S, HasState, Place, State
+from stpredict.training.states import SAVE_BEFORE_SCORING_S, HasState, Place, State, random_state, set_random_state
 
 #: The mean loss, from the network, patches and the indices of their items.
 Step = Callable[[nn.Module, Tensor, Int], Tensor]
@@ -48,12 +49,16 @@ TAUGHT_LIMIT = 4.0
 
 @dataclass(frozen=True)
 class Course:
-    """Shared by all stages of one network's training: the settings, its log, the folder of its states, its device."""
+    """Shared by all stages of one network's training: the settings, its log, the folder of its states, its device.
+
+    A process computes its share of a batch in `parts`, one after the other.
+    """
 
     settings: Settings
     log: Log
     folder: Path
     device: torch.device
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,39 +90,85 @@ def plain_step(loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
 
 @dataclass(frozen=True)
 class Descent:
-    """Gradient descent of a network's parameters."""
+    """Gradient descent of a network's parameters. Each step adds the gradients of some losses."""
 
     network: nn.Module
     optimizer: Optimizer
     schedule: LRScheduler
     clips_gradients: bool
 
-    def step(self, loss: Tensor) -> None:
+    def begin(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+
+    def add(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> None:
         if self.clips_gradients:
             nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.schedule.step()
 
 
+class Learning(nn.Module):
+    """The loss of a network, as a module: processes wait for one another's gradients, whatever the step computes."""
+
+    def __init__(self, network: nn.Module, step: Step) -> None:
+        super().__init__()
+        self.network, self.step = network, step
+
+    def forward(self, patches: Tensor, items: Int) -> Tensor:
+        return self.step(self.network, patches, items)
+
+
 def losses_of(
-    model: nn.Module, read: Callable[[Int], Any], step: Step, stage: Stage, course: Course,
-    batches: Sequence[tuple[Int, Int]],
-) -> Iterator[tuple[int, Tensor, float]]:  # fmt: skip
-    """For each batch: its number of items, this process's share's mean loss, and the share's part of the batch."""
+    model: nn.Module, read: Callable[[Int], Any], stage: Stage, course: Course, batches: Sequence[tuple[Int, Int]]
+) -> Iterator[tuple[int, Iterator[tuple[Tensor, float]]]]:
+    """For each batch its number of items, and its parts of this process: their mean losses, and what these count.
+
+    A part is computed when it is asked for, so that the memory of the one before can be free.
+    """
     settings, device = course.settings, course.device
-    world, rank = world_and_rank()
-    shares = [Share(len(batch), rank, world) for batch, _ in batches]
-    own = [(batch[share.own], turns[share.own]) for (batch, turns), share in zip(batches, shares, strict=True)]
+    divided = [divide(stage, *batch, course.parts, *world_and_rank()) for batch in batches]
+    own = [(part.items, part.turns) for parts in divided for part in parts]
     coming = read_ahead(read, own, stage.varied, pin=device.type == "cuda")
-    for (batch, _), share, (items, given) in zip(batches, shares, coming, strict=True):
-        with sharing(share):
-            patches = given.to(device, non_blocking=True)
-            if settings.stain_jitter and stage.varied:
-                patches = jitter_stain(patches, settings.stain_jitter)
-            loss = step(model, patches, items)
-        yield len(batch), loss, stage.n_values(batch[share.counted]) / max(1, stage.n_values(batch))
+
+    def compute(parts: Sequence[Part]) -> Iterator[tuple[Tensor, float]]:
+        random = random_state(device)
+        for number, part in enumerate(parts):
+            items, given = next(coming)
+            if number:  # each part draws the numbers of the whole batch
+                set_random_state(random, device)
+            with sharing(part.share), waiting(model, number + 1 == len(parts)):
+                patches = given.to(device, non_blocking=True)
+                if settings.stain_jitter and stage.varied:
+                    patches = jitter_stain(patches, settings.stain_jitter)
+                loss = model(patches, items)
+            yield loss, part.weight
+
+    for (items, _), parts in zip(batches, divided, strict=True):
+        yield len(items), compute(parts)
+
+
+def waiting(model: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """While a loss is computed: processes add their gradients up after the last part of a batch, not before."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+
+@contextmanager
+def in_memory(course: Course) -> Iterator[None]:
+    """Raises UsageError if a GPU has too little memory for a part of a batch, and smaller parts are possible."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        architecture, parts = course.settings.architecture, 2 * course.parts
+        at_once = -(-course.settings.batch_size // (course.parts * world_and_rank()[0]))
+        if at_once == 1 or has_bank(architecture) or reads_sections(architecture):
+            raise
+        raise UsageError(
+            f"{course.device}: has too little memory for {at_once} patches at once; the same call with --accumulate "
+            f"{parts} computes each batch in {parts} parts, and goes on with this run."
+        ) from error
 
 
 def fit(
@@ -127,13 +178,17 @@ def fit(
 
     The settings' seed, the epoch and the step determine what a step computes. The state is written to the course's
     folder every few minutes, after each epoch, and when a signal says to stop; a killed run goes on from there as if
-    undisturbed. Under torchrun each process takes its share of every batch. Together they compute what one process
-    would alone, except that each batch norm sees one share.
+    undisturbed. Under torchrun each process takes its share of every batch, and computes it in the course's parts.
+    Together they compute what one process would at once, except that each batch norm sees one part.
+    Raises UsageError if a GPU has too little memory for a batch that can be computed in more parts.
     """
     settings, device, epochs = course.settings, course.device, stage.epochs
     world, rank = world_and_rank()
     network.to(device)
-    model: nn.Module = DistributedDataParallel(network) if world > 1 else network
+    model: nn.Module = Learning(network, step)
+    if world > 1:
+        # Nobody reads what EGN's last bridge says of exemplars.
+        model = DistributedDataParallel(model, find_unused_parameters=stage.compares)
     steps = stage.n_steps(settings.batch_size)
     optimizer = make_optimiser(network, settings.how, stage.learning_rate, settings.weight_decay)
     schedule = make_schedule(optimizer, settings.how, stage.learning_rate, steps, epochs)
@@ -148,13 +203,16 @@ def fit(
         torch.manual_seed(1_000_003 * settings.seed + 1_009 * epoch)
         state.restore_random(done)
         model.train()
-        losses = losses_of(model, read, step, stage, course, batches[done.step :])
+        losses = losses_of(model, read, stage, course, batches[done.step :])
         pace = Pace(steps, done.step, steps * (epochs - epoch))
         what = f"{course.folder.name}: {stage.name} epoch {epoch} of {epochs}"
-        with held_signals() as held, watching_steps(what, pace, course.log.report) as advance:
-            for n, loss, part in losses:
-                descent.step(loss * (world * part))  # processes take the mean of it
-                total += sum_over_all(loss.detach().double() * part) * n  # read, and so waited for, once an epoch
+        with held_signals() as held, watching_steps(what, pace, course.log.report) as advance, in_memory(course):
+            for n, computed in losses:
+                descent.begin()
+                for loss, weight in computed:
+                    descent.add(loss * (world * weight))  # processes take the mean of it
+                    total += sum_over_all(loss.detach().double() * weight) * n  # read, and so waited for, once an epoch
+                descent.step()
                 advance(n)
                 if held.number is not None or state.is_due(SAVE_BEFORE_SCORING_S if pace.done == steps else None):
                     state.keep(Place(epoch - 1, pace.done, float(total), time.monotonic() - started))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
-from stpredict.arrays import Float, Int
+from stpredict.arrays import Float, Float32, Int
 from stpredict.data.section import Section
 from stpredict.data.tiles import Tiles
 from stpredict.engines.eager import on_arrays, two_passes
@@ -23,10 +23,12 @@ from stpredict.networks import TileNetwork, architecture_config, make_network
 from stpredict.networks.hierarchy import SUPERPIXEL_PX, HierarchySizes
 from stpredict.networks.hipt import Hipt
 from stpredict.networks.istar import IStar, MedianHead
-from stpredict.prediction.surroundings import look_around_sections, read_in_sections
+from stpredict.prediction.surroundings import read_in_sections
 from stpredict.statistics.objectives import Objective
 from stpredict.storage.files import atomic_path
 from stpredict.training.fit import Step
+from stpredict.training.processes import is_main_process, wait_for_all
+from stpredict.training.surroundings import look_around_together
 
 Tile = TypeVar("Tile", Hipt, IStar)
 #: How many spots are read at a time.
@@ -54,24 +56,30 @@ def describe_spots(
 ) -> None:  # fmt: skip
     """Write the features of each spot that the head or, in half precision, iStar's layers read to the file `cache`.
 
-    Meanwhile the features of all tiles lie in the `folder`, so that a killed run can go on.
+    Meanwhile the features of all tiles lie in the `folder`, so that a killed run can go on. Processes that train
+    together share the tiles, and the first one writes the file.
     """
     passes = two_passes(network, device)
-    known = look_around_sections(sections, tiles, passes, tiles.pitch_um, folder, report)
+    known = look_around_together(sections, tiles, passes, folder, report)
     read = network.features_of if isinstance(network, Hipt) else network.spot
-    described = read_in_sections(
-        replace(passes, read_spots=partial(on_arrays, read, device)), known, tiles, np.arange(len(tiles.spot))
-    )
-    dtype = np.float64 if isinstance(network, Hipt) else np.float16
+    if is_main_process():
+        second = replace(passes, read_spots=partial(on_arrays, read, device))
+        dtype = np.float64 if isinstance(network, Hipt) else np.float16
+        write_spots(read_in_sections(second, known, tiles, np.arange(len(tiles.spot))), len(tiles.spot), dtype, cache)
+        shutil.rmtree(folder)
+    wait_for_all()
+
+
+def write_spots(described: Iterable[tuple[Int, Float32]], n_spots: int, dtype: type[np.floating], cache: Path) -> None:
+    """Write what is `described`, rows and their features, to the file `cache`, whole or not at all."""
     with atomic_path(cache) as temporary:
         file = None
         for rows, values in described:
             if file is None:
-                file = open_memmap(temporary, "w+", dtype, (len(tiles.spot), *values.shape[1:]))
+                file = open_memmap(temporary, "w+", dtype, (n_spots, *values.shape[1:]))
             file[rows] = values
         assert file is not None
         file.flush()
-    shutil.rmtree(folder)
 
 
 def with_genes(network: Tile, n_genes: int) -> Tile:

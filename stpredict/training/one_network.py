@@ -100,6 +100,7 @@ class Run:
     encoded: Float | None = None  # its features of each spot, spots x features, or of the spot's superpixels
     sections: Sequence[Section] = ()  # for a network that looks at slides beyond the spots' patches
     weights: Mapping[str, torch.Tensor] | None = None  # with which its trunk begins
+    accumulate: int = 1  # the parts, one after the other, in which a batch is computed
     anonymous: bool = False  # cards name neither sections nor patients
 
 
@@ -231,7 +232,7 @@ def train_epochs(
     )  # fmt: skip
     counted = objective.depth > 0
     in_training, in_validation = (np.isin(tiles.section, names) & counted for names in (sections, validation))
-    course = Course(settings, Log(folder / "log.csv", run.report), folder, run.device)
+    course = Course(settings, Log(folder / "log.csv", run.report), folder, run.device, run.accumulate)
     cells = cells_of_sections(run.sections, tiles) if reads_sections(settings.architecture) else None
     more = {} if cells is None else positions_of(cells, in_training)
     network: Network
@@ -274,7 +275,10 @@ def train_epochs(
             student = replace(student, knows=True)
         n_measured = np.isfinite(objective.targets).sum(axis=1)
         groups = groups_to_balance(tiles, settings.balance, tiles.section)
-        stage = Stage(name, rows, n_epochs, settings.learning_rate, together, varied, n_measured, groups)
+        stage = Stage(
+            name, rows, n_epochs, settings.learning_rate, together, varied, n_measured, groups,
+            isinstance(network, BankNetwork),
+        )  # fmt: skip
         train_on_spots(student, tiles, objective, counts, stage, tested, course)
         return student.network
 

@@ -62,7 +62,8 @@ def plan_run(request: TrainingRequest, panel: Panel, report: Report) -> Iterator
         patches += sum(n * epochs for n, epochs in stages.values())
         yield about_split(split, checked.found, request.settings, stages)
     if patches and not (reads_slides(request.settings.architecture) or has_bank(request.settings.architecture)):
-        rate = training_rate(request.settings, patch_px_of(request), len(genes), pick_device(request.device))
+        px, device = patch_px_of(request), pick_device(request.device)
+        rate = training_rate(request.settings, px, len(genes), device, request.accumulate)
     yield about_memory(peak_memory(checked, len(genes)), rate)
     if patches:
         yield from about_time(rate, patches)
@@ -219,11 +220,12 @@ def about_time(rate: Rate | None, patches: int) -> Iterator[str]:
     )
 
 
-def training_rate(settings: Settings, patch_px: int, n_genes: int, device: torch.device) -> Rate:
-    """Train a network for some seconds."""
+def training_rate(settings: Settings, patch_px: int, n_genes: int, device: torch.device, parts: int) -> Rate:
+    """Train a network for some seconds, in batches of so many parts."""
     network = new_network(settings, patch_px, n_genes).to(device).train()
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
-    n = settings.batch_size if device.type == "cuda" else min(settings.batch_size, MEASURED_AT_ONCE)
+    at_once = -(-settings.batch_size // parts)
+    n = at_once if device.type == "cuda" else min(at_once, MEASURED_AT_ONCE)
     shape = patch_shape(patch_px, architecture_views(settings.architecture))
     patches = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, device=device)
     optimizer = make_optimiser(network, settings.how, settings.learning_rate, settings.weight_decay)
@@ -232,6 +234,11 @@ def training_rate(settings: Settings, patch_px: int, n_genes: int, device: torch
     learn = plain_step(lambda z, _index: F.mse_loss(z, torch.zeros_like(z)))
     kept: dict[int, int] = {}
 
+    def follow(loss: torch.Tensor) -> None:
+        descent.begin()
+        descent.add(loss)
+        descent.step()
+
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
@@ -239,14 +246,14 @@ def training_rate(settings: Settings, patch_px: int, n_genes: int, device: torch
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         first = learn(network, patches, np.arange(n))
-    descent.step(first)  # the first is slower
+    follow(first)  # the first is slower
     start, done = time.perf_counter(), 0
     while not done or time.perf_counter() < start + MEASURE_S:
-        descent.step(learn(network, patches, np.arange(n)))
+        follow(learn(network, patches, np.arange(n)))
         done += n
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    batch = GRADIENTS * sum(kept.values()) * settings.batch_size / n
+    batch = GRADIENTS * sum(kept.values()) * at_once / n
     state = n_parameters * (BYTES_PER_PARAMETER + 4)  # and the gradient
     return Rate(done / (time.perf_counter() - start), n_parameters, int(batch) + state, device.type)
 

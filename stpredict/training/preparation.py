@@ -219,9 +219,12 @@ def check_slides_at_hand(architecture: str, dataset: Path) -> None:
 
 
 def demand_one_process(architecture: str) -> None:
-    """Raises UsageError if there are several processes and the network is trained in one."""
+    """Raises UsageError if there are several processes, and the network learns from one section in each step."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(f"--arch {architecture}: trains in one process; leave torchrun out.")
+        raise UsageError(
+            f"--arch {architecture}: each step learns from one section, whose spots read one another, so that several "
+            "processes cannot divide it; leave torchrun out, or train held-out parts side by side (--only)."
+        )
 
 
 def check_resolution(tiles: Tiles, mpp: float | None, patch_um: float | None = None) -> None:

@@ -21,12 +21,14 @@ from stpredict.errors import UsageError
 from stpredict.networks import BankNetwork
 from stpredict.networks.bank import MAX_SPOTS
 from stpredict.networks.bleep import Bleep, contrastive_loss
+from stpredict.networks.draws import whole_batch
 from stpredict.networks.egn import Egn, correlation_loss
+from stpredict.networks.whole_batch import gather_rows
 from stpredict.statistics.objectives import Objective
 from stpredict.storage.files import atomic_path
 from stpredict.training.fit import Course, Step, predict_z
 from stpredict.training.folds import Fold
-from stpredict.training.processes import in_bf16
+from stpredict.training.processes import in_bf16, is_main_process, wait_for_all
 from stpredict.training.triplex import teach_trunk
 
 #: In a network's folder, the file of its frozen trunk's features of each spot.
@@ -128,7 +130,7 @@ def prepare_bank(
 
 def describe_spots(network: Egn, tiles: Tiles, cache: Path, course: Course) -> Tensor:
     """The features of each spot by EGN's frozen trunk, spots x features, in half precision, stored in `cache`."""
-    if not cache.exists():
+    if not cache.exists() and is_main_process():
         course.log.report(f"frozen features of {len(tiles.spot)} spots")
         network.to(course.device).eval()
         parts = []
@@ -137,6 +139,7 @@ def describe_spots(network: Egn, tiles: Tiles, cache: Path, course: Course) -> T
             parts.append(network.describe(torch.from_numpy(patches).to(course.device)).half().cpu().numpy())
         with atomic_path(cache) as temporary, temporary.open("wb") as file:
             np.save(file, np.concatenate(parts))
+    wait_for_all()
     return torch.from_numpy(np.load(cache))
 
 
@@ -187,7 +190,7 @@ def contrast_step(network: Bleep, measured: Measurements, device: torch.device) 
         with in_bf16(device):
             images = network.features(patches)
         spots = network.spot_projection(measured.targets[items].to(device))
-        return contrastive_loss(spots, images.float(), network.config.temperature)
+        return contrastive_loss(gather_rows(spots), gather_rows(images.float()), network.config.temperature)
 
     return step
 
@@ -203,9 +206,9 @@ def exemplar_step(network: Egn, measured: Measurements, objective: Objective, de
         known = (features[items], features[found], measured.targets[found])
         with in_bf16(device):
             read = network.read(patches, *(values.float().to(device) for values in known))
-        z = network.head(read.float())
-        wanted = measured.targets[items].to(device)
-        return objective.loss(z, torch.from_numpy(items)) + CORRELATION * correlation_loss(z, wanted)
+        z, whole = gather_rows(network.head(read.float())), whole_batch(items)
+        wanted = measured.targets[whole].to(device)
+        return objective.loss(z, torch.from_numpy(whole)) + CORRELATION * correlation_loss(z, wanted)
 
     return step
 

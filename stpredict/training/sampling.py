@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stpredict.arrays import Int, Labels
 from stpredict.data.tiles import Tiles
+from stpredict.networks.draws import Share
 from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.training.settings import Balance, Settings
 
@@ -19,7 +20,8 @@ class Stage:
     A batch holds any items or, with labels `together` (one for each item of any stage), all items of one label. With
     `groups` (likewise a number for each), all groups count alike in an epoch. If `varied`, patches are turned and their
     stains varied at random; it is false if there are no patches, or if the step turns them with their lessons. The loss
-    is a mean over values; `values` is their number per item, None if all items have equally many.
+    is a mean over values; `values` is their number per item, None if all items have equally many. If it `compares` a
+    batch's items, each process computes that of the whole batch, at once.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Stage:
     varied: bool = True
     values: Int | None = None
     groups: Int | None = None
+    compares: bool = False
 
     def n_values(self, items: Int) -> int:
         """The number of values in the mean loss of some items; of items, if all have equally many values."""
@@ -40,6 +43,35 @@ class Stage:
         if self.together is None:
             return -(-len(self.items) // batch_size)
         return len(np.unique(self.together[self.items]))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a process computes at once of a batch: its share, as items with their turns.
+
+    `weight` is what its mean loss counts in that of the batch.
+    """
+
+    share: Share
+    items: Int
+    turns: Int
+    weight: float
+
+
+def divide(stage: Stage, items: Int, turns: Int, n_parts: int, world: int, rank: int) -> list[Part]:
+    """What one of `world` processes computes of a batch: `n_parts` parts one after the other, or as many as there are.
+
+    All processes have equally many parts.
+    """
+    found, n_parts = [], 1 if stage.compares else min(n_parts, -(-len(items) // world))
+    for number in range(n_parts):
+        share = Share(len(items), rank + world * number, world * n_parts, batch=items)
+        by_items = len(share.counted) / len(items)
+        by_values = stage.n_values(items[share.counted]) / max(1, stage.n_values(items))
+        weight = 1 / world if stage.compares else by_values or by_items
+        share = replace(share, by_items=by_items / weight if weight else 1.0)
+        found.append(Part(share, items[share.own], turns[share.own], weight))
+    return found
 
 
 def draw_epoch(stage: Stage, settings: Settings, epoch: int) -> list[tuple[Int, Int]]:

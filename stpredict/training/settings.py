@@ -146,6 +146,7 @@ class TrainingRequest:
     orthologs: Path | None = None
     skip_broken: bool = False
     patch_format: PatchFormat = "raw"  # of the patches that are cut
+    accumulate: int = 1  # the parts, one after the other, in which a batch is computed
     only: Sequence[str] = ()  # the held-out parts that this call trains, by the names of their folders; all if none
 
     @property

@@ -40,6 +40,21 @@ class Place:
     seconds: float = 0.0
 
 
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The places in the streams of random numbers of the CPU and, if it is a GPU, of the device."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go back to these places."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 @dataclass
 class State:
     """A file for the state of some `parts`, as "network" and "optimizer", that are trained on a device."""
@@ -60,11 +75,8 @@ class State:
         if not is_main_process():
             return
         kept = {name: part.state_dict() for name, part in self.parts.items()}
-        random = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
         with atomic_path(self.path) as temporary:
-            torch.save(kept | vars(place) | {"random": random}, temporary)
+            torch.save(kept | vars(place) | {"random": random_state(self.device)}, temporary)
 
     def restore(self) -> Place:
         """Restore the parts, and return the place of their state: the beginning if nothing was stored.
@@ -81,8 +93,5 @@ class State:
 
     def restore_random(self, place: Place) -> None:
         """Restore the streams of random numbers as they were at that place, if it is within an epoch."""
-        if not place.step:
-            return
-        torch.set_rng_state(self._random["cpu"])
-        if "cuda" in self._random and self.device.type == "cuda":
-            torch.cuda.set_rng_state(self._random["cuda"], self.device)
+        if place.step:
+            set_random_state(self._random, self.device)

@@ -16,13 +16,16 @@ from stpredict.arrays import Float, Int
 from stpredict.data.section import Section
 from stpredict.data.tiles import Tiles
 from stpredict.engines.eager import two_passes
+from stpredict.networks.draws import sharing, whole_batch
+from stpredict.networks.mixing import Block
 from stpredict.networks.triplex import Triplex, fusion_loss
 from stpredict.networks.trunks.pixels import ImageNetPixels
 from stpredict.networks.trunks.resnet import ResNet
-from stpredict.prediction.surroundings import Surroundings, look_around_sections, predict_in_sections
+from stpredict.prediction.surroundings import Surroundings, predict_in_sections
 from stpredict.statistics.objectives import Objective
 from stpredict.training.fit import TAUGHT_LIMIT, Course, Step, teach_values
 from stpredict.training.processes import in_bf16
+from stpredict.training.surroundings import look_around_together
 
 #: The folder of the frozen trunk's features of patches; it is removed when the network is done.
 SURROUNDINGS = "surroundings"
@@ -78,14 +81,14 @@ def prepare_triplex(
     freeze_trunk(network)
     cache = (course.folder if weights is None else course.folder.parent) / SURROUNDINGS
     passes = two_passes(network.to(course.device).eval(), course.device)
-    return look_around_sections(sections, tiles, passes, tiles.pitch_um, cache, course.log.report)
+    return look_around_together(sections, tiles, passes, cache, course.log.report)
 
 
 def triplex_step(
     network: Triplex, known: Mapping[str, Surroundings], tiles: Tiles, objective: Objective, detach: bool,
     device: torch.device,
 ) -> Step:  # fmt: skip
-    """The fusion loss of a batch. Each spot is seen among all spots of its section."""
+    """The fusion loss of a batch. Each spot is seen among all spots of its section, whoever computes the others."""
     place = np.empty(len(tiles.section), np.int64)
     slides = {}
     for name, one in known.items():
@@ -93,7 +96,18 @@ def triplex_step(
         place[rows] = np.arange(len(rows))
         slides[name] = tuple(torch.from_numpy(array).to(device) for array in (one.own(), one.around.cells))
 
-    def step(_model: nn.Module, patches: Tensor, items: Int) -> Tensor:
+    def tokens_of(groups: Mapping[str, Int], items: Int) -> Tensor:
+        """The global tokens of the items, group by group. What is drawn is drawn for all sections of the batch."""
+        tokens, of_batch = [], np.unique(tiles.section[whole_batch(items)]).tolist()
+        with sharing(None):
+            for name in of_batch:
+                if name in groups:
+                    tokens.append(network.global_tokens(*slides[name])[place[items[groups[name]]]])
+                else:
+                    pass_over(network, len(slides[name][1]))
+        return torch.cat(tokens)
+
+    def step(_network: nn.Module, patches: Tensor, items: Int) -> Tensor:
         names = tiles.section[items]
         groups = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
         around = [known[name].neighbours(place[items[here]]) for name, here in groups.items()]
@@ -102,13 +116,24 @@ def triplex_step(
             torch.from_numpy(np.concatenate(parts)[order]).to(device) for parts in zip(*around, strict=True)
         )
         with in_bf16(device):
-            tokens = [network.global_tokens(*slides[name])[place[items[here]]] for name, here in groups.items()]
-            outputs = network.all_outputs(patches, neighbours, absent, torch.cat(tokens)[order])
+            outputs = network.all_outputs(patches, neighbours, absent, tokens_of(groups, items)[order])
         index = torch.from_numpy(items)
         outputs = [output.float() for output in outputs]
         return fusion_loss(outputs, lambda z: objective.loss(z, index), network.config.alpha, detach)
 
     return step
+
+
+def pass_over(network: Triplex, n: int) -> None:
+    """Draw the random numbers that the global tokens of n spots take, which are computed elsewhere."""
+    if "global" not in network.config.reads:
+        return
+    device = network.distance.device
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else torch.float32
+    for block in network.global_blocks:
+        assert isinstance(block, Block)
+        block.pass_over(torch.zeros(1, n, network.config.channels, dtype=dtype, device=device))
 
 
 def predict_triplex(

@@ -19,7 +19,7 @@ from stpredict.data.panel import check_rule
 from stpredict.data.tiles import Measured, Tiles, read_tiles
 from stpredict.errors import UsageError
 from stpredict.machine import limit_threads
-from stpredict.networks import check_architecture, has_bank, reads_slides, reads_tiles
+from stpredict.networks import check_architecture, reads_sections, reads_slides, reads_tiles
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.networks.encoder_files import count_features, open_encoder
 from stpredict.networks.encoder_settings import EncoderSettings
@@ -121,7 +121,7 @@ def check_request(request: TrainingRequest, panel: Panel) -> Given:
     check_architecture(architecture)
     if reads_slides(architecture):
         check_slides_at_hand(architecture, request.dataset)
-    if reads_slides(architecture) or has_bank(architecture):
+    if reads_sections(architecture):
         demand_one_process(architecture)
     given = Given()
     if reads_tiles(architecture):
@@ -167,7 +167,7 @@ def prepare(
     run = Run(
         tiles, features, unlabelled_features, panel, settings, request.licence, pick_device(request.device), report,
         sections=read_dataset(dataset, request.reading) if reads_slides(settings.architecture) else (),
-        weights=given.weights, anonymous=request.anonymous,
+        weights=given.weights, anonymous=request.anonymous, accumulate=request.accumulate,
     )  # fmt: skip
     if request.anonymous and is_main_process():
         write_names(numbered(tiles), folder)
@@ -237,6 +237,6 @@ def with_encoder(run: Run, encoder: nn.Module, known: EncoderSettings, cache: Pa
 def with_hierarchy(run: Run, sizes: HierarchySizes, tensors: Mapping[str, Tensor], cache: Path) -> Run:
     """The run with HIPT's frozen networks and their features of each spot, stored in `cache`."""
     network = frozen_network(run.settings.architecture, sizes, tensors, run.tiles, run.device)
-    if not cache.exists():
+    if not agree_on(int(cache.exists())):
         describe_spots(network, run.sections, run.tiles, cache, cache.parent / SURROUNDINGS, run.device, run.report)
     return replace(run, encoder=network, encoded=np.load(cache, mmap_mode="r"))

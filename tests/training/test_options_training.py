@@ -83,12 +83,18 @@ def test_other_options_are_another_run(trained: Path, tiles: Path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (("--accumulate", "2", "--arch", "dictionary"), "--accumulate: not for a dictionary or an encoder"),
+        (
+            ("--accumulate", "2", "--arch", "bleep"),
+            "--accumulate: bleep compares all spots of a batch with one another",
+        ),
+        (("--accumulate", "2", "--arch", "histogene"), "--accumulate: histogene compares all spots of a batch"),
         (("--balance", "spots"), "--balance spots: choose from sections, patients."),
         (("--balance", "sections", "--arch", "dictionary"), "--balance: not for a dictionary or an encoder"),
         (("--balance", "sections", "--arch", "histogene"), "learns section by section, so they count alike; leave it"),
     ],
 )
-def test_a_balance_that_would_do_nothing_is_refused(tmp_path: Path, more: tuple[str, ...], said: str):
+def test_what_would_do_nothing_or_cannot_be_is_refused(tmp_path: Path, more: tuple[str, ...], said: str):
     refused = run("train", tmp_path, "-o", tmp_path / "mine.safetensors", *more)
     assert refused.exit_code == 2
     assert said in refused.output.replace("\n", " ")

@@ -182,7 +182,7 @@ def test_views_turn_all_patches_of_a_section_alike():
     assert len({float(view.sum()) for view in views}) > 20
 
 
-def test_what_does_not_apply_is_refused(trained, dataset: Path, tmp_path: Path):
+def test_what_does_not_apply_is_refused(trained, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tiles = trained["histogene-tiny"].with_suffix(".run") / "dataset.tiles.h5"
     for call, said in (
         ((tiles, "-o", tmp_path / "m.safetensors", "--arch", "histogene"), "looks at the slides around the spots"),
@@ -192,3 +192,7 @@ def test_what_does_not_apply_is_refused(trained, dataset: Path, tmp_path: Path):
         refused = run("train", *call)
         assert refused.exit_code == 2, refused.output
         assert said in refused.stderr.replace("\n", " ")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = train(dataset, tmp_path / "m.safetensors", "hist2st-tiny")
+    assert refused.exit_code == 2
+    assert "several processes cannot divide it; leave torchrun out" in refused.stderr.replace("\n", " ")

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +14,7 @@ from calls import run
 from conftest import GENES
 from patch_networks import PATCH_PX
 from PIL import Image
+from torchrun import free_port, in_two_processes
 
 from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
@@ -200,40 +199,31 @@ def test_other_objectives_train(tiles, tmp_path: Path, objective: str):
     np.testing.assert_allclose(expression, model.card["genes"]["training_mean"], atol=1.5)
 
 
-@pytest.mark.parametrize("teach", ["ridge", "dense"])
-def test_two_processes_train_as_one(tiles, tmp_path: Path, teach: str):
-    """Under torchrun each process takes its share of every batch."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def test_two_processes_train_as_one(tiles, tmp_path: Path):
+    """Under torchrun each process takes its share of every batch. One call is taught by ridge, the other densely."""
     start = (
-        "from stpredict.networks import ARCHITECTURES; from stpredict.cli import app;"
-        f"ARCHITECTURES['m2ort-tiny'] = {TINY}; app()"
+        "import os, sys; from stpredict.networks import ARCHITECTURES; from stpredict.cli import app\n"
+        f"ARCHITECTURES['m2ort-tiny'] = {TINY}\n"
+        "port, *call = sys.argv[1:]\n"
+        "for teach in ('ridge', 'dense'):\n"
+        "    app([*call, '-o', f'{teach}.safetensors', '--teach', teach], standalone_mode=False)\n"
+        "    os.environ['MASTER_PORT'] = port\n"
     )
-    out = tmp_path / "m.safetensors"
     one_left = len(tiles.spot) - 1  # the last batch has fewer spots than there are processes
-    call = [sys.executable, "-c", start, "train", tiles.path, "-o", out, *OPTIONS.split(), "--folds", "none",
-            "--batch-size", one_left, "--teach", teach]  # fmt: skip
-    workers = [
-        subprocess.Popen(
-            [str(part) for part in call],
-            env={**os.environ, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank),
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    outputs = [worker.communicate(timeout=240) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], outputs
-    assert outputs[0][0].strip() == str(out)
-    assert outputs[1][0] == ""
-    training = load_model(out).card["training"]
-    assert training["teach"] == teach
-    assert training["epochs_used"] >= (1 if teach == "ridge" else 0)
-    with (out.with_suffix(".run") / "all" / "log.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {row["stage"] for row in rows} >= {"teach", "select"}
-    assert all(np.isfinite(float(row["loss"])) for row in rows if row["epoch"] != "0")
+    printed = in_two_processes(
+        start, free_port(), "train", tiles.path, *OPTIONS.split(), "--folds", "none", "--batch-size", one_left,
+        folder=tmp_path,
+    )  # fmt: skip
+    assert printed == ["ridge.safetensors\ndense.safetensors\n", ""]
+    for teach in ("ridge", "dense"):
+        out = tmp_path / f"{teach}.safetensors"
+        training = load_model(out).card["training"]
+        assert training["teach"] == teach
+        assert training["epochs_used"] >= (1 if teach == "ridge" else 0)
+        with (out.with_suffix(".run") / "all" / "log.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert {row["stage"] for row in rows} >= {"teach", "select"}
+        assert all(np.isfinite(float(row["loss"])) for row in rows if row["epoch"] != "0")
 
 
 def test_folds_share_nothing_they_should_not(tiles):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stpredict.networks.trunks.resnet import load_counted
+from stpredict.networks.whole_batch import BatchNorm2d
 
 #: Layers of each block of DenseNet121, whose growth is 32.
 DENSENET121 = (6, 12, 24, 16)
@@ -27,9 +28,9 @@ class DenseLayer(nn.Module):
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(inputs)
+        self.norm1 = BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, BOTTLENECK * growth, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(BOTTLENECK * growth)
+        self.norm2 = BatchNorm2d(BOTTLENECK * growth)
         self.conv2 = nn.Conv2d(BOTTLENECK * growth, growth, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ class Transition(nn.Module):
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(inputs)
+        self.norm = BatchNorm2d(inputs)
         self.conv = nn.Conv2d(inputs, inputs // 2, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class DenseNet(nn.Module):
         super().__init__()
         channels = 2 * growth
         parts: OrderedDict[str, nn.Module] = OrderedDict(
-            conv0=nn.Conv2d(3, channels, 7, 2, 3, bias=False), norm0=nn.BatchNorm2d(channels), relu0=nn.ReLU(),
+            conv0=nn.Conv2d(3, channels, 7, 2, 3, bias=False), norm0=BatchNorm2d(channels), relu0=nn.ReLU(),
             pool0=nn.MaxPool2d(3, 2, 1),
         )  # fmt: skip
         for number, depth in enumerate(depths, start=1):
@@ -68,7 +69,7 @@ class DenseNet(nn.Module):
             if number < len(depths):
                 parts[f"transition{number}"] = Transition(channels)
                 channels //= 2
-        parts["norm5"] = nn.BatchNorm2d(channels)
+        parts["norm5"] = BatchNorm2d(channels)
         self.features = nn.Sequential(parts)
         self.n_features = channels
         for module in self.modules():

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stpredict.networks.whole_batch import BatchNorm2d
+
 #: Blocks of each stage of the usual sizes: ResNet18 of basic blocks, ResNet50 of bottlenecks.
 RESNET18, RESNET50 = (2, 2, 2, 2), (3, 4, 6, 3)
 ResNetName = Literal["resnet18", "resnet50"]
@@ -25,9 +27,9 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = BatchNorm2d(channels)
         self.downsample = make_downsample(inputs, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,11 +46,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         outputs = channels * self.expansion
         self.conv1 = nn.Conv2d(inputs, channels, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, outputs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
+        self.bn3 = BatchNorm2d(outputs)
         self.downsample = make_downsample(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ def make_downsample(inputs: int, outputs: int, stride: int) -> nn.Sequential | N
     """What makes a block's input fit to be added to its output; None where it fits as it is."""
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm2d(outputs))
 
 
 class ResNet(nn.Module):
@@ -72,7 +74,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BatchNorm2d(width)
         inputs = width
         self.stages = [f"layer{stage}" for stage in range(1, len(depths) + 1)]
         for stage, (name, depth) in enumerate(zip(self.stages, depths, strict=True)):
