@@ -40,7 +40,7 @@ def list_command(as_json: bool = False) -> None:
 
 def show_command(name_or_path: str, as_json: bool) -> None:
     """Print a model's card, for a person or as JSON."""
-    from stpredict.model.card import show_card
+    from stpredict.model.show import show_card
 
     model = load_model(find_model(name_or_path))
     if not as_json:

@@ -16,8 +16,9 @@ import numpy as np
 from stpredict.data.tiles import Measured, Tiles
 from stpredict.errors import some, some_of
 from stpredict.evaluation.splits import DEPTH_CONTROLLED, evaluate_split
-from stpredict.model.card import better_baselines, make_card, show_crossvalidation, write_model
+from stpredict.model.card import better_baselines, make_card, write_model
 from stpredict.model.reference import make_feature_reference, parts_left_out
+from stpredict.model.show import show_crossvalidation
 from stpredict.networks import (
     FITTED,
     BankNetwork,

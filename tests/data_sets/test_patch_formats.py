@@ -13,8 +13,8 @@ from stpredict.data.dataset import read_dataset
 from stpredict.data.patch_formats import PIECE_BYTES
 from stpredict.data.tiles import read_tiles
 from stpredict.errors import DatasetError
-from stpredict.model.card import show_card
 from stpredict.model.file import load_model
+from stpredict.model.show import show_card
 
 FAST = ("--arch", "dictionary", "--folds", "none", "--unlabelled", "9", "--threads", "1", "--min-depth", "1")
 

@@ -8,9 +8,10 @@ from scipy import stats
 
 from stpredict import DEFAULT_MODEL
 from stpredict.errors import ModelFileError
-from stpredict.model.card import objective_of, show_card
+from stpredict.model.card import objective_of
 from stpredict.model.file import find_model, load_model
 from stpredict.model.reliability import describe_reliability, read_reliability, reliable_genes
+from stpredict.model.show import show_card
 
 PANEL = ["A", "B", "C", "D"]
 

@@ -35,9 +35,9 @@ def test_turns_are_the_eight_of_the_square():
 
 
 @pytest.mark.parametrize("engine", ["eager", "openvino"])
-def test_the_result_is_the_mean_of_all_turns_and_how_far_they_spread(quick_model, tmp_path, engine):
+def test_the_result_is_the_mean_of_all_turns_and_how_far_they_spread(tiny_model, tmp_path, engine):
     asked = {"genes": ("DDX5", "GNAS"), "pitch_um": 200.0, "tta": True}
-    (outcome,) = predict(quick_model, tmp_path, engine=EngineRequest(engine, "fp32", batch_size=16), **asked)
+    (outcome,) = predict(tiny_model, tmp_path, engine=EngineRequest(engine, "fp32", batch_size=16), **asked)
     table = anndata.read_h5ad(outcome.job.result)
     found = read_result(outcome.job.result)
     with open_slide(SLIDE) as slide:
@@ -57,10 +57,10 @@ def test_the_result_is_the_mean_of_all_turns_and_how_far_they_spread(quick_model
     assert provenance["settings"]["tta"] == 8
 
 
-def test_a_killed_prediction_goes_on_in_all_turns_and_no_other_way(tiny_model, tmp_path, monkeypatch):
+def test_a_killed_prediction_goes_on_in_all_turns_and_no_other_way(quick_model, tmp_path, monkeypatch):
     asked = {"genes": ("GNAS",), "pitch_um": 100.0}
     monkeypatch.setattr("stpredict.prediction.shards.SHARD_SPOTS", 32)
-    (whole,) = predict(tiny_model, tmp_path / "whole", tta=True, **asked)
+    (whole,) = predict(quick_model, tmp_path / "whole", tta=True, **asked)
     write = Shards.write
 
     def killed_at_the_second(self, shard, values):
@@ -70,11 +70,11 @@ def test_a_killed_prediction_goes_on_in_all_turns_and_no_other_way(tiny_model, t
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Shards, "write", killed_at_the_second)
-        predict(tiny_model, tmp_path, tta=True, **asked)
-    (refused,) = predict(tiny_model, tmp_path, **asked)
+        predict(quick_model, tmp_path, tta=True, **asked)
+    (refused,) = predict(quick_model, tmp_path, **asked)
     assert isinstance(refused.error, ResultError)
     assert "with tta instead of without" in str(refused.error)
-    (again,) = predict(tiny_model, tmp_path, tta=True, **asked)
+    (again,) = predict(quick_model, tmp_path, tta=True, **asked)
     tables = [anndata.read_h5ad(one.job.result) for one in (whole, again)]
     np.testing.assert_array_equal(tables[0].X, tables[1].X)
     np.testing.assert_array_equal(tables[0].layers["spread"], tables[1].layers["spread"])

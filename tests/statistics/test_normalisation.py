@@ -12,8 +12,8 @@ from conftest import GENES, make_model
 from test_dictionary import train
 
 from stpredict.data.dataset import read_dataset
-from stpredict.model.card import show_card
 from stpredict.model.file import load_model
+from stpredict.model.show import show_card
 from stpredict.result.file import read_provenance
 
 OF_PANEL = "ln(1 + CPM of the panel)"

@@ -17,8 +17,8 @@ from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import Tiles, read_tiles
 from stpredict.engines.eager import load_network
-from stpredict.model.card import show_card
 from stpredict.model.file import load_model
+from stpredict.model.show import show_card
 from stpredict.networks import ARCHITECTURES, FLAGSHIP, architecture_config, has_tokens, make_network
 from stpredict.networks.dictionary import Dictionary, DictionaryConfig
 from stpredict.networks.m2ort import M2ORT

@@ -17,9 +17,9 @@ from stpredict.data.tiles import read_tiles
 from stpredict.engines.eager import load_network
 from stpredict.errors import UsageError
 from stpredict.evaluation.assessment import check_training_patients
-from stpredict.model.card import show_card
 from stpredict.model.file import load_model
 from stpredict.model.reference import length
+from stpredict.model.show import show_card
 from stpredict.result.file import read_result
 from stpredict.training.dictionary import learn_windows, stride_at
 from stpredict.training.preparation import fingerprint

@@ -9,8 +9,8 @@ from calls import run
 from conftest import GENES, SLIDE, write_section
 
 from stpredict.errors import ModelFileError
-from stpredict.model.card import show_card
 from stpredict.model.file import load_model, save_model
+from stpredict.model.show import show_card
 from stpredict.statistics.conformal import half_widths
 from stpredict.training.intervals import calibrate, save_errors
 

@@ -21,9 +21,9 @@ from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles
 from stpredict.engines.eager import load_network
 from stpredict.errors import UsageError
-from stpredict.model.card import show_card
 from stpredict.model.file import load_model
 from stpredict.model.reliability import held_out_correlation, read_reliability, reliable_genes
+from stpredict.model.show import show_card
 from stpredict.networks import ARCHITECTURES
 from stpredict.result.file import read_result
 from stpredict.statistics.colour_texture import N_FEATURES, colour_texture_features

@@ -18,8 +18,8 @@ from stpredict.engines.eager import load_network
 from stpredict.engines.engine import EngineRequest
 from stpredict.evaluation.assessment import predict_spots
 from stpredict.evaluation.measured import Shares
-from stpredict.model.card import show_card
 from stpredict.model.file import load_model
+from stpredict.model.show import show_card
 from stpredict.networks import ARCHITECTURES
 from stpredict.networks.trunks.resnet import ResNet
 from stpredict.result.file import read_result
