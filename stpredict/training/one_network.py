@@ -147,7 +147,9 @@ def fit_at_once(
     network = new_described_network(run, sections, len(panel))
 
     def describe(rows: Int) -> Float:
-        return describe_patches(network, tiles, rows, run.device) if run.encoded is None else run.encoded[rows]
+        if run.encoded is None:
+            return describe_patches(network, tiles, rows, run.device)
+        return np.asarray(run.encoded[rows], dtype=float)
 
     rows = np.flatnonzero(in_training)
     features = describe(rows)

@@ -32,6 +32,7 @@ from stpredict.prediction.leases import is_held
 from stpredict.prediction.shards import describe_difference
 from stpredict.statistics.colour_texture import colour_texture_features
 from stpredict.storage.files import atomic_path, output_folders
+from stpredict.training.encoded import PARTS
 from stpredict.training.folds import Fold, check_depth, check_leaks
 from stpredict.training.panels import Panel, n_partly_measured, refuse_gaps
 from stpredict.training.retrieval import check_exemplars
@@ -126,6 +127,7 @@ def prepare_run(
         if not checked.begun:
             for left in (TILES, FEATURES, ENCODED, BROKEN):
                 (folder / left).unlink(missing_ok=True)
+            shutil.rmtree((folder / ENCODED).with_suffix(PARTS), ignore_errors=True)
         if checked.sections:
             write_broken(checked.broken, folder / BROKEN)
             write_tiles(

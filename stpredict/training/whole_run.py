@@ -29,9 +29,10 @@ from stpredict.networks.trunk_files import read_trunk
 from stpredict.prediction.leases import alone
 from stpredict.statistics.normalisation import check_normalisation
 from stpredict.statistics.objectives import check_objective
-from stpredict.storage.files import atomic_path, output_folders
+from stpredict.storage.files import output_folders
 from stpredict.training.anonymous import numbered, write_names
 from stpredict.training.crossvalidation import demand_measured, run_crossvalidation, run_fold
+from stpredict.training.encoded import encode_spots
 from stpredict.training.fit import empty_trunk
 from stpredict.training.folds import Fold, check_split, plan_folds
 from stpredict.training.heads import describe_patches
@@ -225,13 +226,10 @@ def with_encoder(run: Run, encoder: nn.Module, known: EncoderSettings, cache: Pa
     )
     network.encoder = encoder
     network.to(run.device)
-    if not cache.exists() and is_main_process():
+    if not cache.exists():
         run.report(f"{known.file}: {width} features of {len(run.tiles.spot)} spots")
-        described = describe_patches(network, run.tiles, np.arange(len(run.tiles.spot)), run.device)
-        with atomic_path(cache) as temporary, temporary.open("wb") as file:
-            np.save(file, described)
-    wait_for_all()
-    return replace(run, encoder=network, encoded=np.load(cache))
+    describe = partial(describe_patches, network, run.tiles, device=run.device)
+    return replace(run, encoder=network, encoded=encode_spots(run.tiles, describe, cache))
 
 
 def with_hierarchy(run: Run, sizes: HierarchySizes, tensors: Mapping[str, Tensor], cache: Path) -> Run:

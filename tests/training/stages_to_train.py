@@ -27,6 +27,7 @@ from stpredict.networks.triplex import N_NEIGHBOURS, VIEWS, Triplex, TriplexConf
 from stpredict.prediction.surroundings import Surroundings
 from stpredict.statistics.objectives import Objective, make_objective
 from stpredict.training import processes
+from stpredict.training.encoded import encode_spots
 from stpredict.training.fit import Course, Step, fit, plain_step
 from stpredict.training.hierarchy import superpixel_step
 from stpredict.training.log import Log
@@ -47,6 +48,9 @@ BALANCED = replace(STAGE, groups=np.repeat([0, 1, 2, 3, 4], [3, 15, 3, 2, 1]))
 STEPS = 6
 SECTION = np.repeat(np.array(["A", "B", "C"], dtype=object), [10, 9, 5])
 TILES = cast(Tiles, SimpleNamespace(section=SECTION))
+
+
+FEATURES = np.random.default_rng(2).normal(size=(N_SPOTS, 4)) * 100
 
 
 class Killed(BaseException):
@@ -194,6 +198,21 @@ def train(
     weights = dict(lesson.network.state_dict())
     torch.save(weights, folder / "weights")
     return weights
+
+
+def encode(cache: Path, at: int = -1) -> list[int]:
+    """Encode all spots; the rows that this call describes. It is killed in section number `at`, from 0."""
+    described: list[int] = []
+    sections = iter(range(3))
+
+    def describe(rows: np.ndarray) -> np.ndarray:
+        if next(sections) == at:
+            raise Killed
+        described.extend(rows.tolist())
+        return FEATURES[rows]
+
+    encode_spots(TILES, describe, cache)
+    return described
 
 
 def losses(folder: Path) -> list[str]:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stages_to_train
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from stages_to_train import ITEMS, LESSONS, SETTINGS, STEPS, Killed, losses, train
+from stages_to_train import FEATURES, ITEMS, LESSONS, N_SPOTS, SETTINGS, STEPS, Killed, encode, losses, train
 from torch import Tensor
 from torchrun import in_two_processes
 
@@ -77,11 +78,12 @@ def test_an_item_gets_the_same_random_numbers_in_any_process(n: int):
 def test_two_processes_end_with_the_weights_of_one(alone: Path, tmp_path: Path):
     """With a last batch of one item, fewer than there are processes; the first lesson was begun by one process."""
     start = (
-        "import os, sys, stages_to_train as one; from pathlib import Path; from torch import distributed\n"
+        "import sys, numpy as np, stages_to_train as one; from pathlib import Path; from torch import distributed\n"
         "distributed.init_process_group('gloo')\n"
         "folder = Path(sys.argv[1]) if distributed.get_rank() == 0 else Path(sys.argv[2])\n"
         "for name in one.LESSONS: one.train(folder / name, name)\n"
         "one.train(folder / 'm2ort-in-parts', 'm2ort', parts=2)\n"
+        "np.save(folder / 'described.npy', one.encode(Path(sys.argv[1]) / 'encoded.npy'))\n"
         "distributed.destroy_process_group()\n"
     )
     assert len(ITEMS) % SETTINGS.batch_size == 1
@@ -93,6 +95,27 @@ def test_two_processes_end_with_the_weights_of_one(alone: Path, tmp_path: Path):
         check_same(tmp_path / "0" / name, alone / name)
         check_weights(tmp_path / "1" / name, alone / name)  # the first process alone writes the log
     check_same(tmp_path / "0" / "m2ort-in-parts", alone / "m2ort")
+    described = [np.load(tmp_path / str(rank) / "described.npy") for rank in range(2)]
+    assert min(map(len, described)) > 0
+    assert sorted(np.concatenate(described).tolist()) == list(range(N_SPOTS))
+    np.testing.assert_array_equal(np.load(tmp_path / "0" / "encoded.npy"), FEATURES.astype(np.float16))
+
+
+def test_a_killed_encoder_goes_on_with_the_next_section(tmp_path: Path):
+    cache = tmp_path / "encoded.npy"
+    with pytest.raises(Killed):
+        encode(cache, at=1)
+    assert not cache.exists()
+    assert encode(cache) == list(range(10, N_SPOTS))  # the first section has ten spots
+    assert encode(cache) == []
+    np.testing.assert_array_equal(np.load(cache), FEATURES.astype(np.float16))
+    assert list(tmp_path.iterdir()) == [cache]
+
+
+def test_features_beyond_half_precision_are_kept_in_single(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stages_to_train, "FEATURES", 1000 * FEATURES)
+    encode(tmp_path / "encoded.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "encoded.npy"), 1000 * FEATURES, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", IN_PARTS)
