@@ -28,6 +28,8 @@ from stpredict.statistics.colour_texture import colour_texture_features
 DATA = Path(__file__).parent / "data"
 SLIDE = DATA / "CMU-1-Small-Region.svs"
 GENES = ["GNAS", "DDX5", "ERBB2", "CD74", "COL1A1", "A/../B", "<&>", "KRT19"]
+#: Workers, which this process starts, run many threads; without this each thread would keep what it freed.
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers and what they start share the cores: one thread each, of those that do not ask for more.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -58,8 +58,11 @@ def both_workers_at(slide: Path, model: Path, cluster: str) -> Iterator[subproce
     call = [*PROGRAM, "predict", slide, *asked, "-o", "out"]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with Client(cluster, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=60)  # one that was killed is started again
-        client.run(lambda: __import__("stpredict.engines.eager"))  # so that the second one is not late
+        deadline = time.monotonic() + 60
+        # One that was killed is started again. All import what they need, so that the second one is not late.
+        while len(client.run(lambda: __import__("stpredict.engines.eager") and None, on_error="ignore")) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
     with subprocess.Popen(call, stdout=-1, stderr=-1, text=True, preexec_fn=heed) as process:
         deadline = time.monotonic() + 200
         while not {"000000", f"{LAST:06}"} <= (written := shards_of("out/giant.h5ad")):
@@ -99,7 +102,7 @@ def test_a_slide_survives_the_loss_of_either_worker_that_is_at_it(giant, cluster
     slide, model, alone = giant
     with both_workers_at(slide, model, cluster) as process, Client(cluster, set_as_default=False) as client:
         owner = json.loads(Path("out/giant.h5ad.lease").read_text())["pid"]
-        pids = set(client.run(os.getpid).values())
+        pids = set(client.run(os.getpid, on_error="ignore").values())  # one of an earlier test may just be going
         assert owner in pids
         os.kill(owner if killed == "owner" else (pids - {owner}).pop(), signal.SIGKILL)
         output, errors = process.communicate(timeout=300)

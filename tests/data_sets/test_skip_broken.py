@@ -94,6 +94,7 @@ def test_systems_are_compared_on_the_others_also_when_a_call_goes_on(two_broken:
 
 
 def test_tiles_are_cut_already(model: Path):
+    Path("some.tiles.h5").touch()
     done = run("evaluate", model, "some.tiles.h5", "--skip-broken")
     assert done.exit_code == 2
     assert "--skip-broken need a folder of sections" in done.stderr

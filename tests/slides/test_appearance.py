@@ -68,6 +68,7 @@ def predict(path, tiny_model_path, *more):
     return run("predict", path, "-m", tiny_model_path, "--genes", "GNAS", "--engine", "eager", *more)
 
 
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_predict_warns_once_and_refuses_black_and_white(tmp_path, region, tiny_model_path):
     image = region[600:1400, 600:1400]
     tiff_pyramid(tmp_path / "inverted.tif", 255 - image, (0.5, 0.5), levels=1)
