@@ -65,6 +65,6 @@ def report(
         "| linear heads' folds by subtraction | a fit each | a fit each: **not built** | 1.3 fits |",
         "| shards that are shared and never made twice | no | **not built** | |",
         "| a kill costs | an epoch | 5 minutes, the same weights (`tests/training/test_resuming.py`) | 5 minutes |",
-        "| 1 and 2 processes give equal weights | similar | to 1e-5 in fp32 (`tests/training/test_processes.py`) | to 1e-5 |",
+        "| weights of 1 and 2 processes | similar | within 1e-5 in fp32 (`tests/training/test_processes.py`) | 1e-5 |",
         "| `evaluate`'s copies of patches | all | one section's at a time, none of HEST's own | none |",
     ]

@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--engine", default="eager")
     asked = parser.parse_args()
+    if asked.scratch:
+        asked.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=asked.scratch) as name:
         folder = Path(name)
         side_px = math.ceil(math.sqrt(asked.spots) * PATCH_PX / TILE_PX) * TILE_PX
