@@ -42,20 +42,20 @@ def slide(region: np.ndarray, tmp_path: Path) -> Path:
     return path
 
 
-def test_nothing_of_a_slides_metadata_reaches_an_output(slide, tiny_model_path, tmp_path, monkeypatch):
+def test_nothing_of_a_slides_metadata_reaches_an_output(slide, quick_model_path, tmp_path, monkeypatch):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setenv("STPREDICT_CACHE", str(here / "cache"))
     Path("damaged.svs").write_bytes(SLIDE.read_bytes()[:5000])
-    asked = ("-m", tiny_model_path, "--genes", "GNAS,DDX5,ERBB2", "--pitch", "200")
+    asked = ("-m", quick_model_path, "--genes", "GNAS,DDX5,ERBB2", "--pitch", "200")
     done = run("predict", slide, "damaged.svs", *asked, "-o", "out", "--render", "-v", "--log-json")
     assert done.exit_code == 1, done.output
     styles = "heatmap,overlay,channels,pca,spots,csv,report"
     for call in (
         ("render", "out/s.h5ad", "-o", "drawn", "--style", styles, "--gzip"),
         ("summary", "out", "-o", "cohort.csv"),
-        ("tile", slide, "-m", tiny_model_path, "--patches", "-o", "tiles"),
+        ("tile", slide, "-m", quick_model_path, "--patches", "-o", "tiles"),
     ):
         output = run(*call)
         assert output.exit_code == 0, output.output

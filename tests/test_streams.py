@@ -37,8 +37,8 @@ def call(how: str, *arguments: object, **environment: str) -> subprocess.Complet
 
 
 @pytest.fixture
-def predict(tiny_model_path: Path) -> list[object]:
-    return ["predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS", *LIGHT]
+def predict(quick_model_path: Path) -> list[object]:
+    return ["predict", SLIDE, "-m", quick_model_path, "--genes", "GNAS", *LIGHT]
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "1>&-", "<&- >&- 2>&-"])

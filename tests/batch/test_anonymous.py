@@ -56,8 +56,8 @@ def assert_says_nothing(text: str, tmp_path: Path) -> None:
         assert secret.lower() not in text.lower(), text[:2000]
 
 
-def test_no_output_holds_a_slides_name(slides, tiny_model_path, tmp_path):
-    asked = ("-m", tiny_model_path, "--genes", "GNAS,DDX5,ERBB2", "--pitch", "200", "--anonymous", "names.csv")
+def test_no_output_holds_a_slides_name(slides, quick_model_path, tmp_path):
+    asked = ("-m", quick_model_path, "--genes", "GNAS,DDX5,ERBB2", "--pitch", "200", "--anonymous", "names.csv")
     planned = run("predict", slides, *asked, "-o", "out", "--dry-run")
     assert not Path("names.csv").exists()
     done = run("predict", slides, *asked, "-o", "out", "--render", "-v")
@@ -98,11 +98,11 @@ def test_no_output_holds_a_slides_name(slides, tiny_model_path, tmp_path):
     assert {event["slide"] for event in events if "slide" in event} == {good, damaged}
 
 
-def test_the_same_call_gives_the_same_names_and_other_tables_give_others(region, tiny_model_path, tmp_path):
+def test_the_same_call_gives_the_same_names_and_other_tables_give_others(region, quick_model_path, tmp_path):
     for name in ("one/a", "two/a", "two/slide"):
         Path("in", name).parent.mkdir(parents=True, exist_ok=True)
         tiff_pyramid(Path("in", f"{name}.tif"), region[1000:1800, 600:1400], (0.5, 0.5))
-    asked = ("-m", tiny_model_path, "--genes", "GNAS", "--pitch", "100", "-o", "out")
+    asked = ("-m", quick_model_path, "--genes", "GNAS", "--pitch", "100", "-o", "out")
     first = run("predict", "in", *asked, "--anonymous", "names.csv")
     assert first.exit_code == 0, first.output
     assert len(set(first.stdout.split())) == 3
@@ -173,13 +173,13 @@ def test_a_name_stays_where_slides_and_table_move_together(tmp_path):
         ("folder", "cannot be read or written (Is a directory)"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_an_error(tiny_model_path, table, says):
+def test_a_table_that_cannot_be_used_is_an_error(quick_model_path, table, says):
     Path("folder").mkdir()
     Path("empty.csv").touch()
     Path("cohort.csv").write_text("slide,spots\na,3\n")
     Path("unsalted.csv").write_text("name,slide\nslide-1,a.svs\n")
     before = SLIDE.stat().st_mtime_ns
-    done = run("predict", SLIDE, "-m", tiny_model_path, "--anonymous", table, "-o", "out")
+    done = run("predict", SLIDE, "-m", quick_model_path, "--anonymous", table, "-o", "out")
     assert done.exit_code == 2, done.output
     assert says in done.stderr
     assert Path("cohort.csv").read_text() == "slide,spots\na,3\n"
@@ -188,8 +188,8 @@ def test_a_table_that_cannot_be_used_is_an_error(tiny_model_path, table, says):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
-def test_a_table_that_others_can_read_is_told_of(tiny_model_path):
-    asked = ("predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS", "-o", "out", "--anonymous", "names.csv")
+def test_a_table_that_others_can_read_is_told_of(quick_model_path):
+    asked = ("predict", SLIDE, "-m", quick_model_path, "--genes", "GNAS", "-o", "out", "--anonymous", "names.csv")
     assert "others can read" not in run(*asked).stderr
     Path("names.csv").chmod(0o644)
     assert "names.csv: others can read which slide is which" in run(*asked).stderr
@@ -212,8 +212,8 @@ def test_errors_call_a_slide_by_its_anonymous_name(text, expected):
     assert str(error) == expected
 
 
-def test_a_slide_that_is_not_anonymous_keeps_its_name_and_place(tiny_model_path):
-    assert run("predict", SLIDE, "-m", tiny_model_path, "--genes", "GNAS", "-o", "out").exit_code == 0
+def test_a_slide_that_is_not_anonymous_keeps_its_name_and_place(quick_model_path):
+    assert run("predict", SLIDE, "-m", quick_model_path, "--genes", "GNAS", "-o", "out").exit_code == 0
     slide = read_provenance(Path("out/CMU-1-Small-Region.h5ad"))["slide"]
     assert slide["name"] == "CMU-1-Small-Region"
     assert [text for text in contents(Path("out/CMU-1-Small-Region.h5ad")) if "CMU-1-Small-Region:r" in text]

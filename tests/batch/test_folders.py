@@ -82,7 +82,7 @@ def test_what_systems_leave_in_folders_is_passed_over(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such files")
-def test_what_is_no_file_is_passed_over_and_waited_for_by_nobody(tmp_path, tiny_model_path):
+def test_what_is_no_file_is_passed_over_and_waited_for_by_nobody(tmp_path, quick_model_path):
     folder = make(tmp_path / "in", "a.svs")
     os.mkfifo(folder / "pipe.svs")
     os.mkfifo(folder / "pipe_of_another_suffix")
@@ -95,7 +95,7 @@ def test_what_is_no_file_is_passed_over_and_waited_for_by_nobody(tmp_path, tiny_
     slides, said = found(folder)
     assert slides == ["a.svs", "to_itself.svs", "to_nothing.svs"]  # of which the latter fail, as slides that are missed
     assert "passed over 2 files: a pipe, a socket or a device" in said
-    call = [*PROGRAM, "predict", "in/pipe.svs", "in/to_itself.svs", "in/to_nothing.svs", "-m", tiny_model_path]
+    call = [*PROGRAM, "predict", "in/pipe.svs", "in/to_itself.svs", "in/to_nothing.svs", "-m", quick_model_path]
     done = subprocess.run(call, capture_output=True, text=True, timeout=120)
     assert done.returncode in (1, 2)
     assert "3 of 3 slides failed" in done.stderr
@@ -123,7 +123,7 @@ def test_patterns_exclude_by_name_and_by_path(tmp_path):
         find_jobs(names, Path("o"), print, exclude=["*.svs"])
 
 
-def test_the_rest_of_a_folder_goes_on(tiny_model_path, region):
+def test_the_rest_of_a_folder_goes_on(quick_model_path, region):
     """A picture of the same stem, a label, and slides that say where they lie by --exclude."""
     Path("in").mkdir()
     for name in ("case1.svs", "case2.tif", "case3_old.tif"):
@@ -132,7 +132,7 @@ def test_the_rest_of_a_folder_goes_on(tiny_model_path, region):
             Path("in/case1.tif").rename("in/case1.svs")
     tiff_pyramid(Path("in/case1.tif"), region[1000:1800, 600:1400], None)
     tiff_pyramid(Path("in/case2_label.tif"), region[:600, :600], None)
-    asked = ("predict", "in", "-m", tiny_model_path, *EAGER, "-o", "out", "--exclude", "*_old.tif", "--exclude", "no/*")
+    asked = ("predict", "in", "-m", quick_model_path, *EAGER, "-o", "out", "--exclude", "*_old.tif", "--exclude", "no/*")
     done = run(*asked)
     assert done.exit_code == 1, done.output
     assert done.stdout.split() == ["out/case1.h5ad", "out/case2.h5ad"]
@@ -226,6 +226,6 @@ def test_names_of_folders_that_cannot_be_read_stay_hidden_with_those_of_slides(t
 
 
 @pytest.fixture
-def model_for_all(tiny_model_path: Path) -> Path:
+def model_for_all(quick_model_path: Path) -> Path:
     """The tiny model where everybody can read it."""
-    return Path(shutil.copy(tiny_model_path, "tiny.safetensors")).absolute()
+    return Path(shutil.copy(quick_model_path, "tiny.safetensors")).absolute()
