@@ -168,7 +168,8 @@ def test_a_file_that_only_some_machines_see_is_named(tiny_model, cluster):
     work = Work(tiny_model.path, "of another file", Request(), 1)
     with pytest.raises(ModelFileError, match="not the model of this name"):
         model_of(work)
-    done = run("predict", "gone.tif", SLIDE, "-m", tiny_model.path, *EAGER, "--pitch", "400", "-o", "out", "--cluster", cluster)
+    asked = ("-m", tiny_model.path, *EAGER, "--pitch", "400", "-o", "out", "--cluster", cluster)
+    done = run("predict", "gone.tif", SLIDE, *asked)
     assert done.exit_code == 1
     assert "gone.tif: no such file" in done.stderr
     assert "need paths that are the same on all machines" in done.stderr

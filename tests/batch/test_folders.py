@@ -132,7 +132,8 @@ def test_the_rest_of_a_folder_goes_on(quick_model_path, region):
             Path("in/case1.tif").rename("in/case1.svs")
     tiff_pyramid(Path("in/case1.tif"), region[1000:1800, 600:1400], None)
     tiff_pyramid(Path("in/case2_label.tif"), region[:600, :600], None)
-    asked = ("predict", "in", "-m", quick_model_path, *EAGER, "-o", "out", "--exclude", "*_old.tif", "--exclude", "no/*")
+    left_out = ("--exclude", "*_old.tif", "--exclude", "no/*")
+    asked = ("predict", "in", "-m", quick_model_path, *EAGER, "-o", "out", *left_out)
     done = run(*asked)
     assert done.exit_code == 1, done.output
     assert done.stdout.split() == ["out/case1.h5ad", "out/case2.h5ad"]

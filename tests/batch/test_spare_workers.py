@@ -58,7 +58,7 @@ def both_workers_at(slide: Path, model: Path, cluster: str) -> Iterator[subproce
     call = [*PROGRAM, "predict", slide, *asked, "-o", "out"]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with Client(cluster, set_as_default=False) as client:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200  # a worker that died is tried for half a minute
         # One that was killed is started again. All import what they need, so that the second one is not late.
         while len(client.run(lambda: __import__("stpredict.engines.eager") and None, on_error="ignore")) < 2:
             assert time.monotonic() < deadline
