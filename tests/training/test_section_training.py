@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from calls import run
 from conftest import SLIDE
+from held_out import check_reported_correlation
 
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles
@@ -20,7 +20,6 @@ from stpredict.model.file import load_model
 from stpredict.networks import ARCHITECTURES
 from stpredict.result.file import read_result
 from stpredict.slides.neighbourhoods import grid_cells
-from stpredict.statistics.metrics import depth_controlled_correlation
 from stpredict.training import fit as fitting
 from stpredict.training import whole_sections
 from stpredict.training.whole_sections import cells_of_sections, random_view
@@ -80,20 +79,7 @@ def test_a_card_says_how_it_was_trained_and_what_columns_it_learnt(trained, data
 
 
 def test_predicting_at_the_held_out_spots_gives_the_reported_correlation(trained, dataset: Path, tmp_path: Path):
-    fold = trained["histogene-tiny"].with_suffix(".run") / "fold-2"
-    scores = json.loads((fold / "scores.json").read_text())
-    section = next(s for s in read_dataset(dataset) if [s.name] == scores["test"])
-    np.savetxt(tmp_path / "spots.csv", section.centres, delimiter=",", header="x,y", comments="", fmt="%.6f")
-    done = run("predict", section.image, "-m", fold / "model.safetensors", "--spots", tmp_path / "spots.csv",
-               "--mpp", 1, "-o", tmp_path)  # fmt: skip
-    assert done.exit_code == 0, done.output
-    result = read_result(tmp_path / f"{section.name}.h5ad")
-    predicted = np.column_stack([result.expression(gene) for gene in scores["panel"]])
-    counts = section.counts.toarray().astype(float)
-    columns = [section.genes.index(gene) for gene in scores["panel"]]
-    label = np.full(len(counts), section.name)
-    correlation = depth_controlled_correlation(predicted, counts[:, columns], counts.sum(axis=1), label)
-    np.testing.assert_allclose(correlation, scores["per_gene"]["correlation"], atol=2e-2)  # weights are kept in fp16
+    check_reported_correlation(trained["histogene-tiny"].with_suffix(".run") / "fold-2", dataset, tmp_path, 1)
 
 
 @pytest.mark.parametrize("name", TINY)

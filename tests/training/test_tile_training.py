@@ -12,13 +12,12 @@ import safetensors.torch
 import torch
 from calls import run
 from conftest import SLIDE
+from held_out import check_reported_correlation
 
-from stpredict.data.dataset import read_dataset
 from stpredict.model.file import load_model
 from stpredict.networks.hierarchy import RegionViT
 from stpredict.networks.trunks.vit import random_vit
 from stpredict.result.file import read_result
-from stpredict.statistics.metrics import depth_controlled_correlation
 
 OPTIONS = "--threads 1 --mpp 1 --min-depth 1"
 
@@ -61,20 +60,7 @@ def test_a_card_knows_the_weights_and_a_run_leaves_no_features(trained, name: st
 
 
 def test_predicting_at_the_held_out_spots_gives_the_reported_correlation(trained, dataset: Path, tmp_path: Path):
-    fold = trained["istar"].with_suffix(".run") / "fold-2"
-    scores = json.loads((fold / "scores.json").read_text())
-    section = next(s for s in read_dataset(dataset) if [s.name] == scores["test"])
-    np.savetxt(tmp_path / "spots.csv", section.centres, delimiter=",", header="x,y", comments="", fmt="%.6f")
-    done = run("predict", section.image, "-m", fold / "model.safetensors", "--spots", tmp_path / "spots.csv",
-               "--mpp", 0.5, "-o", tmp_path)  # fmt: skip
-    assert done.exit_code == 0, done.output
-    result = read_result(tmp_path / f"{section.name}.h5ad")
-    predicted = np.column_stack([result.expression(gene) for gene in scores["panel"]])
-    counts = section.counts.toarray().astype(float)
-    columns = [section.genes.index(gene) for gene in scores["panel"]]
-    label = np.full(len(counts), section.name)
-    correlation = depth_controlled_correlation(predicted, counts[:, columns], counts.sum(axis=1), label)
-    np.testing.assert_allclose(correlation, scores["per_gene"]["correlation"], atol=2e-2)  # weights are kept in fp16
+    check_reported_correlation(trained["istar"].with_suffix(".run") / "fold-2", dataset, tmp_path, 0.5)
 
 
 @pytest.mark.parametrize("name", ["hipt", "istar"])

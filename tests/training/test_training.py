@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pytest
 import torch
 from calls import run
 from conftest import GENES
+from held_out import check_reported_correlation
 from patch_networks import PATCH_PX
 from PIL import Image
 from torchrun import free_port, in_two_processes
@@ -25,7 +25,6 @@ from stpredict.model.file import load_model
 from stpredict.model.reliability import held_out_correlation, read_reliability, reliable_genes
 from stpredict.model.show import show_card
 from stpredict.networks import ARCHITECTURES
-from stpredict.result.file import read_result
 from stpredict.statistics.colour_texture import N_FEATURES, colour_texture_features
 from stpredict.training.augmentation import augment, jitter_stain
 from stpredict.training.folds import check_leaks, choose_validation, plan_folds
@@ -103,26 +102,8 @@ def test_the_log_and_the_curves(trained):
 
 
 def test_predicting_at_the_held_out_spots_gives_the_reported_correlation(trained, dataset: Path, tmp_path: Path):
-    folder = trained[0].with_suffix(".run")
-    scores = json.loads((folder / "fold-3" / "scores.json").read_text())
-    section = read_dataset(dataset)[1]
-    assert scores["test"] == [section.name]
-    spots = tmp_path / "spots.csv"
-    np.savetxt(spots, section.centres, delimiter=",", header="x,y", comments="", fmt="%.6f")
-    call = ["predict", section.image, "-m", folder / "fold-3" / "model.safetensors", "--spots", spots,
-            "--mpp", "1", "-o", tmp_path, "--engine", "eager", "--precision", "fp32"]  # fmt: skip
-    done = run(*call)
-    assert done.exit_code == 0, done.output
-    from stpredict.statistics.metrics import depth_controlled_correlation
-
-    result = read_result(tmp_path / f"{section.name}.h5ad")
-    predicted = np.column_stack([result.expression(gene) for gene in scores["panel"]])
-    counts = section.counts.toarray().astype(float)
-    columns = [section.genes.index(gene) for gene in scores["panel"]]
-    label = np.full(len(counts), section.name)
-    correlation = depth_controlled_correlation(predicted, counts[:, columns], counts.sum(axis=1), label)
-    np.testing.assert_allclose(correlation, scores["per_gene"]["correlation"], atol=5e-3)  # weights are kept in fp16
-    assert np.nanmean(correlation) == pytest.approx(scores["rows"]["model"]["depth_controlled"], abs=2e-3)
+    fold = trained[0].with_suffix(".run") / "fold-3"
+    check_reported_correlation(fold, dataset, tmp_path, 1, "--engine", "eager", "--precision", "fp32", atol=5e-3)
 
 
 @pytest.mark.parametrize("cut", ["teach", "select", "train"])

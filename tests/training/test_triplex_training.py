@@ -10,9 +10,9 @@ import pytest
 import torch
 from calls import run
 from conftest import GENES, SLIDE
+from held_out import check_reported_correlation
 from torchrun import in_two_processes
 
-from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import read_tiles
 from stpredict.engines.eager import load_network
 from stpredict.engines.engine import EngineRequest
@@ -23,7 +23,6 @@ from stpredict.model.show import show_card
 from stpredict.networks import ARCHITECTURES
 from stpredict.networks.trunks.resnet import ResNet
 from stpredict.result.file import read_result
-from stpredict.statistics.metrics import depth_controlled_correlation
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.training import triplex as room
 from stpredict.training.settings import Settings
@@ -82,27 +81,8 @@ def test_it_trains_with_folds_and_the_card_says_how(trained):
     assert all(different)  # both began with what was taught, one was trained on
 
 
-def positions(section, folder: Path) -> Path:
-    path = folder / "spots.csv"
-    np.savetxt(path, section.centres, delimiter=",", header="x,y", comments="", fmt="%.6f")
-    return path
-
-
 def test_predicting_at_the_held_out_spots_gives_the_reported_correlation(trained, dataset: Path, tmp_path: Path):
-    fold = trained[0].with_suffix(".run") / "fold-3"
-    scores = json.loads((fold / "scores.json").read_text())
-    section = read_dataset(dataset)[1]
-    assert scores["test"] == [section.name]
-    done = run("predict", section.image, "-m", fold / "model.safetensors", "--spots", positions(section, tmp_path),
-               "--mpp", 0.5, "-o", tmp_path)  # fmt: skip
-    assert done.exit_code == 0, done.output
-    result = read_result(tmp_path / f"{section.name}.h5ad")
-    predicted = np.column_stack([result.expression(gene) for gene in scores["panel"]])
-    counts = section.counts.toarray().astype(float)
-    columns = [section.genes.index(gene) for gene in scores["panel"]]
-    label = np.full(len(counts), section.name)
-    correlation = depth_controlled_correlation(predicted, counts[:, columns], counts.sum(axis=1), label)
-    np.testing.assert_allclose(correlation, scores["per_gene"]["correlation"], atol=2e-2)  # weights are kept in fp16
+    check_reported_correlation(trained[0].with_suffix(".run") / "fold-3", dataset, tmp_path, 0.5)
 
 
 @pytest.fixture(scope="module")
