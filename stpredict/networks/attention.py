@@ -1,14 +1,29 @@
-"""Attention whose weights are zeroed at random in training."""
+"""Attention that networks share: its sizes, and weights that are zeroed at random in training."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from stpredict.networks.draws import draw
+
+
+@dataclass(frozen=True)
+class AttentionSizes:
+    """Widths of a token and of the MLP inside, attention heads and layers. Raises ValueError if they cannot be."""
+
+    width: int
+    mlp: int
+    heads: int
+    depth: int
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.mlp, self.heads, self.depth) < 1 or self.width % self.heads:
+            raise ValueError("its head's width does not divide into attention heads")
 
 
 def random_mask_attention(q: Tensor, k: Tensor, v: Tensor, mask_probability: float) -> Tensor:

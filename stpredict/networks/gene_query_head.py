@@ -8,14 +8,13 @@ weights do not depend on the patch, so they are folded when the model is brought
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stpredict.networks.attention import join_heads, split_heads
+from stpredict.networks.attention import AttentionSizes, join_heads, split_heads
 
 #: Genes that are computed at once, which bounds the memory of their MLP.
 GENES_AT_ONCE = 512
@@ -23,18 +22,8 @@ GENES_AT_ONCE = 512
 MODALITIES = {"evo2": 0, "orthrus": 1, "prott5": 2, "scgpt": 3, "apertus": 4}
 
 
-@dataclass(frozen=True)
-class GeneQueryConfig:
-    """Widths of the queries and of the MLP inside, attention heads and layers."""
-
-    width: int
-    mlp: int
-    heads: int
-    depth: int
-
-    def __post_init__(self) -> None:
-        if min(self.width, self.mlp, self.heads, self.depth) < 1 or self.width % self.heads:
-            raise ValueError("its head's width does not divide into attention heads")
+class GeneQueryConfig(AttentionSizes):
+    """Sizes of the layers that genes ask through; a query is as wide as a token."""
 
 
 class GeneQueries(nn.Module):

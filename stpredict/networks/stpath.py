@@ -10,14 +10,13 @@ time, so that memory grows with the spots and not with their square.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stpredict.networks.attention import join_heads, split_heads
+from stpredict.networks.attention import AttentionSizes, join_heads, split_heads
 
 #: Spots that ask at once.
 SPOTS_AT_ONCE = 512
@@ -35,18 +34,8 @@ FIRST_TECHNOLOGY, FIRST_ORGAN = 1, 3
 UNTOLD = 0
 
 
-@dataclass(frozen=True)
-class STPathConfig:
-    """Widths of a spot's token and of the MLP inside, attention heads and layers."""
-
-    width: int
-    mlp: int
-    heads: int
-    depth: int
-
-    def __post_init__(self) -> None:
-        if min(self.width, self.mlp, self.heads, self.depth) < 1 or self.width % self.heads:
-            raise ValueError("its head's width does not divide into attention heads")
+class STPathConfig(AttentionSizes):
+    """Sizes of STPath's layers; a token is a spot."""
 
 
 class STPathHead(nn.Module):
