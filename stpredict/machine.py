@@ -8,7 +8,7 @@ import os
 import platform
 from pathlib import Path
 
-from stpredict.errors import StpredictError
+from stpredict.errors import StpredictError, UsageError
 
 #: Bytes of memory that the libraries need to load.
 LEAST_MEMORY = 512 << 20
@@ -109,6 +109,22 @@ def demand_memory() -> None:
             f"this process may have {least >> 20} MiB of memory, and stpredict needs {LEAST_MEMORY >> 20} to begin; "
             "raise the limit (ulimit -v, ulimit -d)."
         )
+
+
+def demand_working_folder() -> None:
+    """Raises UsageError if the working folder was removed. Torch ends the process if it loads in such a folder."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UsageError("the working folder was removed; change to a folder that exists.") from error
+
+
+def leave_removed_folder() -> None:
+    """Go to the root folder if the working folder was removed: for workers, which need none."""
+    try:
+        demand_working_folder()
+    except UsageError:
+        os.chdir(os.sep)
 
 
 def give_back_memory() -> None:

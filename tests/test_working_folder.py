@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dask
 import pytest
+from calls import run
 from conftest import SLIDE
 from distributed import LocalCluster
 from slides_to_try import tiff_pyramid
@@ -120,6 +121,32 @@ def test_a_cluster_whose_workers_stand_there_too(program, traps, tiny_model_path
             traps, program, "predict", "a.tif", "b.svs", "-m", tiny_model_path, *EAGER, "--cluster", address,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_a_removed_working_folder_is_refused_before_anything_else(program, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    asked = [program, "predict", SLIDE, *EAGER, "-o", tmp_path]
+    done = subprocess.run(asked, cwd=gone, preexec_fn=gone.rmdir, capture_output=True, text=True, timeout=60)
+    assert done.stderr == "stpredict: the working folder was removed; change to a folder that exists.\n"
+    assert done.returncode == 2
+    assert not list(tmp_path.glob("*.h5ad"))
+
+
+def test_workers_predict_although_their_folder_was_removed(quick_model_path, monkeypatch, tmp_path, region):
+    tiff_pyramid(tmp_path / "a.tif", region[1000:1400, 600:1000], (0.5, 0.5))
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    with (
+        dask.config.set({"temporary-directory": str(tmp_path)}),
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=None) as cluster,
+    ):
+        monkeypatch.chdir(tmp_path)
+        Path("gone").rmdir()
+        asked = ("a.tif", "-m", quick_model_path, "--engine", "eager", "--threads", "1")
+        done = run("predict", *asked, "--cluster", cluster.scheduler_address)
+    assert done.exit_code == 0, done.output
+    assert Path("a.h5ad").exists()
 
 
 def test_training_in_two_processes(program, traps, dataset):

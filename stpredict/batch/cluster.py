@@ -183,7 +183,9 @@ def task_of(module: str) -> Callable[[str, str, bytes], Any]:
             from importlib import import_module
 
             import stpredict as there
+            from stpredict.machine import leave_removed_folder
 
+            leave_removed_folder()
             worker = import_module(module)
         except ImportError as error:
             raise ImportError(f"stpredict {version} is needed on each worker ({error})") from error

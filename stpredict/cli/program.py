@@ -21,7 +21,7 @@ from stpredict import __version__
 from stpredict.cli.groups import in_groups
 from stpredict.console import json_lines, log, logs_json
 from stpredict.errors import StpredictError, UsageError, first_line, lacks_memory
-from stpredict.machine import demand_memory
+from stpredict.machine import demand_memory, demand_working_folder
 from stpredict.search_path import leave_out_working_folder
 from stpredict.streams import demand_written, open_streams, use_utf8
 
@@ -110,6 +110,7 @@ def _run(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     try:
         with _heeding_sigterm():
             demand_memory()
+            demand_working_folder()
             code = _exit_code(function, *args, **kwargs)
         if not code:
             demand_written(sys.stdout)

@@ -21,6 +21,7 @@ from same_results import assert_same
 from slides_to_try import tiff_pyramid
 from test_cluster import EAGER, two_workers
 
+from stpredict.machine import leave_removed_folder
 from stpredict.prediction.shards import SHARD_SPOTS
 from stpredict.result.file import read_result
 
@@ -57,10 +58,12 @@ def both_workers_at(slide: Path, model: Path, cluster: str) -> Iterator[subproce
     asked = ("-m", model, *EAGER, "--pitch", PITCH_UM, "--cluster", cluster)
     call = [*PROGRAM, "predict", slide, *asked, "-o", "out"]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    load = lambda: __import__("stpredict.engines.eager") and None  # noqa: E731 (it travels by value)
     with Client(cluster, set_as_default=False) as client:
         deadline = time.monotonic() + 200  # a worker that died is tried for half a minute
-        # One that was killed is started again. All import what they need, so that the second one is not late.
-        while len(client.run(lambda: __import__("stpredict.engines.eager") and None, on_error="ignore")) < 2:
+        # One that was killed is started again, in the folder of a test, which may have been removed since.
+        # All import what they need, so that the second one is not late.
+        while any(len(client.run(done, on_error="ignore")) < 2 for done in (leave_removed_folder, load)):
             assert time.monotonic() < deadline
             time.sleep(0.1)
     with subprocess.Popen(call, stdout=-1, stderr=-1, text=True, preexec_fn=heed) as process:
