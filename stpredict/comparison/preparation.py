@@ -199,7 +199,7 @@ def discard(out: Path) -> None:
     """Remove what earlier calls left. Raises ResultError while one of them is at work."""
     if any(is_held(lease) for lease in out.rglob("*.lease")):
         raise ResultError(f"{out}: another call is at work there; --overwrite would take its files away.")
-    for folder in (out / JOBS, out / FROZEN):
+    for folder in (out / JOBS, out / FROZEN, *out.glob("views-*.patches")):
         shutil.rmtree(folder, ignore_errors=True)
     for path in (out / RECORD, out / BROKEN, *out.glob("views-*.tiles.h5"), *out.glob("views-*.features.npz")):
         path.unlink(missing_ok=True)

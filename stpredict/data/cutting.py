@@ -4,48 +4,32 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from stpredict.arrays import Float, Int, UInt8
+from stpredict.arrays import Float, Int
 from stpredict.data.coverage import widest
 from stpredict.data.gene_mask import about_genes, measured_genes
 from stpredict.data.genes import ids_of, one_table
-from stpredict.data.patch_formats import NewJpegs, NewPatches, PatchFormat
-from stpredict.data.patches_elsewhere import name_files
-from stpredict.data.places import tissue_places
+from stpredict.data.patch_formats import PatchFormat
+from stpredict.data.patches_elsewhere import name_patches, patches_folder
 from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section, demand_slides
+from stpredict.data.section_files import Cut, cut_files, remove_others, section_files
 from stpredict.data.section_log import section_log, tell_together
-from stpredict.data.tiles import FORMAT_VERSION, OF_GENES, OF_VIEWS, aligned
+from stpredict.data.tiles import FORMAT_VERSION, aligned
 from stpredict.data.twins import find_twins
 from stpredict.errors import DatasetError, some
-from stpredict.slides.levels import on_readable_levels
-from stpredict.slides.raster import MAX_UPSAMPLING, SAME_MPP, make_raster, read_patches
-from stpredict.slides.slide import Mpp, Slide, open_slide
-from stpredict.slides.views import ONE_VIEW, Views, patch_shape
+from stpredict.slides.raster import MAX_UPSAMPLING, SAME_MPP
+from stpredict.slides.views import ONE_VIEW, Views
 from stpredict.storage.new_hdf5 import new_hdf5
 
 PATCH_PX = 224
 #: Values of sparse counts that are compressed together.
 COUNTS_CHUNK = 1 << 16
-#: Centres of patches to cut, where the patches go, and the row for the first one.
-Wanted = tuple[Float, NewPatches, int]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How patches are cut."""
-
-    patch_px: int
-    views: Views
-    mpp: float
-    threads: int
 
 
 def write_tiles(
@@ -68,8 +52,9 @@ def write_tiles(
 
     The sections `counts_only` need no image; only their counts are written. If there are many sections, a table beside
     the tiles says more, unless `keep_table` is false. Without `with_patches` the file holds everything but patches.
-    The patches of sections without slides were cut before, and stay in their own files, which the tiles name; others
-    are stored in the `patch_format`.
+    The patches of sections without slides were cut before, and stay in their own files, which the tiles name. Others
+    are stored in the `patch_format`, those of each section in a file in the folder NAME.patches beside the tiles. If
+    that file is already there, the section is not cut again.
     Raises SlideError if an image cannot be read, and DatasetError as `settle_cut` does, and if two sections have one
     name.
     """
@@ -80,38 +65,26 @@ def write_tiles(
     genes, measured = measured_genes([*sections, *counts_only])
     if measured:
         report(about_genes(measured))
-    n_to_cut = sum(len(section.spot_names) for section in sections if not section.patches)
-    elsewhere = with_patches and any(section.patches for section in sections)
     share = places_by_section(sections, unlabelled)
     if unlabelled and any(section.patches for section in sections):
         report(f"no unlabelled patches of {some(s.name for s in sections if s.patches)}, as the slides are not there")
-    rng = np.random.default_rng(seed)
     spot_diameter_um, pitch_um = usual_size(sections, report)
+    tell, folder, how = section_log(sections, report), patches_folder(path), Cut(patch_px, views, mpp, threads)
+    files = [*section_files(sections, share, seed, how, patch_format, folder)] if with_patches else []
+    with closing(cut_files(files, report)) as cut:
+        for section in sections:
+            if with_patches and not section.patches:
+                next(cut)
+            tell(section)
     text = h5py.string_dtype()
     with new_hdf5(path) as file:
         file.attrs.update(
-            format="stpredict-tiles", patch_px=patch_px, views=views,
-            format_version=_version(elsewhere or patch_format != "raw", measured is not None, views),
-            mpp=mpp, spot_diameter_um=spot_diameter_um, pitch_um=pitch_um, seed=seed, most_genes=widest(sections),
+            format="stpredict-tiles", format_version=FORMAT_VERSION, patch_px=patch_px, views=views, mpp=mpp,
+            spot_diameter_um=spot_diameter_um, pitch_um=pitch_um, seed=seed, most_genes=widest(sections),
+            patch_format=patch_format,
         )  # fmt: skip
-        shape = patch_shape(patch_px, views)
-        patches, extra = (
-            NewJpegs(file, name, n) if patch_format == "jpeg" else file.create_dataset(name, (n, *shape), np.uint8)
-            for name, n in (("patches", n_to_cut if with_patches else 0), ("unlabelled/patches", sum(share)))
-        )
-        start = extra_start = 0
-        tell = section_log(sections, report)
-        for section, n_extra in zip(sections, share, strict=True):
-            more = partial(_places, section, n_extra, rng, extra, extra_start)
-            if with_patches and not section.patches:
-                cut_section(section, Cut(patch_px, views, mpp, threads), patches, start, report, more)
-                start, extra_start = start + len(section.spot_names), extra_start + n_extra
-            tell(section)
-        for jpegs in (patches, extra):
-            if isinstance(jpegs, NewJpegs):
-                jpegs.finish()
-        if elsewhere:
-            name_files(sections, path, file)
+        if with_patches:
+            name_patches(sections, share, {one.section.name: one.path for one in files}, path, file)
         file["spot"] = np.array([spot for s in sections for spot in s.spot_names], dtype=object).astype(text)
         file["unlabelled/section"] = np.repeat(np.array(names[: len(sections)], dtype=object), share).astype(text)
         file["centres"] = np.concatenate([section.centres for section in sections])
@@ -129,12 +102,9 @@ def write_tiles(
         if counts_only:
             _store_counts(counts_only, genes, file.create_group("counts_only"))
             report(f"counts of {len(counts_only)} more sections, without images")
+    if with_patches:
+        remove_others(files, folder)
     tell_together(sections, path.with_suffix(".csv") if keep_table else None, report)
-
-
-def _version(newest: bool, genes_differ: bool, views: Views) -> int:
-    """The lowest version of the format that can say what a file holds."""
-    return FORMAT_VERSION if newest else OF_GENES if genes_differ else OF_VIEWS if views != ONE_VIEW else 1
 
 
 def places_by_section(sections: Sequence[Section], unlabelled: int) -> list[int]:
@@ -181,42 +151,6 @@ def settle_cut(sections: Sequence[Section], patch_px: int, views: Views, mpp: fl
             "take an image of more detail, or a coarser --mpp."
         )
     return mpp
-
-
-def cut_section(
-    section: Section, how: Cut, patches: NewPatches, start: int, report: Callable[[str], None],
-    more: Callable[[Slide], Sequence[Wanted]] | None = None,
-) -> None:  # fmt: skip
-    """Write patches of a section's slide to rows from `start` on, and further ones as `more` asks.
-
-    Raises SlideError if its image cannot be read.
-    """
-    with open_slide(section.image) as slide:
-        wanted = [(section.centres, patches, start), *(more(slide) if more else ())]
-        on_readable_levels(slide, partial(_cut, slide, section.mpp, how, wanted))
-        for note in slide.notes:
-            report(f"{section.name}: {note}")
-
-
-def _places(
-    section: Section, n: int, rng: np.random.Generator, patches: NewPatches, start: int, slide: Slide
-) -> list[Wanted]:
-    return [(tissue_places(slide, section, n, rng), patches, start)] if n else []
-
-
-def _cut(slide: Slide, slide_mpp: Mpp, how: Cut, wanted: Sequence[Wanted]) -> None:
-    """Cut the `wanted` patches of a slide, and write them where they go."""
-    raster = make_raster(slide, slide_mpp, how.mpp)
-    for centres, patches, start in wanted:
-        _store(read_patches(raster, centres, how.patch_px, how.threads, how.views), patches, start)
-
-
-def _store(blocks: Generator[tuple[Int, list[UInt8]], None, None], patches: NewPatches, start: int) -> None:
-    """Write patches to rows from `start` on."""
-    with closing(blocks):
-        for index, block in blocks:
-            for i, patch in zip(index, block, strict=True):
-                patches[start + i] = patch
 
 
 def _store_counts(sections: Sequence[Section], genes: Sequence[str], group: h5py.Group) -> None:

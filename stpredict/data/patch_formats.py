@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 
 from stpredict.arrays import Int, UInt8
-from stpredict.data.stored_rows import stored_rows
+from stpredict.data.stored_rows import CUT_AGAIN, StoredRows, stored_rows
 from stpredict.errors import DatasetError
 
 PatchFormat = Literal["raw", "jpeg"]
@@ -68,6 +68,10 @@ class StoredJpegs:
     start: Int
     length: Int
 
+    @property
+    def n(self) -> int:
+        return len(self.start)
+
     def read(self, index: Int | Sequence[int]) -> UInt8:
         """The patches of an `index`, in its order.
 
@@ -94,10 +98,10 @@ class StoredJpegs:
                 raise ValueError("of another size")
             return np.asarray(simplejpeg.decode_jpeg(jpeg, "RGB", False, False)).reshape(self.shape)
         except ValueError as error:
-            raise DatasetError(f"{self.path.name}: a patch cannot be read ({error}); cut them again.") from error
+            raise DatasetError(f"{self.path.name}: a patch cannot be read ({error}){CUT_AGAIN}") from error
 
 
-def stored_patches(path: Path, name: str, shape: tuple[int, ...]) -> PatchSource:
+def stored_patches(path: Path, name: str, shape: tuple[int, ...]) -> StoredRows | StoredJpegs:
     """The patches of a `shape` in a tiles file, pixels or JPEG. Raises DatasetError if JPEGs are not all there."""
     with h5py.File(path) as file:
         group = file[name]
@@ -113,7 +117,7 @@ def stored_patches(path: Path, name: str, shape: tuple[int, ...]) -> PatchSource
         whole = stored.chunks == (PIECE_BYTES,) and not stored.id.get_create_plist().get_nfilters()
         within = len(start) == len(length) and (start >= 0).all() and (start + length <= len(stored)).all()
         if not whole or not within or (pieces < 0).any():
-            raise DatasetError(f"{path.name}: its JPEGs are not all there; cut them again.")
+            raise DatasetError(f"{path.name}: its JPEGs are not all there{CUT_AGAIN}")
         return StoredJpegs(path, shape, pieces, start, length)
 
 

@@ -1,26 +1,28 @@
-"""Patches of a tiles file that stay in the files that a data set ships, which are named in it and not copied."""
+"""Patches that a tiles file names but does not hold: they lie in sections' own files, or in those of a data set."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from stpredict.arrays import Int, UInt8
-from stpredict.data.patch_formats import PatchSource
+from stpredict.data.patch_formats import PatchSource, stored_patches
 from stpredict.data.section import Section
 from stpredict.data.stored_patches import IMAGES
-from stpredict.data.stored_rows import StoredRows, stored_rows
 from stpredict.errors import DatasetError, some
 
-#: In a tiles file, the group that names other files; it is absent if all patches are in the file.
+#: In a tiles file, the group that names other files with the patches of spots; it is absent from older files.
 GROUP = "elsewhere"
+#: The group that does so for unlabelled places; in the other files, their data set.
+UNLABELLED_GROUP, UNLABELLED = "unlabelled/elsewhere", "unlabelled"
 #: What the fingerprint of a file reads: so many blocks, evenly spaced from its first bytes to its last.
 BLOCKS, BLOCK_BYTES = 17, 16 << 10
 
@@ -36,42 +38,41 @@ class PatchFile:
 
 @dataclass(frozen=True)
 class PatchesElsewhere:
-    """The patches of all spots. `file` is the number of each spot's file, -1 for the tiles file itself, `row` its row.
+    """The patches of all spots, or of all unlabelled places: `file` is the number of each one's file, `row` its row.
 
     A file is compared with its fingerprint when it is first read.
     """
 
     tiles: Path
     files: Sequence[PatchFile]
+    name: str  # of the data set in each file
     file: Int
     row: Int
-    own: PatchSource
     patch: tuple[int, ...]  # the shape of one
-    _opened: dict[int, StoredRows] = field(default_factory=dict)
+    _opened: dict[int, PatchSource] = field(default_factory=dict)
 
     def read(self, index: Int | Sequence[int]) -> UInt8:
-        """The patches of some spots, in the order of the index.
+        """The patches of some spots or places, in the order of the index.
 
-        Raises IndexError for a spot that is not there, DatasetError for a file that is missing or is another one.
+        Raises IndexError for one that is not there, DatasetError for a file that is missing or is another one.
         """
         places = np.asarray(index, dtype=np.int64)
         if len(places) and not 0 <= places.min() <= places.max() < len(self.file):
-            raise IndexError(f"{self.tiles.name}: has patches of {len(self.file)} spots.")
+            raise IndexError(f"{self.tiles.name}: has {len(self.file)} patches.")
         patches = np.empty((len(places), *self.patch), np.uint8)
         for number in np.unique(self.file[places]):
             own = self.file[places] == number
-            source = self.own if number < 0 else self._open(int(number))
-            patches[own] = source.read(self.row[places[own]])
+            patches[own] = self._open(int(number)).read(self.row[places[own]])
         return patches
 
-    def _open(self, number: int) -> StoredRows:
+    def _open(self, number: int) -> PatchSource:
         if number not in self._opened:
             known = self.files[number]
             path = path_of(self.tiles, known)
             check_files(self.tiles, [known])
             if fingerprint_of(path) != known.fingerprint:
                 raise DatasetError(f"{self.tiles.name}: {path} is not the file it was cut with{WAY_OUT}")
-            self._opened[number] = stored_rows(path, IMAGES)
+            self._opened[number] = stored_patches(path, self.name, self.patch)
         return self._opened[number]
 
 
@@ -105,22 +106,37 @@ def fingerprint_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def name_files(sections: Sequence[Section], tiles: Path, file: h5py.File) -> None:
-    """Write which spots of the sections have patches in which row of which other file. Writes nothing if none has."""
-    files: list[PatchFile] = []
-    of_spot, rows = [], []
-    for section in sections:
-        stored = section.patches
-        of_spot.append(np.full(len(section.spot_names), len(files) if stored else -1, dtype=np.int32))
-        rows.append(np.array(stored.rows if stored else [0] * len(section.spot_names), dtype=np.int64))
-        if stored:
-            path = stored.path
-            files.append(PatchFile(_way_to(path, tiles), path.stat().st_size, fingerprint_of(path)))
-    if files:
-        group = file.create_group(GROUP)
-        group["files"] = json.dumps([asdict(one) for one in files])
-        for name, values in (("file", of_spot), ("row", rows)):
-            group.create_dataset(name, data=np.concatenate(values), compression="gzip", shuffle=True)
+def name_patches(
+    sections: Sequence[Section], share: Sequence[int], files: Mapping[str, Path], tiles: Path, file: h5py.File
+) -> None:
+    """Write which file has the patch of each spot and unlabelled place, and in which row.
+
+    `files` are those of sections that were cut, by name, and `share` is how many unlabelled places each has.
+    """
+    described = cache(lambda path: PatchFile(_way_to(path, tiles), path.stat().st_size, fingerprint_of(path)))
+    of_spots, of_places = [], []
+    for section, n in zip(sections, share, strict=True):
+        if stored := section.patches:
+            of_spots.append((described(stored.path), np.array(stored.rows, dtype=np.int64)))
+        else:
+            own = described(files[section.name])
+            of_spots.append((own, np.arange(len(section.spot_names))))
+            of_places.append((own, np.arange(n)))
+    _name_rows(file.create_group(GROUP), of_spots)
+    _name_rows(file.create_group(UNLABELLED_GROUP), of_places)
+
+
+def _name_rows(group: h5py.Group, of_file: Sequence[tuple[PatchFile, Int]]) -> None:
+    group["files"] = json.dumps([asdict(one) for one, _ in of_file])
+    number = np.repeat(np.arange(len(of_file), dtype=np.int32), [len(rows) for _, rows in of_file])
+    row = np.concatenate([np.empty(0, np.int64), *(rows for _, rows in of_file)])
+    for name, values in (("file", number), ("row", row)):
+        group.create_dataset(name, data=values, compression="gzip", shuffle=True)
+
+
+def patches_folder(tiles: Path) -> Path:
+    """The folder beside a tiles file with its sections' files of patches: NAME.patches."""
+    return tiles.with_name(f"{tiles.name.removesuffix('.h5').removesuffix('.tiles')}.patches")
 
 
 def _way_to(path: Path, tiles: Path) -> str:
@@ -136,20 +152,24 @@ def files_elsewhere(file: h5py.File) -> list[PatchFile]:
     """The other files that a tiles file names. Raises ValueError, LookupError or TypeError if it does so wrongly."""
     if GROUP not in file:
         return []
-    found = json.loads(file[f"{GROUP}/files"].asstr()[()])
-    of_spot, row = (file[f"{GROUP}/{name}"][:] for name in ("file", "row"))
-    if not of_spot.shape == row.shape == file["spot"].shape or not -1 <= of_spot.min() <= of_spot.max() < len(found):
+    return [*_of_group(file[GROUP], len(file["spot"]))[0]]
+
+
+def _of_group(group: h5py.Group, n: int) -> tuple[list[PatchFile], Int, Int]:
+    """The files that a group names, and of each of `n` patches the number of its file and its row."""
+    found = json.loads(group["files"].asstr()[()])
+    number, row = (group[name][:] for name in ("file", "row"))
+    if not number.shape == row.shape == (n,) or (n and not 0 <= number.min() <= number.max() < len(found)):
         raise ValueError("it does not say which file has which spot's patch")
-    return [PatchFile(str(one["path"]), int(one["n_bytes"]), str(one["fingerprint"])) for one in found]
+    return [PatchFile(str(one["path"]), int(one["n_bytes"]), str(one["fingerprint"])) for one in found], number, row
 
 
-def with_patches_elsewhere(tiles: Path, own: PatchSource, patch: tuple[int, ...]) -> PatchSource:
-    """The patches of all spots of a tiles file, whose `own` are those in it."""
+def patches_of(tiles: Path, patch: tuple[int, ...], unlabelled: bool = False) -> PatchSource:
+    """The patches of all spots, or of all unlabelled places, of a tiles file, also of an older one that holds them."""
+    of_spots, of_places = (GROUP, IMAGES, "spot"), (UNLABELLED_GROUP, UNLABELLED, "unlabelled/section")
+    group, name, label = of_places if unlabelled else of_spots
     with h5py.File(tiles) as file:
-        files = files_elsewhere(file)
-        if not files:
-            return own
-        of_spot, row = (file[f"{GROUP}/{name}"][:] for name in ("file", "row"))
-    here = of_spot < 0
-    row[here] = np.arange(here.sum())
-    return PatchesElsewhere(tiles, files, of_spot, row, own, patch)
+        if group in file:
+            files, number, row = _of_group(file[group], len(file[label]))
+            return PatchesElsewhere(tiles, files, name, number, row, patch)
+    return stored_patches(tiles, "unlabelled/patches" if unlabelled else "patches", patch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from scipy.sparse import csr_array
@@ -41,6 +41,11 @@ class Section:
     technology: str = ""  # as the data set calls it, "" if it does not say
     species: str = ""  # "human", "mouse" or another name, "" if nothing tells
     notes: tuple[str, ...] = ()  # for users of the section, each a clause without a full stop
+
+
+def without_counts(section: Section) -> Section:
+    """The section without genes and counts, which cutting does not need."""
+    return replace(section, genes=[], symbols={}, counts=csr_array((len(section.spot_names), 0)))
 
 
 def demand_slides(sections: Sequence[Section], what: str) -> None:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from stpredict.arrays import Int, UInt8
-from stpredict.data.cutting import Cut, cut_section
-from stpredict.data.section import Section
+from stpredict.data.section import Section, without_counts
+from stpredict.data.section_files import Cut, cut_section
 from stpredict.data.stored_rows import StoredRows, stored_rows
 from stpredict.slides.views import patch_shape
 from stpredict.storage.new_hdf5 import new_hdf5
@@ -64,7 +63,8 @@ class SectionPatches:
         path.unlink(missing_ok=True)
         with new_hdf5(path) as file:
             shape = (len(section.centres), *patch_shape(self.how.patch_px, self.how.views))
-            cut_section(section, self.how, file.create_dataset("patches", shape, np.uint8), 0, self._tell)
+            wanted = [(section.centres, file.create_dataset("patches", shape, np.uint8))]
+            cut_section(section, self.how, wanted, lambda note: self._tell(f"{section.name}: {note}"))
         return stored_rows(path, "patches")
 
     def _tell(self, line: str) -> None:
@@ -72,11 +72,6 @@ class SectionPatches:
         if line not in self._told:
             self._told.add(line)
             self.report(line)
-
-
-def without_counts(section: Section) -> Section:
-    """The section without genes and counts, which cutting does not need."""
-    return replace(section, genes=[], symbols={}, counts=csr_array((len(section.spot_names), 0)))
 
 
 def some_spots(section: Section, rows: Int) -> Section:

@@ -12,6 +12,9 @@ import numpy as np
 from stpredict.arrays import Int, UInt8
 from stpredict.errors import DatasetError
 
+#: How messages on a damaged file of patches end.
+CUT_AGAIN = "; replace the file, or remove it and cut the tiles again."
+
 
 @dataclass(frozen=True)
 class StoredRows:
@@ -26,6 +29,10 @@ class StoredRows:
     shape: tuple[int, ...]
     offset: int | None
     offsets: Int | None = None
+
+    @property
+    def n(self) -> int:
+        return self.shape[0]
 
     def read(self, index: Int | Sequence[int]) -> UInt8:
         """The rows of an `index`, in its order.
@@ -47,7 +54,7 @@ class StoredRows:
             for row, place in zip(rows, places, strict=True):
                 raw.seek(self._offset(place, row.nbytes))
                 if raw.readinto(row) != row.nbytes:
-                    raise DatasetError(f"{self.path.name}: ends within its patches; cut them again.")
+                    raise DatasetError(f"{self.path.name}: ends within its patches{CUT_AGAIN}")
         return rows
 
     def _offset(self, place: int, n_bytes: int) -> int:

@@ -18,17 +18,17 @@ from stpredict.data.coverage import widest
 from stpredict.data.gene_mask import GeneMask, differ, measured_genes
 from stpredict.data.genes import ids_of, one_table
 from stpredict.data.hdf5 import opened_hdf5
-from stpredict.data.patch_formats import PatchSource, stored_patches
-from stpredict.data.patches_elsewhere import PatchFile, check_files, files_elsewhere, with_patches_elsewhere
+from stpredict.data.patch_formats import PatchSource
+from stpredict.data.patches_elsewhere import PatchFile, check_files, files_elsewhere, patches_of
 from stpredict.data.section import Section
 from stpredict.data.twins import Twins, find_twins, tied_patients, twins_of_spots
 from stpredict.errors import DatasetError
 from stpredict.slides.raster import SAME_MPP
 from stpredict.slides.views import ONE_VIEW, Views, patch_shape
 
-#: Version 2 has several views of each spot, version 3 has sections that measured different genes, version 4 has patches
-#: that stay in other files, or JPEG. A file has the lowest version that can say what it holds, for older programs.
-FORMAT_VERSION, OF_GENES, OF_VIEWS = 4, 3, 2
+#: Version 2 has several views of each spot, version 3 has sections that measured different genes, version 4 has no
+#: patches, but names the files that hold them.
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Tiles:
-    """A tiles file, opened. Patches stay on disk, here or in other files; everything else is in memory, by spot."""
+    """A tiles file, opened. Patches stay on disk, in other files; everything else is in memory, by spot."""
 
     path: Path
     patch_px: int
@@ -85,11 +85,11 @@ class Tiles:
     gene_ids: list[str] = field(default_factory=list)  # the genes' Ensembl ids, "" if not known
     twins: tuple[Twins, ...] = ()  # sections that are there twice, sections without images included
     section_mpp: dict[str, float] = field(default_factory=dict)  # by section, of its image; older files may lack it
-    patches_from: PatchSource | None = None  # the source of the patches, if they are not in the file
+    patches_from: PatchSource | None = None  # the source of the patches, if the file names none
     most_genes: int = 0  # the most that a section measured; older files then left out genes that others lack
     measured: GeneMask | None = None  # which of the genes each section measured; None if all measured all
     technology: dict[str, str] = field(default_factory=dict)  # by section, if sections differ in genes
-    jpeg_quality: int | None = None  # of the patches in the file; None if they are stored as pixels
+    patch_format: str = "raw"  # how patches that were cut are stored
 
     @cached_property
     def kin(self) -> Labels:
@@ -153,14 +153,11 @@ class Tiles:
 
     @cached_property
     def _patches(self) -> PatchSource:
-        if self.patches_from:
-            return self.patches_from
-        shape = patch_shape(self.patch_px, self.views)
-        return with_patches_elsewhere(self.path, stored_patches(self.path, "patches", shape), shape)
+        return self.patches_from or patches_of(self.path, patch_shape(self.patch_px, self.views))
 
     @cached_property
     def _unlabelled_patches(self) -> PatchSource:
-        return stored_patches(self.path, "unlabelled/patches", patch_shape(self.patch_px, self.views))
+        return patches_of(self.path, patch_shape(self.patch_px, self.views), unlabelled=True)
 
 
 def measured_in(sections: Sequence[Section], counts_only: Sequence[Section]) -> Measured:
@@ -228,7 +225,7 @@ def read_tiles(path: Path) -> Tiles:
             most_genes=int(file.attrs.get("most_genes", len(genes))),
             measured=_read_mask(file, len(genes)),
             technology=json.loads(file["technology"].asstr()[()]) if "technology" in file else {},
-            jpeg_quality=int(file["patches"].attrs["quality"]) if isinstance(file["patches"], h5py.Group) else None,
+            patch_format=str(file.attrs.get("patch_format", "raw")),
         )
 
 

@@ -13,10 +13,11 @@ from scipy.spatial import cKDTree
 
 from stpredict.arrays import Int, Labels
 from stpredict.data.bins import Bins
-from stpredict.data.cutting import Cut, settle_cut, write_tiles
+from stpredict.data.cutting import settle_cut, write_tiles
 from stpredict.data.dataset import read_asked, read_dataset
 from stpredict.data.reading import AS_IT_IS, Reading
 from stpredict.data.section import demand_slides
+from stpredict.data.section_files import Cut
 from stpredict.data.section_patches import SectionPatches
 from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles
 from stpredict.data.twins import told_twins

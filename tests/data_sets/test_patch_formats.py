@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -10,7 +11,8 @@ from calls import run
 
 from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
-from stpredict.data.patch_formats import PIECE_BYTES
+from stpredict.data.patch_formats import PIECE_BYTES, stored_patches
+from stpredict.data.patches_elsewhere import patches_folder
 from stpredict.data.tiles import read_tiles
 from stpredict.errors import DatasetError
 from stpredict.model.file import load_model
@@ -26,7 +28,7 @@ def both(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest
     for form in ("raw", "jpeg"):
         path = folder / f"{form}.tiles.h5"
         write_tiles(
-            read_dataset(dataset), path, patch_px=112, views=request.param, unlabelled=9, patch_format=form,
+            read_dataset(dataset), path, patch_px=176, views=request.param, unlabelled=9, patch_format=form,
             report=lambda _: None,
         )  # fmt: skip
         found.append(read_tiles(path))
@@ -35,7 +37,7 @@ def both(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest
 
 def test_jpegs_show_what_the_pixels_do_in_a_fraction_of_the_room(both):
     raw, jpeg = both
-    assert (raw.jpeg_quality, jpeg.jpeg_quality) == (None, 95)
+    assert (raw.patch_format, jpeg.patch_format) == ("raw", "jpeg")
     for unlabelled, n in ((False, len(raw.spot)), (True, len(raw.unlabelled_section))):
         order = np.random.default_rng(0).permutation(n)
         wanted, found = (tiles.read_patches(order, unlabelled).astype(int) for tiles in both)
@@ -44,30 +46,32 @@ def test_jpegs_show_what_the_pixels_do_in_a_fraction_of_the_room(both):
         assert abs(found - wanted).max() < 40
         np.testing.assert_array_equal(jpeg.read_patches(order[:1], unlabelled)[0], found[0])
     assert jpeg.read_patches([]).shape == raw.read_patches([]).shape
-    with h5py.File(jpeg.path) as file:
-        assert file["patches/length"][:].mean() < raw.read_patches([0]).nbytes / 4
-        assert len(file["patches/bytes"]) > PIECE_BYTES  # some patches lie in two pieces
+    first = next(patches_folder(jpeg.path).iterdir())
+    with h5py.File(first) as file:
+        assert file["img/length"][:].mean() < raw.read_patches([0]).nbytes / 4
+        assert len(file["img/bytes"]) > PIECE_BYTES  # some patches lie in two pieces
     for outside in (-1, len(raw.spot)):
         with pytest.raises(IndexError):
             jpeg.read_patches([outside])
 
 
 def test_jpegs_that_are_damaged_are_named(both, tmp_path: Path):
-    path = tmp_path / "damaged.tiles.h5"
-    path.write_bytes(both[1].path.read_bytes())
+    raw, jpeg = both
+    path = Path(shutil.copy(next(patches_folder(jpeg.path).iterdir()), tmp_path / "damaged.h5"))
+    shape = raw.read_patches([0]).shape[1:]
     with h5py.File(path, "r+") as file:
-        start, length = (int(file[f"patches/{part}"][3]) for part in ("start", "length"))
-        file["patches/bytes"][start : start + length] = 7
-        file["patches/start"][5], file["patches/length"][5] = file["patches/start"][6], 40
-    tiles = read_tiles(path)
-    tiles.read_patches([2, 4])
+        start, length = (int(file[f"img/{part}"][3]) for part in ("start", "length"))
+        file["img/bytes"][start : start + length] = 7
+        file["img/start"][5], file["img/length"][5] = file["img/start"][6], 40
+    patches, way_out = stored_patches(path, "img", shape), "; replace the file, or remove it and cut the tiles again"
+    patches.read([2, 4])
     for spot in (3, 5):
-        with pytest.raises(DatasetError, match=r"damaged\.tiles\.h5: a patch cannot be read .*; cut them again"):
-            tiles.read_patches([spot])
+        with pytest.raises(DatasetError, match=rf"damaged\.h5: a patch cannot be read .*{way_out}"):
+            patches.read([spot])
     with h5py.File(path, "r+") as file:
-        file["patches/length"][0] = len(file["patches/bytes"]) + 1
-    with pytest.raises(DatasetError, match="its JPEGs are not all there; cut them again"):
-        read_tiles(path).read_patches([2])
+        file["img/length"][0] = len(file["img/bytes"]) + 1
+    with pytest.raises(DatasetError, match=f"its JPEGs are not all there{way_out}"):
+        stored_patches(path, "img", shape)
 
 
 @pytest.mark.usefixtures("few_windows")
@@ -95,6 +99,6 @@ def test_tiles_of_a_data_set_are_cut_as_jpeg_and_other_formats_are_refused(datas
     done = run("tile", dataset, "--patch-format", "jpeg", "-o", tmp_path)
     assert done.exit_code == 0, done.output
     (path,) = tmp_path.glob("*.tiles.h5")
-    assert read_tiles(path).jpeg_quality == 95
+    assert read_tiles(path).patch_format == "jpeg"
     refused = run("tile", dataset, "--patch-format", "png", "-o", tmp_path / "png")
     assert (refused.exit_code, "--patch-format png: choose from raw, jpeg" in refused.stderr) == (2, True)

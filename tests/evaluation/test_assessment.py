@@ -280,13 +280,12 @@ def test_tiles_of_two_runs_are_evaluated_into_one_folder(tiny_model_path, datase
     small.mkdir()
     for path in dataset.glob("B1*"):
         shutil.copy(path, small)
-    done = run("tile", small, "-m", tiny_model_path, "--mpp", "0.69", "-o", ".")
-    assert done.exit_code == 0, done.output
     how = ("--min-depth", "1", "--engine", "eager", "-o", "out")
     for name in ("first", "second"):
         folder = Path(f"{name}.run")
-        folder.mkdir()
-        shutil.copy("small.tiles.h5", folder / "dataset.tiles.h5")  # as train calls them
+        done = run("tile", small, "-m", tiny_model_path, "--mpp", "0.69", "-o", folder)
+        assert done.exit_code == 0, done.output
+        (folder / "small.tiles.h5").rename(folder / "dataset.tiles.h5")  # as train calls them
         done = run("evaluate", tiny_model_path, folder / "dataset.tiles.h5", *how, "--json")
         assert done.exit_code == 0, done.output
         told = json.loads(done.stdout)

@@ -151,7 +151,7 @@ def test_a_network_learns_each_gene_where_it_was_measured(trained: tuple[Path, s
 def test_the_file_keeps_what_was_measured_and_grows_by_counts_alone(trained: tuple[Path, str]):
     path = trained[0].with_suffix(".run") / "dataset.tiles.h5"
     with h5py.File(path) as file:
-        assert file.attrs["format_version"] == 3
+        assert file.attrs["format_version"] == 4
         assert file["measured"].shape == (4, 62)
         assert (
             len(file["counts/data"])
