@@ -18,7 +18,7 @@ from stpredict.data.genes import ids_of, one_table
 from stpredict.data.patch_formats import PatchFormat
 from stpredict.data.patches_elsewhere import name_patches, patches_folder
 from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section, demand_slides
-from stpredict.data.section_files import Cut, cut_files, remove_others, section_files
+from stpredict.data.section_files import Cut, cut_files, remove_others
 from stpredict.data.section_log import section_log, tell_together
 from stpredict.data.tiles import FORMAT_VERSION, aligned
 from stpredict.data.twins import find_twins
@@ -70,11 +70,11 @@ def write_tiles(
         report(f"no unlabelled patches of {some(s.name for s in sections if s.patches)}, as the slides are not there")
     spot_diameter_um, pitch_um = usual_size(sections, report)
     tell, folder, how = section_log(sections, report), patches_folder(path), Cut(patch_px, views, mpp, threads)
-    files = [*section_files(sections, share, seed, how, patch_format, folder)] if with_patches else []
-    with closing(cut_files(files, report)) as cut:
+    files: dict[str, Path] = {}
+    with closing(cut_files(sections, share, seed, how, patch_format, folder, report)) as cut:
         for section in sections:
             if with_patches and not section.patches:
-                next(cut)
+                files[section.name] = next(cut).path
             tell(section)
     text = h5py.string_dtype()
     with new_hdf5(path) as file:
@@ -84,7 +84,7 @@ def write_tiles(
             patch_format=patch_format,
         )  # fmt: skip
         if with_patches:
-            name_patches(sections, share, {one.section.name: one.path for one in files}, path, file)
+            name_patches(sections, share, files, path, file)
         file["spot"] = np.array([spot for s in sections for spot in s.spot_names], dtype=object).astype(text)
         file["unlabelled/section"] = np.repeat(np.array(names[: len(sections)], dtype=object), share).astype(text)
         file["centres"] = np.concatenate([section.centres for section in sections])
@@ -103,7 +103,7 @@ def write_tiles(
             _store_counts(counts_only, genes, file.create_group("counts_only"))
             report(f"counts of {len(counts_only)} more sections, without images")
     if with_patches:
-        remove_others(files, folder)
+        remove_others({*files.values()}, folder)
     tell_together(sections, path.with_suffix(".csv") if keep_table else None, report)
 
 

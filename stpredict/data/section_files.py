@@ -6,8 +6,8 @@ import hashlib
 import json
 import multiprocessing
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -53,13 +53,14 @@ class Cut:
 
 @dataclass(frozen=True)
 class SectionFile:
-    """A file to be: the patches of a section's spots, and of further `places` (n x 2, level-0 pixels)."""
+    """A file to be: the patches of a section's spots and, once they are drawn, of further `places`."""
 
     path: Path
     section: Section
-    places: Float
     how: Cut
     patch_format: PatchFormat
+    places: Float  # n x 2, level-0 pixels
+    drawn: str = ""  # the state of the random numbers after the places were drawn
 
     @property
     def wanted(self) -> dict[str, Float]:
@@ -68,95 +69,101 @@ class SectionFile:
         return {name: centres for name, centres in both.items() if len(centres)}
 
 
-def section_files(
-    sections: Sequence[Section], share: Sequence[int], seed: int, how: Cut, patch_format: PatchFormat, folder: Path
-) -> Iterator[SectionFile]:
-    """The files of sections that have slides, in `folder`; `share` is how many further places each gives.
+def cut_files(
+    sections: Sequence[Section], share: Sequence[int], seed: int, how: Cut, patch_format: PatchFormat, folder: Path,
+    report: Callable[[str], None],
+) -> Generator[SectionFile, None, None]:  # fmt: skip
+    """Cut the sections that have slides into files in `folder`, and `share` further places of each.
 
-    A file's name tells its slide, its places and how it is cut. Raises SlideError if a slide cannot be opened, and
-    DatasetError if it shows no tissue.
+    Yields each section's file once it is there, in their order. A file that is there already is not cut again: its name
+    tells its slide, its places and how it was cut. Raises SlideError if a slide cannot be read, DatasetError if it
+    shows no tissue, and StpredictError if a process was lost; files that are whole stay.
     """
+    due = [(section, n) for section, n in zip(sections, share, strict=True) if not section.patches]
+    n_patches = sum(len(section.centres) + n for section, n in due)
+    n_processes = min(how.threads // THREADS, len(due)) if n_patches >= WORTH_PROCESSES else 1
     rng = np.random.default_rng(seed)
-    for section, n in zip(sections, share, strict=True):
-        if section.patches:
-            continue
-        with open_slide(section.image) as slide:
-            places = tissue_places(slide, section, n, rng) if n else np.empty((0, 2))
-            asked = (VERSION, slide.fingerprint(), section.mpp, asdict(replace(how, threads=1)), patch_format)
-        digest = hashlib.sha256(json.dumps(asked).encode())
-        for centres in (section.centres, places):
-            digest.update(np.ascontiguousarray(centres, dtype=float).tobytes())
-        readable = re.sub(r"[^\w-]+", "_", section.name)[:40]
-        path = folder / f"{readable}-{digest.hexdigest()[:12]}.h5"
-        yield SectionFile(path, without_counts(section), places, how, patch_format)
+    with _processes(n_processes) as pool:
 
+        def begin(section: Section, n: int) -> tuple[SectionFile, list[str] | Future[list[str]]]:
+            with open_slide(section.image) as slide:
+                file = _file_of(slide, section, n, rng, how, patch_format, folder)
+                if _is_whole(file, n, rng):
+                    return file, []
+                places = tissue_places(slide, section, n, rng) if n else file.places
+                file = replace(file, places=places, drawn=json.dumps(rng.bit_generator.state))
+                return file, pool.submit(_cut_file, file, how.threads // n_processes) if pool else _write(file, slide)
 
-def cut_files(files: Sequence[SectionFile], report: Callable[[str], None]) -> Generator[SectionFile, None, None]:
-    """Cut the files that are not there; yields each file once it is, in their order.
-
-    Raises SlideError if a slide cannot be read, and StpredictError if a process was lost. What was cut stays.
-    """
-    missing = [file for file in files if not _is_whole(file)]
-    n_patches = sum(len(file.section.centres) + len(file.places) for file in missing)
-    threads = files[0].how.threads if files else 1
-    n = min(max(1, threads // THREADS), len(missing)) if n_patches >= WORTH_PROCESSES else 1
-    with _several(n) as each:
-        notes, to_cut = each(partial(_cut_file, threads=threads // n), missing), {file.path for file in missing}
-        for file in files:
-            if file.path in to_cut:
-                for note in next(notes):
-                    report(f"{file.section.name}: {note}")
+        begun = (begin(section, n) for section, n in due)
+        for file, notes in [*begun] if pool else begun:
+            for note in notes.result() if isinstance(notes, Future) else notes:
+                report(f"{file.section.name}: {note}")
             yield file
 
 
-def _is_whole(file: SectionFile) -> bool:
-    """Whether the file is there and is not cut short."""
+def _file_of(
+    slide: Slide, section: Section, n: int, rng: np.random.Generator, how: Cut, patch_format: PatchFormat, folder: Path
+) -> SectionFile:  # fmt: skip
+    """The file of a section, whose places are not drawn yet."""
+    drawn_from = (n, rng.bit_generator.state) if n else ()
+    asked = (VERSION, slide.fingerprint(), section.mpp, asdict(replace(how, threads=1)), patch_format, drawn_from)
+    digest = hashlib.sha256(json.dumps(asked).encode())
+    digest.update(np.ascontiguousarray(section.centres, dtype=float).tobytes())
+    readable = re.sub(r"[^\w-]+", "_", section.name)[:40]
+    path = folder / f"{readable}-{digest.hexdigest()[:12]}.h5"
+    return SectionFile(path, without_counts(section), how, patch_format, np.empty((0, 2)))
+
+
+def _is_whole(file: SectionFile, n: int, rng: np.random.Generator) -> bool:
+    """Whether the file is there, with `n` further places, and is not cut short.
+
+    If so, `rng` goes on as if the places had just been drawn.
+    """
+    shape, expected = patch_shape(file.how.patch_px, file.how.views), {IMAGES: len(file.section.centres), UNLABELLED: n}
     try:
-        return file.path.exists() and all(
-            stored_patches(file.path, name, patch_shape(file.how.patch_px, file.how.views)).n == len(centres)
-            for name, centres in file.wanted.items()
-        )
+        for name, n_patches in expected.items():
+            if n_patches and stored_patches(file.path, name, shape).n != n_patches:
+                return False
+        with h5py.File(file.path) as hdf5:
+            rng.bit_generator.state = json.loads(hdf5.attrs["drawn"])
     except (*HDF5_ERRORS, DatasetError):
         return False
+    return True
 
 
-def remove_others(files: Sequence[SectionFile], folder: Path) -> None:
-    """Remove from `folder` the files of sections that were cut otherwise, or are no longer wanted."""
-    kept = {file.path for file in files}
+def remove_others(files: Set[Path], folder: Path) -> None:
+    """Remove from `folder` all files but these: those of sections that were cut otherwise, or are no longer wanted."""
     for path in folder.glob("*.h5"):
-        if path not in kept:
+        if path not in files:
             path.unlink()
     with suppress(OSError):  # it is not there, or not empty
         folder.rmdir()
 
 
 def _cut_file(file: SectionFile, threads: int) -> list[str]:
-    """Cut a section's file; returns what its reader noted on the slide."""
-    notes: list[str] = []
-    how = replace(file.how, threads=threads)
+    with open_slide(file.section.image) as slide:
+        return _write(replace(file, how=replace(file.how, threads=threads)), slide)
+
+
+def _write(file: SectionFile, slide: Slide) -> list[str]:
+    """Cut a section's file from its slide; returns what the slide's reader noted."""
     file.path.parent.mkdir(exist_ok=True)
     with new_hdf5(file.path) as hdf5:
+        hdf5.attrs["drawn"] = file.drawn
         wanted = [(centres, _new_patches(hdf5, name, len(centres), file)) for name, centres in file.wanted.items()]
-        cut_section(file.section, how, wanted, notes.append)
+        cut_patches(slide, file.section, file.how, wanted)
         for _, patches in wanted:
             if isinstance(patches, NewJpegs):
                 patches.finish()
-    return notes
+    return [*slide.notes]
 
 
-def cut_section(section: Section, how: Cut, wanted: Sequence[Wanted], note: Callable[[str], None]) -> None:
-    """Write the `wanted` patches of a section's slide. Its reader's notes on the slide go to `note`.
-
-    Raises SlideError if the image cannot be read.
-    """
-    with open_slide(section.image) as slide:
-        on_readable_levels(slide, partial(_cut, slide, section.mpp, how, wanted))
-        for line in slide.notes:
-            note(line)
+def cut_patches(slide: Slide, section: Section, how: Cut, wanted: Sequence[Wanted]) -> None:
+    """Write the `wanted` patches of a section's open slide. Raises SlideError if the slide cannot be read."""
+    on_readable_levels(slide, partial(_cut, slide, section.mpp, how, wanted))
 
 
 def _cut(slide: Slide, slide_mpp: Mpp, how: Cut, wanted: Sequence[Wanted]) -> None:
-    """Cut the `wanted` patches of a slide, and write them where they go."""
     raster = make_raster(slide, slide_mpp, how.mpp)
     for centres, patches in wanted:
         with closing(read_patches(raster, centres, how.patch_px, how.threads, how.views)) as blocks:
@@ -172,27 +179,22 @@ def _new_patches(hdf5: h5py.File, name: str, n: int, file: SectionFile) -> NewPa
     return dataset
 
 
-Each = Callable[[Callable[[SectionFile], list[str]], Sequence[SectionFile]], Iterator[list[str]]]
-
-
 @contextmanager
-def _several(n: int) -> Iterator[Each]:
-    """A `map` by `n` processes, which end with the context; by this one if `n` is 1, or it may have no children."""
-    if n == 1 or multiprocessing.current_process().daemon:
-        yield map
+def _processes(n: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes that end with the context. None if fewer than two are wanted, or this process may have no children."""
+    if n < 2 or multiprocessing.current_process().daemon:
+        yield None
         return
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"))
     try:
-        yield pool.map
-    except BaseException as error:
+        yield pool
+    except BrokenProcessPool as error:
+        raise StpredictError(
+            "a process that cut patches was ended, perhaps for want of memory; the same command goes on where it "
+            "stopped."
+        ) from error
+    finally:
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
-        if isinstance(error, BrokenProcessPool):
-            raise StpredictError(
-                "a process that cut patches was ended, perhaps for want of memory; the same command goes on where it "
-                "stopped."
-            ) from error
-        raise
-    finally:
         pool.shutdown(cancel_futures=True)

@@ -10,8 +10,9 @@ import numpy as np
 
 from stpredict.arrays import Int, UInt8
 from stpredict.data.section import Section, without_counts
-from stpredict.data.section_files import Cut, cut_section
+from stpredict.data.section_files import Cut, cut_patches
 from stpredict.data.stored_rows import StoredRows, stored_rows
+from stpredict.slides.slide import open_slide
 from stpredict.slides.views import patch_shape
 from stpredict.storage.new_hdf5 import new_hdf5
 
@@ -64,7 +65,10 @@ class SectionPatches:
         with new_hdf5(path) as file:
             shape = (len(section.centres), *patch_shape(self.how.patch_px, self.how.views))
             wanted = [(section.centres, file.create_dataset("patches", shape, np.uint8))]
-            cut_section(section, self.how, wanted, lambda note: self._tell(f"{section.name}: {note}"))
+            with open_slide(section.image) as slide:
+                cut_patches(slide, section, self.how, wanted)
+                for note in slide.notes:
+                    self._tell(f"{section.name}: {note}")
         return stored_rows(path, "patches")
 
     def _tell(self, line: str) -> None:

@@ -20,6 +20,7 @@ from stpredict.data.patches_elsewhere import patches_folder
 from stpredict.data.section import Section
 from stpredict.data.tiles import Tiles, read_tiles
 from stpredict.errors import StpredictError
+from stpredict.slides.slide import Slide
 
 HOW = {"patch_px": 32, "unlabelled": 9, "report": lambda _: None}
 
@@ -52,15 +53,15 @@ def test_processes_cut_what_one_does(dataset: Path, tmp_path: Path, request: pyt
 
 
 def test_a_call_that_was_cut_short_goes_on_with_the_next_section(dataset: Path, tmp_path: Path, monkeypatch):
-    sections, path, cut_section = read_dataset(dataset), tmp_path / "x.tiles.h5", section_files.cut_section
+    sections, path, cut_patches = read_dataset(dataset), tmp_path / "x.tiles.h5", section_files.cut_patches
 
-    def fail_later(section: Section, *others: Any) -> None:
-        cut_section(section, *others)
+    def fail_later(slide: Slide, section: Section, *others: Any) -> None:
+        cut_patches(slide, section, *others)
         if section.name == "A2":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(section_files, "cut_section", fail_later)
+        patched.setattr(section_files, "cut_patches", fail_later)
         write_tiles(sections, path, **HOW)
     assert not path.exists()
     begun = files_of(path)

@@ -36,7 +36,7 @@ def test_patches_are_the_same_in_any_order_and_one_section_is_on_the_disk(coarse
     folder.mkdir()
     n, cut = len(tiles.spot), []
     monkeypatch.setattr(
-        section_patches, "cut_section", lambda section, *rest: cut.append(section.name) or CUT(section, *rest)
+        section_patches, "cut_patches", lambda slide, one, *rest: cut.append(one.name) or CUT(slide, one, *rest)
     )
     source = SectionPatches(sections, how, folder, print)
     for i in range(n):
@@ -49,7 +49,7 @@ def test_patches_are_the_same_in_any_order_and_one_section_is_on_the_disk(coarse
     assert source.read([]).shape == (0, *tiles.read_patches([0]).shape[1:])
 
 
-CUT = section_patches.cut_section
+CUT = section_patches.cut_patches
 
 
 def test_a_folder_scores_as_its_tiles_do(tiles, coarse_dataset: Path, tmp_path: Path):
