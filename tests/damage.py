@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import shutil
 import sys
 import time
 from collections import Counter
@@ -106,12 +107,16 @@ def try_kind(
     """Outcomes of a kind's files by way of damaging, `counts` of each, and a line for each defect."""
     from strangers_files import mutate
 
+    from stpredict.data.patches_elsewhere import patches_folder
+
     content = originals[kind].read_bytes()
     donor = originals["PNG" if kind == "JPEG" else "JPEG"].read_bytes()
     folder = scratch / "damaged"  # of its own: OpenSlide looks for other files of a DICOM series beside a file
     folder.mkdir(exist_ok=True)
     path = folder / originals[kind].name
     path.write_bytes(content)
+    if (patches := patches_folder(originals[kind])).exists():
+        shutil.copytree(patches, folder / patches.name, dirs_exist_ok=True)
     state, original = one.use(kind, path)
     assert state == "used", f"{kind}: {original}"
     found: Tally = {mutation: Counter() for mutation in counts}

@@ -26,6 +26,8 @@ from stpredict.data.cutting import write_tiles
 from stpredict.data.h5ad import read_h5ad
 from stpredict.data.matrices import read_10x
 from stpredict.data.panel import read_gene_list
+from stpredict.data.patch_formats import stored_patches
+from stpredict.data.patches_elsewhere import patches_folder
 from stpredict.data.rows import read_rows
 from stpredict.data.section import Section
 from stpredict.data.space_ranger import read_positions, read_scale
@@ -68,6 +70,7 @@ def make_tables(folder: Path, image: Path) -> dict[str, Path]:
     )
     section = Section("S1", "P1", image, Mpp(0.5, 0.5), names, centres, GENES, csr_array(counts))
     write_tiles([section], folder / "S1.tiles.h5", patch_px=16, unlabelled=8, report=lambda _: None)
+    shutil.copy(next(patches_folder(folder / "S1.tiles.h5").iterdir()), folder / "S1-patches.h5")
     (folder / "list.csv").write_text(
         "slide,mpp,mask,out\n" + "".join(f"s{i}.svs,0.5,m{i}.geojson,o\n" for i in range(9))
     )
@@ -109,6 +112,10 @@ def use_tiles(path: Path) -> str:
     return _digest(*labels, tiles.genes, tiles.counts, patches.tobytes())
 
 
+def use_patches(path: Path) -> str:
+    return _digest(stored_patches(path, "img", (16, 16, 3)).read(range(N_SPOTS)).tobytes())
+
+
 def use_mask(path: Path) -> str:
     slide = SimpleNamespace(dimensions=(SIDE_PX, SIDE_PX), bounds=Bounds(0, 0, SIDE_PX, SIDE_PX), path=Path("s.svs"))
     centres = np.mgrid[0:SIDE_PX:8, 0:SIDE_PX:8].reshape(2, -1).T.astype(float)
@@ -130,6 +137,7 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "Space Ranger scale": ("scalefactors_json.json", lambda path: _digest(read_scale(path))),
     "AnnData counts": ("counts.h5ad", use_h5ad),
     "tiles": ("S1.tiles.h5", use_tiles),
+    "patches of a section": ("S1-patches.h5", use_patches),
     "list of slides": ("list.csv", lambda path: _digest(find_jobs([f"@{path}"], Path("out"), lambda _: None))),
     "list of sections": ("sections.csv", lambda path: _digest(read_rows(path.parent))),
     "list of genes": ("genes.npy", lambda path: _digest(read_gene_list(path))),

@@ -28,6 +28,7 @@ from stpredict.data.stored_patches import StoredPatches
 from stpredict.data.tables import IMAGES, joined, read_table
 from stpredict.errors import DatasetError
 from stpredict.slides.slide import PLAUSIBLE_MPP, Mpp
+from stpredict.storage.stored_text import read_text
 
 #: The side of the squares, um, to which HEST-1k pools transcripts and bins, by technology. Its `spot_diameter` gives
 #: nothing for Xenium, and for Visium HD the size of the bins.
@@ -113,7 +114,7 @@ def with_patches(section: Section, path: Path, spots_file: str) -> Section:
 
 def _read_barcodes(path: Path) -> tuple[int, float, list[str]]:
     """A file's patches: their size in pixels, a pixel's size in um, and their spots' names. Raises DatasetError."""
-    with opened_hdf5(path) as file:
+    with opened_hdf5(path, check_heaps=False) as file:  # they are large
         images, barcodes = file.get("img"), file.get("barcode")
         if not isinstance(images, h5py.Dataset) or not isinstance(barcodes, h5py.Dataset):
             raise ValueError("it needs the data sets img and barcode")
@@ -122,8 +123,12 @@ def _read_barcodes(path: Path) -> tuple[int, float, list[str]]:
             raise ValueError("img must be bytes, patches x P x P x 3")
         if barcodes.shape not in ((n,), (n, 1)):
             raise ValueError(f"barcode must name each of its {n} patches")
-        names = [name.decode() if isinstance(name, bytes) else str(name) for name in barcodes[()].ravel().tolist()]
-        mpp = float(images.attrs.get("pixel_size", file.attrs.get("pixel_size", PATCH_MPP)))
+        is_text = h5py.check_string_dtype(barcodes.dtype)
+        names = read_text(barcodes) if is_text else [str(number) for number in barcodes[()].ravel()]
+        stated = next((one.attrs for one in (images, file) if "pixel_size" in one.attrs), None)
+        if stated and stated.get_id("pixel_size").dtype.kind not in "iuf":
+            raise ValueError("its pixel_size is no number")
+        mpp = float(stated["pixel_size"]) if stated else PATCH_MPP
         if not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
             raise ValueError(f"its pixel_size is {mpp:g} um")
         return int(shape[0]), mpp, names

@@ -13,6 +13,7 @@ import numpy as np
 import simplejpeg
 
 from stpredict.arrays import Int, UInt8
+from stpredict.data.hdf5 import opened_hdf5
 from stpredict.data.stored_rows import CUT_AGAIN, StoredRows, stored_rows
 from stpredict.errors import DatasetError
 
@@ -102,8 +103,8 @@ class StoredJpegs:
 
 
 def stored_patches(path: Path, name: str, shape: tuple[int, ...]) -> StoredRows | StoredJpegs:
-    """The patches of a `shape` in a tiles file, pixels or JPEG. Raises DatasetError if JPEGs are not all there."""
-    with h5py.File(path) as file:
+    """The patches of a `shape` in a file, pixels or JPEG. Raises DatasetError if it is damaged, or lacks some JPEGs."""
+    with opened_hdf5(path, check_heaps=False) as file:
         group = file[name]
         if isinstance(group, h5py.Dataset):
             return stored_rows(path, name)

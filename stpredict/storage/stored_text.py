@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import h5py
+import numpy as np
 
 #: Bytes of a reference to a text, of a heap's header, and of the header of each text in a heap.
 HEAD_BYTES = 16
@@ -22,7 +23,7 @@ BLOCK_BYTES = 16 << 20
 
 
 def read_text(dataset: h5py.Dataset) -> list[str]:
-    """The texts of a data set; one text for a scalar. Raises ValueError or OSError if they are damaged."""
+    """The texts of a data set, one after the other. Raises ValueError or OSError if they are damaged."""
     kind = h5py.check_string_dtype(dataset.dtype)
     if kind is None:
         raise ValueError(f"{dataset.name} is no text")
@@ -31,8 +32,7 @@ def read_text(dataset: h5py.Dataset) -> list[str]:
             _check_heaps(dataset)
         except (struct.error, zlib.error) as error:
             raise ValueError(f"{dataset.name} ends early, or is damaged") from error
-    texts = dataset.asstr()[()]
-    return [texts] if dataset.shape == () else [str(text) for text in texts]
+    return [str(text) for text in np.ravel(dataset.asstr()[()])]
 
 
 def check_all_heaps(path: Path) -> None:

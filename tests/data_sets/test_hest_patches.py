@@ -235,6 +235,10 @@ def no_such_size(file: h5py.File) -> None:
     file["img"].attrs["pixel_size"] = np.nan
 
 
+def size_in_words(file: h5py.File) -> None:
+    file["img"].attrs["pixel_size"] = "half a micrometre"
+
+
 def no_patches(file: h5py.File) -> None:
     del file["img"]
 
@@ -249,6 +253,7 @@ def no_patches(file: h5py.File) -> None:
         (too_few_names, "barcode must name each of its 30 patches"),
         (nobody_known, "no spot in common"),
         (no_such_size, "its pixel_size is nan um"),
+        (size_in_words, "its pixel_size is no number"),
         (no_patches, "it needs the data sets img and barcode"),
     ],
 )
@@ -260,6 +265,22 @@ def test_patches_that_are_none_are_named_with_a_way_out(without_slides: Path, da
     assert "SPA12.h5" in str(refused.value)
     assert what in str(refused.value)
     assert "; download it again, or put the slide into wsis/, or" in str(refused.value)
+
+
+def test_names_of_any_kind_of_text_are_read_unless_their_heap_is_damaged(without_slides: Path):
+    path = without_slides / "patches" / "SPA12.h5"
+    expected = [section.spot_names for section in read_dataset(without_slides)]
+    with h5py.File(path, "r+") as file:
+        names = file["barcode"].asstr()[:].astype(object)
+        del file["barcode"]
+        file["barcode"] = names.astype(h5py.string_dtype())
+    assert [section.spot_names for section in read_dataset(without_slides)] == expected
+    content = bytearray(path.read_bytes())
+    heap = content.rindex(b"GCOL", 0, content.index(str(names.ravel()[0]).encode(), content.index(b"GCOL")))
+    content[heap + 16 : heap + 32] = bytes(16)
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"SPA12\.h5: .*heap of text is damaged.*; download it again"):
+        read_dataset(without_slides)
 
 
 def test_a_file_of_patches_that_was_cut_short_is_named(without_slides: Path):
