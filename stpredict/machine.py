@@ -115,7 +115,7 @@ def demand_working_folder() -> None:
     """Raises UsageError if the working folder was removed. Torch ends the process if it loads in such a folder."""
     try:
         Path.cwd()
-    except OSError as error:
+    except FileNotFoundError as error:
         raise UsageError("the working folder was removed; change to a folder that exists.") from error
 
 

@@ -109,7 +109,8 @@ def use_tiles(path: Path) -> str:
     tiles = read_tiles(path)
     patches = tiles.read_patches(range(len(tiles.spot)))
     labels = (tiles.spot.tolist(), tiles.section.tolist(), tiles.patient.tolist(), tiles.centres.tolist())
-    return _digest(*labels, tiles.genes, tiles.counts, patches.tobytes())
+    places = tiles.read_patches(range(len(tiles.unlabelled_section)), unlabelled=True)
+    return _digest(*labels, tiles.genes, tiles.counts, patches.tobytes(), places.tobytes())
 
 
 def use_patches(path: Path) -> str:

@@ -1,11 +1,11 @@
-"""Cut the patches of measured sections, and write them with counts and positions for `train` to read."""
+"""Cut the patches of measured sections, and write tiles for `train` to read."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import h5py
@@ -15,10 +15,10 @@ from stpredict.arrays import Float, Int
 from stpredict.data.coverage import widest
 from stpredict.data.gene_mask import about_genes, measured_genes
 from stpredict.data.genes import ids_of, one_table
-from stpredict.data.patch_formats import PatchFormat
-from stpredict.data.patches_elsewhere import name_patches, patches_folder
+from stpredict.data.patch_formats import QUALITY, PatchFormat
+from stpredict.data.patches_elsewhere import name_patches, named_patches, patches_folder
 from stpredict.data.section import WHERE_TO_PUT_SLIDES, Section, demand_slides
-from stpredict.data.section_files import Cut, cut_files, remove_others
+from stpredict.data.section_files import Cut, cut_files
 from stpredict.data.section_log import section_log, tell_together
 from stpredict.data.tiles import FORMAT_VERSION, aligned
 from stpredict.data.twins import find_twins
@@ -70,18 +70,19 @@ def write_tiles(
         report(f"no unlabelled patches of {some(s.name for s in sections if s.patches)}, as the slides are not there")
     spot_diameter_um, pitch_um = usual_size(sections, report)
     tell, folder, how = section_log(sections, report), patches_folder(path), Cut(patch_px, views, mpp, threads)
+    before = named_patches(path)
     files: dict[str, Path] = {}
     with closing(cut_files(sections, share, seed, how, patch_format, folder, report)) as cut:
         for section in sections:
             if with_patches and not section.patches:
-                files[section.name] = next(cut).path
+                files[section.name] = next(cut)
             tell(section)
     text = h5py.string_dtype()
     with new_hdf5(path) as file:
         file.attrs.update(
             format="stpredict-tiles", format_version=FORMAT_VERSION, patch_px=patch_px, views=views, mpp=mpp,
             spot_diameter_um=spot_diameter_um, pitch_um=pitch_um, seed=seed, most_genes=widest(sections),
-            patch_format=patch_format,
+            **({"jpeg_quality": QUALITY} if patch_format == "jpeg" else {}),
         )  # fmt: skip
         if with_patches:
             name_patches(sections, share, files, path, file)
@@ -102,8 +103,9 @@ def write_tiles(
         if counts_only:
             _store_counts(counts_only, genes, file.create_group("counts_only"))
             report(f"counts of {len(counts_only)} more sections, without images")
-    if with_patches:
-        remove_others({*files.values()}, folder)
+    for left in before - {one.resolve() for one in files.values()}:
+        with suppress(OSError):  # another process reads it, on Windows
+            left.unlink()
     tell_together(sections, path.with_suffix(".csv") if keep_table else None, report)
 
 

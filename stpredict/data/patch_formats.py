@@ -1,4 +1,4 @@
-"""How a tiles file stores patches: their pixels, or JPEG, which takes a sixth of the disk and loses a little."""
+"""How a file stores patches: their pixels, or JPEG, which takes a sixth of the disk and loses a little."""
 
 from __future__ import annotations
 
@@ -56,7 +56,6 @@ class NewJpegs:
 
     def finish(self) -> None:
         self._group["start"], self._group["length"] = self._start, self._length
-        self._group.attrs["quality"] = QUALITY
 
 
 @dataclass(frozen=True)

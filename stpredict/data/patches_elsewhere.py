@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from stpredict.arrays import Int, UInt8
+from stpredict.data.hdf5 import opened_hdf5
 from stpredict.data.patch_formats import PatchSource, stored_patches
 from stpredict.data.section import Section
 from stpredict.data.stored_patches import IMAGES
@@ -72,7 +73,10 @@ class PatchesElsewhere:
             check_files(self.tiles, [known])
             if fingerprint_of(path) != known.fingerprint:
                 raise DatasetError(f"{self.tiles.name}: {path} is not the file it was cut with{WAY_OUT}")
-            self._opened[number] = stored_patches(path, self.name, self.patch)
+            source = stored_patches(path, self.name, self.patch)
+            if not 0 <= self.row[self.file == number].min() <= self.row[self.file == number].max() < source.n:
+                raise DatasetError(f"{self.tiles.name}: names patches that {path} does not hold{WAY_OUT}")
+            self._opened[number] = source
         return self._opened[number]
 
 
@@ -148,11 +152,23 @@ def _way_to(path: Path, tiles: Path) -> str:
         return there.as_posix()
 
 
+def named_patches(tiles: Path) -> set[Path]:
+    """The files beside a tiles file, in NAME.patches, that it names; none if it is not there or cannot be read."""
+    folder = patches_folder(tiles).resolve()
+    try:
+        with opened_hdf5(tiles) as file:
+            named = [path_of(tiles, one) for one in files_elsewhere(file)]
+    except DatasetError:
+        return set()
+    return {path for path in named if path.parent == folder}
+
+
 def files_elsewhere(file: h5py.File) -> list[PatchFile]:
     """The other files that a tiles file names. Raises ValueError, LookupError or TypeError if it does so wrongly."""
     if GROUP not in file:
         return []
-    return [*_of_group(file[GROUP], len(file["spot"]))[0]]
+    _of_group(file[UNLABELLED_GROUP], len(file["unlabelled/section"]))
+    return _of_group(file[GROUP], len(file["spot"]))[0]
 
 
 def _of_group(group: h5py.Group, n: int) -> tuple[list[PatchFile], Int, Int]:
@@ -160,7 +176,7 @@ def _of_group(group: h5py.Group, n: int) -> tuple[list[PatchFile], Int, Int]:
     found = json.loads(group["files"].asstr()[()])
     number, row = (group[name][:] for name in ("file", "row"))
     if not number.shape == row.shape == (n,) or (n and not 0 <= number.min() <= number.max() < len(found)):
-        raise ValueError("it does not say which file has which spot's patch")
+        raise ValueError("it does not say which file has which patch")
     return [PatchFile(str(one["path"]), int(one["n_bytes"]), str(one["fingerprint"])) for one in found], number, row
 
 
@@ -169,7 +185,9 @@ def patches_of(tiles: Path, patch: tuple[int, ...], unlabelled: bool = False) ->
     of_spots, of_places = (GROUP, IMAGES, "spot"), (UNLABELLED_GROUP, UNLABELLED, "unlabelled/section")
     group, name, label = of_places if unlabelled else of_spots
     with h5py.File(tiles) as file:
-        if group in file:
-            files, number, row = _of_group(file[group], len(file[label]))
-            return PatchesElsewhere(tiles, files, name, number, row, patch)
-    return stored_patches(tiles, "unlabelled/patches" if unlabelled else "patches", patch)
+        there = group in file
+    if not there:
+        return stored_patches(tiles, "unlabelled/patches" if unlabelled else "patches", patch)
+    with opened_hdf5(tiles) as file:
+        files, number, row = _of_group(file[group], len(file[label]))
+    return PatchesElsewhere(tiles, files, name, number, row, patch)

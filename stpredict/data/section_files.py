@@ -5,27 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence, Set
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from stpredict.arrays import Float
-from stpredict.data.hdf5 import HDF5_ERRORS
-from stpredict.data.patch_formats import NewJpegs, NewPatches, PatchFormat, stored_patches
-from stpredict.data.patches_elsewhere import UNLABELLED
+from stpredict.data.patch_formats import QUALITY, NewJpegs, NewPatches, PatchFormat
+from stpredict.data.patches_elsewhere import UNLABELLED, fingerprint_of
 from stpredict.data.places import tissue_places
 from stpredict.data.section import Section, without_counts
 from stpredict.data.stored_patches import IMAGES
-from stpredict.errors import DatasetError, StpredictError
-from stpredict.slides.levels import on_readable_levels
+from stpredict.errors import StpredictError
+from stpredict.search_path import working_folder_left_out
+from stpredict.slides.levels import leave_out, on_readable_levels
 from stpredict.slides.raster import make_raster, read_patches
 from stpredict.slides.slide import Mpp, Slide, open_slide
 from stpredict.slides.views import Views, patch_shape
@@ -37,6 +40,8 @@ VERSION = 1
 WORTH_PROCESSES = 2000
 #: Threads of one process. On two cores, two threads of one process are a fifth faster than two processes.
 THREADS = 4
+#: An attribute: the state of the random numbers after the section's places were drawn, and notes on its slide.
+ABOUT = "about"
 #: Centres of patches to cut, and where the patches go.
 Wanted = tuple[Float, NewPatches]
 
@@ -52,110 +57,116 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class SectionFile:
-    """A file to be: the patches of a section's spots and, once they are drawn, of further `places`."""
+class Task:
+    """Patches to cut: of a section's spots, and of further `places` (n x 2, level-0 pixels)."""
 
-    path: Path
+    folder: Path
+    name: str  # of the file, but for its content
     section: Section
+    places: Float
     how: Cut
     patch_format: PatchFormat
-    places: Float  # n x 2, level-0 pixels
-    drawn: str = ""  # the state of the random numbers after the places were drawn
-
-    @property
-    def wanted(self) -> dict[str, Float]:
-        """The centres of patches by the name of their data set."""
-        both = {IMAGES: self.section.centres, UNLABELLED: self.places}
-        return {name: centres for name, centres in both.items() if len(centres)}
+    drawn: Any  # the state of the random numbers after the places were drawn, None if there are none
+    unreadable: frozenset[int]  # levels of the slide
 
 
 def cut_files(
     sections: Sequence[Section], share: Sequence[int], seed: int, how: Cut, patch_format: PatchFormat, folder: Path,
     report: Callable[[str], None],
-) -> Generator[SectionFile, None, None]:  # fmt: skip
+) -> Generator[Path, None, None]:  # fmt: skip
     """Cut the sections that have slides into files in `folder`, and `share` further places of each.
 
     Yields each section's file once it is there, in their order. A file that is there already is not cut again: its name
-    tells its slide, its places and how it was cut. Raises SlideError if a slide cannot be read, DatasetError if it
-    shows no tissue, and StpredictError if a process was lost; files that are whole stay.
+    tells its slide, its places, how it was cut, and its content. Raises SlideError if a slide cannot be read,
+    DatasetError if it shows no tissue, and StpredictError if a process was lost; files that are whole stay.
     """
     due = [(section, n) for section, n in zip(sections, share, strict=True) if not section.patches]
     n_patches = sum(len(section.centres) + n for section, n in due)
     n_processes = min(how.threads // THREADS, len(due)) if n_patches >= WORTH_PROCESSES else 1
     rng = np.random.default_rng(seed)
-    with _processes(n_processes) as pool:
+    with _processes(n_processes) as pool, _removed_if_empty(folder):
 
-        def begin(section: Section, n: int) -> tuple[SectionFile, list[str] | Future[list[str]]]:
+        def begin(section: Section, n: int) -> tuple[Path, list[str]] | Future[tuple[Path, list[str]]]:
             with open_slide(section.image) as slide:
-                file = _file_of(slide, section, n, rng, how, patch_format, folder)
-                if _is_whole(file, n, rng):
-                    return file, []
-                places = tissue_places(slide, section, n, rng) if n else file.places
-                file = replace(file, places=places, drawn=json.dumps(rng.bit_generator.state))
-                return file, pool.submit(_cut_file, file, how.threads // n_processes) if pool else _write(file, slide)
+                name = _name(slide, section, n, rng, how, patch_format)
+                if found := _whole_file(folder, name):
+                    drawn, notes = _read_about(found)
+                    rng.bit_generator.state = drawn or rng.bit_generator.state
+                    return found, notes
+                places = tissue_places(slide, section, n, rng) if n else np.empty((0, 2))
+                drawn = rng.bit_generator.state if n else None
+                task = Task(
+                    folder, name, without_counts(section), places, how, patch_format, drawn, frozenset(slide.unreadable)
+                )
+                return pool.submit(_cut_anew, task, how.threads // n_processes) if pool else _write(task, slide)
 
         begun = (begin(section, n) for section, n in due)
-        for file, notes in [*begun] if pool else begun:
-            for note in notes.result() if isinstance(notes, Future) else notes:
-                report(f"{file.section.name}: {note}")
-            yield file
+        for (section, _), what in zip(due, [*begun] if pool else begun, strict=True):
+            path, notes = what.result() if isinstance(what, Future) else what
+            for note in notes:
+                report(f"{section.name}: {note}")
+            yield path
 
 
-def _file_of(
-    slide: Slide, section: Section, n: int, rng: np.random.Generator, how: Cut, patch_format: PatchFormat, folder: Path
-) -> SectionFile:  # fmt: skip
-    """The file of a section, whose places are not drawn yet."""
-    drawn_from = (n, rng.bit_generator.state) if n else ()
-    asked = (VERSION, slide.fingerprint(), section.mpp, asdict(replace(how, threads=1)), patch_format, drawn_from)
+@contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it is not there, or holds files
+            folder.rmdir()
+
+
+def _name(
+    slide: Slide, section: Section, n: int, rng: np.random.Generator, how: Cut, patch_format: PatchFormat
+) -> str:  # fmt: skip
+    """The name of a section's file, but for its content: a hash of everything that the patches come from."""
+    drawn_from = (n, rng.bit_generator.state, section.spot_diameter_um) if n else ()
+    stored_as = (patch_format, QUALITY) if patch_format == "jpeg" else (patch_format,)
+    of_slide = (slide.fingerprint(), fingerprint_of(section.image), section.mpp)
+    asked = (VERSION, of_slide, asdict(replace(how, threads=1)), stored_as, drawn_from)
     digest = hashlib.sha256(json.dumps(asked).encode())
     digest.update(np.ascontiguousarray(section.centres, dtype=float).tobytes())
     readable = re.sub(r"[^\w-]+", "_", section.name)[:40]
-    path = folder / f"{readable}-{digest.hexdigest()[:12]}.h5"
-    return SectionFile(path, without_counts(section), how, patch_format, np.empty((0, 2)))
+    return f"{readable}-{digest.hexdigest()[:12]}"
 
 
-def _is_whole(file: SectionFile, n: int, rng: np.random.Generator) -> bool:
-    """Whether the file is there, with `n` further places, and is not cut short.
-
-    If so, `rng` goes on as if the places had just been drawn.
-    """
-    shape, expected = patch_shape(file.how.patch_px, file.how.views), {IMAGES: len(file.section.centres), UNLABELLED: n}
-    try:
-        for name, n_patches in expected.items():
-            if n_patches and stored_patches(file.path, name, shape).n != n_patches:
-                return False
-        with h5py.File(file.path) as hdf5:
-            rng.bit_generator.state = json.loads(hdf5.attrs["drawn"])
-    except (*HDF5_ERRORS, DatasetError):
-        return False
-    return True
+def _whole_file(folder: Path, name: str) -> Path | None:
+    """The file of this name whose content is what its name tells."""
+    return next((path for path in folder.glob(f"{name}-*.h5") if path.stem == f"{name}-{_content(path)}"), None)
 
 
-def remove_others(files: Set[Path], folder: Path) -> None:
-    """Remove from `folder` all files but these: those of sections that were cut otherwise, or are no longer wanted."""
-    for path in folder.glob("*.h5"):
-        if path not in files:
-            path.unlink()
-    with suppress(OSError):  # it is not there, or not empty
-        folder.rmdir()
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-def _cut_file(file: SectionFile, threads: int) -> list[str]:
-    with open_slide(file.section.image) as slide:
-        return _write(replace(file, how=replace(file.how, threads=threads)), slide)
+def _read_about(path: Path) -> tuple[Any, list[str]]:
+    with h5py.File(path) as hdf5:
+        about = json.loads(hdf5.attrs[ABOUT])
+    return about["drawn"], about["notes"]
 
 
-def _write(file: SectionFile, slide: Slide) -> list[str]:
-    """Cut a section's file from its slide; returns what the slide's reader noted."""
-    file.path.parent.mkdir(exist_ok=True)
-    with new_hdf5(file.path) as hdf5:
-        hdf5.attrs["drawn"] = file.drawn
-        wanted = [(centres, _new_patches(hdf5, name, len(centres), file)) for name, centres in file.wanted.items()]
-        cut_patches(slide, file.section, file.how, wanted)
+def _cut_anew(task: Task, threads: int) -> tuple[Path, list[str]]:
+    with open_slide(task.section.image) as slide:
+        leave_out(slide, task.unreadable)
+        return _write(replace(task, how=replace(task.how, threads=threads)), slide)
+
+
+def _write(task: Task, slide: Slide) -> tuple[Path, list[str]]:
+    """Cut a section's file from its slide; returns its path, and what the slide's reader noted."""
+    task.folder.mkdir(exist_ok=True)
+    path = task.folder / f"{task.name}.h5"
+    with new_hdf5(path) as hdf5:
+        named = {IMAGES: task.section.centres, UNLABELLED: task.places}
+        wanted = [(at, _new_patches(hdf5, name, len(at), task)) for name, at in named.items() if len(at)]
+        cut_patches(slide, task.section, task.how, wanted)
         for _, patches in wanted:
             if isinstance(patches, NewJpegs):
                 patches.finish()
-    return [*slide.notes]
+        # Text of fixed length, as the library keeps it with the attribute
+        hdf5.attrs[ABOUT] = np.bytes_(json.dumps({"drawn": task.drawn, "notes": slide.notes}))
+    return path.replace(path.with_stem(f"{task.name}-{_content(path)}")), [*slide.notes]
 
 
 def cut_patches(slide: Slide, section: Section, how: Cut, wanted: Sequence[Wanted]) -> None:
@@ -172,10 +183,10 @@ def _cut(slide: Slide, slide_mpp: Mpp, how: Cut, wanted: Sequence[Wanted]) -> No
                     patches[i] = patch
 
 
-def _new_patches(hdf5: h5py.File, name: str, n: int, file: SectionFile) -> NewPatches:
-    if file.patch_format == "jpeg":
+def _new_patches(hdf5: h5py.File, name: str, n: int, task: Task) -> NewPatches:
+    if task.patch_format == "jpeg":
         return NewJpegs(hdf5, name, n)
-    dataset: NewPatches = hdf5.create_dataset(name, (n, *patch_shape(file.how.patch_px, file.how.views)), np.uint8)
+    dataset: NewPatches = hdf5.create_dataset(name, (n, *patch_shape(task.how.patch_px, task.how.views)), np.uint8)
     return dataset
 
 
@@ -186,9 +197,10 @@ def _processes(n: int) -> Iterator[ProcessPoolExecutor | None]:
         yield None
         return
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), _end_with_parent)
     try:
-        yield pool
+        with working_folder_left_out():
+            yield pool
     except BrokenProcessPool as error:
         raise StpredictError(
             "a process that cut patches was ended, perhaps for want of memory; the same command goes on where it "
@@ -198,3 +210,15 @@ def _processes(n: int) -> Iterator[ProcessPoolExecutor | None]:
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let this process end when its parent does, also if that is killed; it would wait for more work for ever."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

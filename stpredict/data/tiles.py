@@ -1,4 +1,4 @@
-"""Tiles: the patches, counts and positions of a data set in one HDF5 file, which training reads."""
+"""Tiles: an HDF5 file with the counts and positions of a data set and the names of the files that hold its patches."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Tiles:
     most_genes: int = 0  # the most that a section measured; older files then left out genes that others lack
     measured: GeneMask | None = None  # which of the genes each section measured; None if all measured all
     technology: dict[str, str] = field(default_factory=dict)  # by section, if sections differ in genes
-    patch_format: str = "raw"  # how patches that were cut are stored
+    jpeg_quality: int | None = None  # of the patches that were cut; None if they are stored as pixels
 
     @cached_property
     def kin(self) -> Labels:
@@ -225,7 +225,7 @@ def read_tiles(path: Path) -> Tiles:
             most_genes=int(file.attrs.get("most_genes", len(genes))),
             measured=_read_mask(file, len(genes)),
             technology=json.loads(file["technology"].asstr()[()]) if "technology" in file else {},
-            patch_format=str(file.attrs.get("patch_format", "raw")),
+            jpeg_quality=int(file.attrs["jpeg_quality"]) if "jpeg_quality" in file.attrs else None,
         )
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from stpredict.data.patch_formats import QUALITY
 from stpredict.data.tiles import Measured, Tiles
 from stpredict.errors import some, some_of
 from stpredict.evaluation.splits import DEPTH_CONTROLLED, evaluate_split
@@ -166,7 +165,7 @@ def write_trained(
         "spots": len(rows),
         "unlabelled_patches": int(np.isin(run.tiles.unlabelled_section, trained.sections).sum()),
         **run.tiles.coarse(trained.sections),
-        **({"patch_format": f"JPEG of quality {QUALITY}"} if run.tiles.patch_format == "jpeg" else {}),
+        **({"patch_format": f"JPEG of quality {quality}"} if (quality := run.tiles.jpeg_quality) else {}),
         **counted_only(run.tiles, trained.counts_from),
         **({"bank": describe_bank(trained.network)} if isinstance(trained.network, BankNetwork) else {}),
     }

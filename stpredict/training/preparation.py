@@ -125,7 +125,7 @@ def prepare_run(
         discard(folder)
     with output_folders(folder):
         if not checked.begun:
-            for left in (TILES, FEATURES, ENCODED, BROKEN):
+            for left in (FEATURES, ENCODED, BROKEN):
                 (folder / left).unlink(missing_ok=True)
             shutil.rmtree((folder / ENCODED).with_suffix(PARTS), ignore_errors=True)
         if checked.sections:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -36,3 +37,23 @@ def write_hest(folder: Path, region: np.ndarray) -> Path:
     (folder / "HEST_v1_1_0.csv").write_text("\n".join([*lines, "Third,TENX1,,Xenium,,"]) + "\n")
     (folder / "patches" / "NCBI700.h5").write_bytes(b"not read")
     return folder
+
+
+def leave_patches_alone(hest: Path, region: np.ndarray) -> Path:
+    """The same data as most people have them: patches in an order of their own, of all spots but the last."""
+    for path in (hest / "wsis").iterdir():
+        path.unlink()
+    (hest / "wsis").rmdir()
+    order = np.random.default_rng(0).permutation(len(CENTRES) - 1)
+    for name in ("NCBI700", "SPA12"):
+        with h5py.File(hest / "patches" / f"{name}.h5", "w") as file:
+            patches = [cut(region, *CENTRES[i]) for i in order] + [np.zeros((224, 224, 3), np.uint8)]
+            file.create_dataset("img", data=np.array(patches), chunks=(1, 224, 224, 3))
+            file["barcode"] = np.array([[f"{i:03}x001".encode()] for i in [*order, 999]])
+            file["coords"] = np.array([CENTRES[i] - 112 for i in [*order, 0]], dtype=int)
+            file["img"].attrs["patch_size"] = 224
+    return hest
+
+
+def cut(region: np.ndarray, x: float, y: float) -> np.ndarray:
+    return region[int(y) - 112 : int(y) + 112, int(x) - 112 : int(x) + 112]

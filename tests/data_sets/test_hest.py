@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from calls import run
-from hest_to_read import CENTRES, COUNTS, write_hest
+from hest_to_read import CENTRES, COUNTS, leave_patches_alone, write_hest
 
 from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
@@ -133,4 +134,21 @@ def test_missing_and_damaged_files_are_named(hest: Path):
     (hest / "metadata" / "SPA12.json").unlink()
     (hest / "wsis" / "SPA12.tif").unlink()
     with pytest.raises(DatasetError, match="section SPA12 has no image"):
+        read_dataset(hest)
+
+
+def test_names_of_patches_are_any_kind_of_text_unless_their_heap_is_damaged(hest: Path, region: np.ndarray):
+    leave_patches_alone(hest, region)
+    path = hest / "patches" / "SPA12.h5"
+    expected = [section.spot_names for section in read_dataset(hest)]
+    with h5py.File(path, "r+") as file:
+        names = file["barcode"].asstr()[:].astype(object)
+        del file["barcode"]
+        file["barcode"] = names.astype(h5py.string_dtype())
+    assert [section.spot_names for section in read_dataset(hest)] == expected
+    content = bytearray(path.read_bytes())
+    heap = content.rindex(b"GCOL", 0, content.index(str(names.ravel()[0]).encode(), content.index(b"GCOL")))
+    content[heap + 16 : heap + 32] = bytes(16)
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"SPA12\.h5: .*heap of text is damaged.*; download it again"):
         read_dataset(hest)

@@ -11,7 +11,7 @@ import pytest
 from calls import run
 from conftest import SLIDE, make_model
 from encoders_to_try import Tiny, export
-from hest_to_read import CENTRES, COUNTS, write_hest
+from hest_to_read import CENTRES, COUNTS, cut, leave_patches_alone, write_hest
 from PIL import Image
 from results_to_draw import predict
 
@@ -30,25 +30,9 @@ def hest(tmp_path: Path, region: np.ndarray) -> Path:
     return write_hest(tmp_path, region)
 
 
-def cut(region: np.ndarray, x: float, y: float) -> np.ndarray:
-    return region[int(y) - 112 : int(y) + 112, int(x) - 112 : int(x) + 112]
-
-
 @pytest.fixture
 def without_slides(hest: Path, region: np.ndarray) -> Path:
-    """The same data as most people have them: patches in an order of their own, of all spots but the last."""
-    for path in (hest / "wsis").iterdir():
-        path.unlink()
-    (hest / "wsis").rmdir()
-    order = np.random.default_rng(0).permutation(len(CENTRES) - 1)
-    for name in ("NCBI700", "SPA12"):
-        with h5py.File(hest / "patches" / f"{name}.h5", "w") as file:
-            patches = [cut(region, *CENTRES[i]) for i in order] + [np.zeros((224, 224, 3), np.uint8)]
-            file.create_dataset("img", data=np.array(patches), chunks=(1, 224, 224, 3))
-            file["barcode"] = np.array([[f"{i:03}x001".encode()] for i in [*order, 999]])
-            file["coords"] = np.array([CENTRES[i] - 112 for i in [*order, 0]], dtype=int)
-            file["img"].attrs["patch_size"] = 224
-    return hest
+    return leave_patches_alone(hest, region)
 
 
 def test_many_sections_are_told_of_in_a_table(without_slides: Path, tmp_path: Path):
@@ -151,7 +135,7 @@ def test_tiles_that_name_their_files_wrongly_are_damaged(without_slides: Path, t
     write_tiles(read_dataset(without_slides), tiles, report=lambda _: None)
     with h5py.File(tiles, "r+") as file:
         file["elsewhere/file"][3] = 2
-    with pytest.raises(DatasetError, match="does not say which file has which spot's patch"):
+    with pytest.raises(DatasetError, match="does not say which file has which patch"):
         read_tiles(tiles)
 
 
@@ -265,22 +249,6 @@ def test_patches_that_are_none_are_named_with_a_way_out(without_slides: Path, da
     assert "SPA12.h5" in str(refused.value)
     assert what in str(refused.value)
     assert "; download it again, or put the slide into wsis/, or" in str(refused.value)
-
-
-def test_names_of_any_kind_of_text_are_read_unless_their_heap_is_damaged(without_slides: Path):
-    path = without_slides / "patches" / "SPA12.h5"
-    expected = [section.spot_names for section in read_dataset(without_slides)]
-    with h5py.File(path, "r+") as file:
-        names = file["barcode"].asstr()[:].astype(object)
-        del file["barcode"]
-        file["barcode"] = names.astype(h5py.string_dtype())
-    assert [section.spot_names for section in read_dataset(without_slides)] == expected
-    content = bytearray(path.read_bytes())
-    heap = content.rindex(b"GCOL", 0, content.index(str(names.ravel()[0]).encode(), content.index(b"GCOL")))
-    content[heap + 16 : heap + 32] = bytes(16)
-    path.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"SPA12\.h5: .*heap of text is damaged.*; download it again"):
-        read_dataset(without_slides)
 
 
 def test_a_file_of_patches_that_was_cut_short_is_named(without_slides: Path):

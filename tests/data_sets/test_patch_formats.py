@@ -37,7 +37,7 @@ def both(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest
 
 def test_jpegs_show_what_the_pixels_do_in_a_fraction_of_the_room(both):
     raw, jpeg = both
-    assert (raw.patch_format, jpeg.patch_format) == ("raw", "jpeg")
+    assert (raw.jpeg_quality, jpeg.jpeg_quality) == (None, 95)
     for unlabelled, n in ((False, len(raw.spot)), (True, len(raw.unlabelled_section))):
         order = np.random.default_rng(0).permutation(n)
         wanted, found = (tiles.read_patches(order, unlabelled).astype(int) for tiles in both)
@@ -99,6 +99,6 @@ def test_tiles_of_a_data_set_are_cut_as_jpeg_and_other_formats_are_refused(datas
     done = run("tile", dataset, "--patch-format", "jpeg", "-o", tmp_path)
     assert done.exit_code == 0, done.output
     (path,) = tmp_path.glob("*.tiles.h5")
-    assert read_tiles(path).patch_format == "jpeg"
+    assert read_tiles(path).jpeg_quality == 95
     refused = run("tile", dataset, "--patch-format", "png", "-o", tmp_path / "png")
     assert (refused.exit_code, "--patch-format png: choose from raw, jpeg" in refused.stderr) == (2, True)
