@@ -106,6 +106,8 @@ def stored_patches(path: Path, name: str, shape: tuple[int, ...]) -> StoredRows 
     with opened_hdf5(path, check_heaps=False) as file:
         group = file[name]
         if isinstance(group, h5py.Dataset):
+            if group.shape[1:] != shape:
+                raise ValueError(f"its patches are {group.shape[1:]}, not {shape}")
             return stored_rows(path, name)
         start, length, stored = group["start"][:], group["length"][:], group["bytes"]
         pieces = np.full(-(-len(stored) // PIECE_BYTES), -1, dtype=np.int64)
