@@ -1,4 +1,4 @@
-"""This machine: its cores, memory and instruction sets, and where compiled models are kept."""
+"""This machine and process: cores, memory, instruction sets, the working folder, and where compiled models are kept."""
 
 from __future__ import annotations
 

@@ -74,7 +74,8 @@ class PatchesElsewhere:
             if fingerprint_of(path) != known.fingerprint:
                 raise DatasetError(f"{self.tiles.name}: {path} is not the file it was cut with{WAY_OUT}")
             source = stored_patches(path, self.name, self.patch)
-            if not 0 <= self.row[self.file == number].min() <= self.row[self.file == number].max() < source.n:
+            rows = self.row[self.file == number]
+            if not 0 <= rows.min() <= rows.max() < source.n:
                 raise DatasetError(f"{self.tiles.name}: names patches that {path} does not hold{WAY_OUT}")
             self._opened[number] = source
         return self._opened[number]

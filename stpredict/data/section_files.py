@@ -84,7 +84,7 @@ def cut_files(
     n_patches = sum(len(section.centres) + n for section, n in due)
     n_processes = min(how.threads // THREADS, len(due)) if n_patches >= WORTH_PROCESSES else 1
     rng = np.random.default_rng(seed)
-    with _processes(n_processes) as pool, _removed_if_empty(folder):
+    with _removed_if_empty(folder), _processes(n_processes) as pool:
 
         def begin(section: Section, n: int) -> tuple[Path, list[str]] | Future[tuple[Path, list[str]]]:
             with open_slide(section.image) as slide:

@@ -133,8 +133,11 @@ class TiffSamples:
             dtype = level.dtype.newbyteorder(">" if page.parent.byteorder == ">" else "<")
             return np.frombuffer(stored, dtype).reshape(rows, page.imagewidth, per_pixel)
         stored = self._stored(page.dataoffsets[index], page.databytecounts[index])
+        is_jpeg = page.compression == COMPRESSION.JPEG
+        if is_jpeg and per_pixel != 4:
+            raise SlideError(cannot_decode(self._path, page.compression))
         try:
-            if page.compression == COMPRESSION.JPEG:
+            if is_jpeg:
                 rows = min(level.height, page.imagelength - place // level.columns * level.height)
                 return _strict_jpeg(stored, level, rows)
             if _claimed_pixels(stored) > MAX_SEGMENT_PIXELS:
@@ -316,8 +319,6 @@ def _stated(page: tifffile.TiffPage) -> float | None:
 
 def _strict_jpeg(stored: bytes, level: Level, rows: int) -> UInt8:
     """The stored samples of a JPEG of four components. imagecodecs would fill in damaged parts."""
-    if level.page.samplesperpixel != 4 or level.planes > 1:
-        raise NotImplementedError
     tables = (level.page.jpegtables or b"\xff\xd8\xff\xd9")[:-2]
     buffer = np.empty(4 * level.height * level.width, np.uint8)  # too small for an image that claims to be larger
     pixels: UInt8 = simplejpeg.decode_jpeg(tables + stored[2:], "CMYK", buffer=buffer, strict=True)
