@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from stpredict.arrays import Float, Int
 from stpredict.data.matrices import Matrix10x, read_10x, read_matrix
 from stpredict.data.tables import joined, read_table
-from stpredict.data.xenium_zarr import read_zarr_cells, read_zarr_matrix
+from stpredict.data.xenium_zarr import read_zarr_cells, read_zarr_matrix, read_zarr_transcripts
 from stpredict.errors import DatasetError, first_line
 
 #: Files of a run, the first that is there counts.
@@ -23,7 +23,7 @@ MATRICES = (
     "cell_feature_matrix/matrix.mtx",
 )  # fmt: skip
 CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv", "cells.zarr.zip")
-TRANSCRIPTS = "transcripts.parquet"
+TRANSCRIPTS = ("transcripts.parquet", "transcripts.zarr.zip")
 CELL_COLUMNS = ["cell_id", "x_centroid", "y_centroid"]
 TRANSCRIPT_COLUMNS = ["feature_name", "x_location", "y_location", "qv"]
 #: 10x Genomics counts transcripts of this quality, a Phred score, and better ones.
@@ -48,13 +48,11 @@ def read_pooled(place: Path, side_um: float) -> Pooled:
     matrix, cells = _first(place, MATRICES), _first(place, CELLS)
     if matrix and cells:
         return _of_cells(matrix, cells, side_um)
-    if (place / TRANSCRIPTS).exists():
-        return _of_transcripts(place / TRANSCRIPTS, side_um)
-    unread = place / "transcripts.zarr.zip"
-    hint = f"; {unread.name} is not read, so put {TRANSCRIPTS} of the same run there" if unread.exists() else ""
+    if transcripts := _first(place, TRANSCRIPTS):
+        return _of_transcripts(transcripts, side_um)
     raise DatasetError(
         f"{place}: holds neither cell_feature_matrix (.h5, .zarr.zip or a folder) with cells (.parquet, .csv.gz or "
-        f".zarr.zip), nor {TRANSCRIPTS}{hint}."
+        f".zarr.zip), nor transcripts (.parquet or .zarr.zip)."
     )
 
 
@@ -98,31 +96,15 @@ def _of_transcripts(path: Path, side_um: float) -> Pooled:
     """The transcripts of sufficient quality in squares, those outside cells too. Codes without a gene are left out."""
     genes: dict[str, int] = {}
     parts: list[tuple[Any, Any, Any]] = []  # squares, genes and counts of some transcripts
-    try:
-        import pyarrow.parquet as pq
-
-        file = pq.ParquetFile(path)
-        known = [*TRANSCRIPT_COLUMNS, *({"is_gene"} & set(file.schema_arrow.names))]
-        for batch in file.iter_batches(ROWS_AT_A_TIME, columns=known):
-            table = batch.to_pandas(strings_to_categorical=True)
-            table = table[table["is_gene"].astype(bool)] if "is_gene" in table else table
-            codes, names = pd.factorize(table["feature_name"])
-            spelt = [x.decode() if isinstance(x, bytes) else str(x) for x in names]
-            own = np.array([genes.setdefault(name, len(genes)) for name in spelt], dtype=np.int64)[codes]
-            good = (table["qv"] >= QUALITY).to_numpy() & (codes >= 0)
-            at_um = table[["x_location", "y_location"]].to_numpy(dtype=float)[good]
-            _demand_finite(at_um, path)
-            squares, member = _squares(at_um, side_um)
-            counts = csr_array((np.ones(len(member), np.float32), (member, own[good])), (len(squares), len(genes)))
-            counts.sum_duplicates()
-            of_square, of_gene = counts.nonzero()
-            parts.append((squares[of_square], of_gene, counts.data))
-    except ImportError as error:
-        raise DatasetError(f"{path}: reading it needs pyarrow, of stpredict's extra [train].") from error
-    except DatasetError:
-        raise
-    except Exception as error:  # pyarrow's own kinds among them
-        raise DatasetError(f"{path}: cannot be read as a table of transcripts ({first_line(error)}).") from error
+    for names, codes, at_um, quality in read_zarr_transcripts(path) if path.suffix == ".zip" else _read_table(path):
+        own = np.array([genes.setdefault(name, len(genes)) for name in names], dtype=np.int64)[codes]
+        good = quality >= QUALITY
+        _demand_finite(at_um[good], path)
+        squares, member = _squares(at_um[good], side_um)
+        counts = csr_array((np.ones(len(member), np.float32), (member, own[good])), (len(squares), len(genes)))
+        counts.sum_duplicates()
+        of_square, of_gene = counts.nonzero()
+        parts.append((squares[of_square], of_gene, counts.data))
     if not any(len(part[2]) for part in parts):
         raise DatasetError(f"{path}: holds no transcripts of quality {QUALITY} or more.")
     at, of_gene, numbers = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -134,6 +116,29 @@ def _of_transcripts(path: Path, side_um: float) -> Pooled:
         "as a matrix of cells is not there"
     )
     return Pooled(squares, list(genes), None, counts, (note,))
+
+
+def _read_table(path: Path) -> Iterator[tuple[list[str], Int, Float, Float]]:
+    """As `read_zarr_transcripts`, from a parquet table, some rows at a time."""
+    try:
+        import pyarrow.parquet as pq
+
+        file = pq.ParquetFile(path)
+        known = [*TRANSCRIPT_COLUMNS, *({"is_gene"} & set(file.schema_arrow.names))]
+        for batch in file.iter_batches(ROWS_AT_A_TIME, columns=known):
+            table = batch.to_pandas(strings_to_categorical=True)
+            table = table[table["is_gene"].astype(bool)] if "is_gene" in table else table
+            codes, names = pd.factorize(table["feature_name"])
+            spelt = [x.decode() if isinstance(x, bytes) else str(x) for x in names]
+            named = codes >= 0
+            at_um = table[["x_location", "y_location"]].to_numpy(dtype=float)[named]
+            yield spelt, codes[named], at_um, table["qv"].to_numpy(dtype=float)[named]
+    except ImportError as error:
+        raise DatasetError(f"{path}: reading it needs pyarrow, of stpredict's extra [train].") from error
+    except DatasetError:
+        raise
+    except Exception as error:  # pyarrow's own kinds among them
+        raise DatasetError(f"{path}: cannot be read as a table of transcripts ({first_line(error)}).") from error
 
 
 def _squares(at_um: Float, side_um: float) -> tuple[Int, Int]:

@@ -1,8 +1,12 @@
-"""Xenium's archives of zarr arrays, of format 2, as 10x Genomics describes them: of cells, and of their counts.
+"""Xenium's archives of zarr arrays, of format 2, as 10x Genomics describes them: cells, their counts, and transcripts.
 
 Of cells, `cell_id` is n x 2 (a number and a suffix) and `cell_summary` has the attribute `column_names`. Of counts, the
 group `cell_features` has `cell_id`, `data`, `indices` and `indptr` by feature, in newer versions `csc/` by cell, too,
 and the attributes `feature_keys` (symbols), `feature_ids` and `feature_types`.
+
+Of transcripts, each group in `grids/0` is a square of the section, with `location` (n x 3, um), `quality_score`,
+`gene_identity` (n x 1, a place in the attribute `gene_names`) and `valid`. The other levels of `grids` hold some of the
+same transcripts. Newer versions have `gene_category`, whose first column says which names are genes.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csc_array, csr_array
 
-from stpredict.arrays import Float
+from stpredict.arrays import Float, Int
 from stpredict.data.genes import whole_counts
 from stpredict.data.hdf5 import CLAIM_BYTES, CLAIM_RATIO
 from stpredict.data.matrices import GENE_EXPRESSION, Matrix10x, of_genes
@@ -56,6 +60,39 @@ def read_zarr_matrix(path: Path) -> Matrix10x:
         return of_genes(cells, symbols, ids, kinds, whole_counts(stored, path.name))
 
 
+def read_zarr_transcripts(path: Path) -> Iterator[tuple[list[str], Int, Float, Float]]:
+    """Genes' names, and for the transcripts of one square at a time the gene's number, place (n x 2, um) and quality.
+
+    Transcripts that 10x Genomics calls invalid, or that have no gene, are left out. Raises DatasetError if the archive
+    cannot be read.
+    """
+    with _opened(path) as root:
+        names = [str(name) for name in root.attrs["gene_names"]]
+        is_gene = np.ones(len(names), dtype=bool)
+        if "gene_category" in root:
+            is_gene = _array(root, "gene_category", path)[:, 0].astype(bool)
+            if len(is_gene) != len(names):
+                raise ValueError(f"{len(is_gene)} categories of {len(names)} names")
+        genes = [name for name, gene in zip(names, is_gene, strict=True) if gene]
+        number = np.where(is_gene, np.cumsum(is_gene) - 1, -1)
+        for square in sorted(root["grids/0"].group_keys()):
+            yield genes, *_transcripts_of(root, f"grids/0/{square}", number, path)
+
+
+def _transcripts_of(root: Any, square: str, number: Int, path: Path) -> tuple[Int, Float, Float]:
+    """Gene, place and quality of a square's valid transcripts; `number` is the gene of each name, or below 0."""
+    name, quality = (_array(root, f"{square}/{part}", path).ravel() for part in ("gene_identity", "quality_score"))
+    at_um = _array(root, f"{square}/location", path)[:, :2].astype(float)
+    valid = _array(root, f"{square}/valid", path).ravel() if f"{square}/valid" in root else np.ones(len(name))
+    if not len(name) == len(quality) == len(at_um) == len(valid):
+        raise ValueError(f"the arrays of {square} differ in length")
+    name = name.astype(np.int64)
+    named = (name >= 0) & (name < len(number))  # a code without a gene has the largest number that its type can hold
+    gene = np.where(named, number[np.where(named, name, 0)], -1)
+    kept = (gene >= 0) & (valid > 0)
+    return gene[kept], at_um[kept], quality[kept].astype(float)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
@@ -75,7 +112,7 @@ def _array(root: Any, name: str, path: Path) -> Any:
     """An array of numbers, read. Raises ValueError if it is another, or claims more than the archive can hold."""
     found = root[name]
     codecs = {getattr(codec, "codec_id", None) for codec in (*found.filters, *found.compressors)}
-    if np.dtype(found.dtype).kind not in "iuf" or not codecs <= CODECS:
+    if np.dtype(found.dtype).kind not in "iufb" or not codecs <= CODECS:
         raise ValueError(f"{name} is no array of numbers")
     if found.nbytes > max(CLAIM_BYTES, CLAIM_RATIO * path.stat().st_size):
         raise ValueError(f"{name} claims more data than the file can hold")

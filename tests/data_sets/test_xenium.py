@@ -222,16 +222,65 @@ def test_without_a_matrix_transcripts_are_pooled(xenium: Path, monkeypatch: pyte
     assert section.notes[0].startswith("transcripts of quality 20 or more are pooled to squares of 100 um, inside")
 
 
+#: Names in an archive of transcripts: gene, control, gene that has no transcript, gene.
+ZARR_NAMES = ["GNAS", "NegControlProbe_00042", "FASN", "DDX5"]
+UNKNOWN = 65535
+
+
+def write_zarr_transcripts(root: zarr.Group, newer: bool = True, shorter: bool = False) -> None:
+    """The transcripts of `write_transcripts` in two squares, with invalid ones and codes without a gene beside them."""
+    root.attrs["gene_names"] = ZARR_NAMES
+    if newer:
+        root.create_array("gene_category", data=np.array([[1, 0], [0, 1], [1, 0], [1, 0]], bool))
+    everything = np.array([0, 0, 3, 1, 3, 0, UNKNOWN], np.uint16)
+    at_um = np.c_[np.r_[AT_UM, AT_UM[:2]], np.zeros(7)].astype(np.float32)
+    quality = np.array([40.0, 20.0, 19.9, 40.0, 31.0, 40.0, 40.0], np.float32)
+    valid = np.array([1, 1, 1, 1, 1, 0, 1], np.uint8)
+    for level, rows in ((0, {"0,0": [0, 2, 5, 6], "1,0": [1, 3, 4]}), (1, {"0,0": [0, 4]})):
+        for square, own in rows.items():
+            group = root.create_group(f"grids/{level}/{square}")
+            group.create_array("gene_identity", data=everything[own, None])
+            group.create_array("quality_score", data=quality[own[1:] if shorter else own, None])
+            group.create_array("location", data=at_um[own])
+            group.create_array("valid", data=valid[own, None])
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["first releases", "newer ones"])
+def test_an_archive_of_transcripts_holds_the_same(xenium: Path, newer: bool):
+    run = xenium / "S1_outs"
+    (run / "cell_feature_matrix.h5").unlink()
+    write_transcripts(run, **({"is_gene": [True, True, True, False, True]} if newer else {}))
+    (expected,) = read_dataset(xenium)
+    (run / "transcripts.parquet").unlink()
+    in_zarr(run / "transcripts.zarr.zip", lambda root: write_zarr_transcripts(root, newer))
+    (found,) = read_dataset(xenium)
+    assert found.genes == ["GNAS", "FASN", "DDX5"]  # a gene of the panel without a transcript was measured, too
+    assert found.spot_names == expected.spot_names
+    np.testing.assert_array_equal(found.counts.toarray()[:, [0, 2]], expected.counts.toarray())
+    np.testing.assert_array_equal(found.centres, expected.centres)
+    assert found.notes[0] == expected.notes[0]
+
+
+def test_a_damaged_archive_of_transcripts_is_named(xenium: Path):
+    run = xenium / "S1_outs"
+    (run / "cell_feature_matrix.h5").unlink()
+    in_zarr(run / "transcripts.zarr.zip", lambda root: write_zarr_transcripts(root, shorter=True))
+    damaged = r"transcripts\.zarr\.zip: cannot be read, or is damaged"
+    with pytest.raises(DatasetError, match=rf"{damaged} \(the arrays of grids/0/0,0 differ in length"):
+        read_dataset(xenium)
+    (run / "transcripts.zarr.zip").write_bytes(b"no archive")
+    with pytest.raises(DatasetError, match=damaged):
+        read_dataset(xenium)
+
+
 def test_a_run_without_counts_is_refused_with_what_would_do(xenium: Path):
     run = xenium / "S1_outs"
     (run / "cell_feature_matrix.h5").unlink()
-    (run / "transcripts.zarr.zip").write_bytes(b"")
     with pytest.raises(DatasetError) as refused:
         read_dataset(xenium)
     assert str(refused.value).endswith(
         "S1_outs: holds neither cell_feature_matrix (.h5, .zarr.zip or a folder) with cells (.parquet, .csv.gz or "
-        ".zarr.zip), nor transcripts.parquet; transcripts.zarr.zip is not read, so put transcripts.parquet of the same "
-        "run there."
+        ".zarr.zip), nor transcripts (.parquet or .zarr.zip)."
     )
     (run / "transcripts.parquet").write_bytes(b"cut short")
     with pytest.raises(DatasetError, match=r"transcripts\.parquet: cannot be read as a table of transcripts"):
