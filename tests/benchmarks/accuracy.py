@@ -12,7 +12,8 @@ regression on the 52 colour and texture features:
   independent. Ridge regression runs along its eigenvectors, each penalised by the inverse square of its variance;
 - *small M2ORT*, trained on the spots, or before that taught on unlabelled patches what another predicts for them;
 - whole systems: M2ORT-Small, M2OST and TRIPLEX, all trained alike;
-- M2ORT *taught densely*: each of its tokens what the dictionary sees there, its head then fitted along programmes.
+- M2ORT *taught densely*: each of its tokens what the dictionary sees there, its head then fitted along programmes;
+- the same with other lessons: of squares around each token, or of tokens that are masked.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accuracy_lessons import LESSON_ROWS, teach_lessons
 from accuracy_networks import DENSE, RECIPES, SYSTEMS, teach_dense, train_student, train_system
 from accuracy_splits import SPLITS, Part, open_data, open_part, save
 from accuracy_tables import write_report
@@ -67,6 +69,7 @@ ROWS = {
     **{row: Row(f"small M2ORT, {recipe.words}", 3) for row, recipe in RECIPES.items()},
     **{row: Row(words, 3, ("C5", "B")) for row, words in SYSTEMS.items()},
     **{row: Row(words, 3) for row, (_, words, _) in DENSE.items()},
+    **{row: Row(words, 3) for row, words in LESSON_ROWS.items()},
 }
 #: Rows for which the dictionary describes patches in a way of their own; and those tested on others than fitted on.
 DESCRIBED = ("turned", "cropped", "many", "varied")
@@ -82,6 +85,8 @@ def predict_row(row: str, part: Part, seed: int, shared: Path) -> Float:
         return train_system(row, part, seed, shared)
     if row in DENSE:
         return teach_dense(row, part, seed, shared)
+    if row in LESSON_ROWS:
+        return teach_lessons(row, part, seed)
     return part.objective.expression(fit_described(row, part, seed))
 
 

@@ -1,0 +1,141 @@
+"""The rows of accuracy.py in which M2ORT is taught densely, but not as `stpredict train` does.
+
+- `m2ort-dense-around`: besides the lesson of its own square, each token learns the mean lesson of squares of twice and
+  four times the side around it, and of the four squares that lie half a token beside it, up or down and left or right;
+- `m2ort-dense-masked`: in half of the patches, a share of the tokens is replaced by a learnt one before the encoders
+  (He et al. 2022, CVPR, "Masked autoencoders are scalable vision learners"), and is taught its lesson all the same.
+  The other patches stay whole, as those are that it predicts from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from accuracy_splits import Part
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stpredict.arrays import Float, Int
+from stpredict.data.tiles import Tiles
+from stpredict.networks import FLAGSHIP, architecture_config
+from stpredict.networks.dictionary import Dictionary
+from stpredict.networks.m2ort import M2ORT, M2ORTConfig
+from stpredict.prediction.on_device import turned
+from stpredict.slides.symmetry import SYMMETRIES
+from stpredict.statistics.normalisation import NORMALISATIONS
+from stpredict.training.dense import BATCH, LESSONS, WHOLE_WEIGHT, DenselyTaught, Lessons, read_lessons, write_lessons
+from stpredict.training.dense import teach_densely as teach_own
+from stpredict.training.dictionary import learn_windows
+from stpredict.training.fit import Course, Step, fit, predict_z
+from stpredict.training.heads import describe_patches, fit_map, write_taught_head
+from stpredict.training.log import Log
+from stpredict.training.processes import in_bf16
+from stpredict.training.sampling import Stage
+from stpredict.training.settings import Settings, teach_learning_rate
+
+CPU = torch.device("cpu")
+LESSON_ROWS = {
+    "m2ort-dense-around": "`m2ort-dense`, each token taught also squares of twice and four times the side around its "
+    "own, and four that lie half a token beside it",
+    "m2ort-dense-masked": "`m2ort-dense`, taught with 40 % of the tokens masked in half of the patches",
+}
+#: How many lessons beside its own a token learns, two wider and four shifted, and what they weigh beside it.
+AROUND, AROUND_WEIGHT = 6, WHOLE_WEIGHT
+MASKED_TOKENS, MASKED_PATCHES = 0.4, 0.5
+
+
+def teach_lessons(row: str, part: Part, seed: int) -> Float:
+    """Expression of the tested spots by the flagship, taught as the row says; its head fitted along programmes."""
+    tiles, settings, folder = part.tiles, Settings(FLAGSHIP, seed=seed), part.scratch / "dense" / f"{row}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    course = Course(settings, Log(folder / "log.csv", lambda line: print(f"{row}: {line}", flush=True)), folder, CPU)
+    config = architecture_config(FLAGSHIP, n_genes=len(part.panel), patch_px=tiles.patch_px)
+    assert isinstance(config, M2ORTConfig)
+    torch.manual_seed(seed)
+    network = MaskedM2ORT(config) if row.endswith("masked") else M2ORT(config)
+    places = np.flatnonzero(np.isin(tiles.unlabelled_section, part.sections))
+    teacher, rows = learn_windows(tiles, part.sections, 1, seed), np.flatnonzero(part.train)
+    lessons = (teach_around if row.endswith("around") else teach_own)(network, teacher, tiles, places, course)
+    said = read_lessons(lessons, describe_patches(network, tiles, rows, CPU))
+    found, _ = fit_map(said, rows, tiles, part.panel, part.objective, NORMALISATIONS[settings.normalisation])
+    write_taught_head(network, lessons, found)
+    return part.objective.expression(predict_z(network, tiles, np.flatnonzero(part.test), CPU))
+
+
+class MaskedM2ORT(M2ORT):
+    """M2ORT with some tokens replaced while it is trained."""
+
+    def __init__(self, config: M2ORTConfig) -> None:
+        super().__init__(config)
+        self.mask_token = nn.Parameter(0.02 * torch.randn(config.width))
+
+    def embed(self, levels: Sequence[Tensor]) -> Tensor:
+        x = super().embed(levels)
+        if not self.training:
+            return x
+        masked = (torch.rand(x.shape[:2]) < MASKED_TOKENS) & (torch.rand(len(x), 1) < MASKED_PATCHES)
+        return torch.where(masked[..., None], self.mask_token.to(x.dtype), x)
+
+
+class TaughtAround(DenselyTaught):
+    """A network that predicts, for each token, the lesson of its own square and the AROUND others."""
+
+    def __init__(self, network: M2ORT, values: int) -> None:
+        super().__init__(network, network.config.width, network.config.width, values)
+        self.of_around = nn.Linear(network.config.width, AROUND * values)
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, _ = self.network.tokens(patches)
+        return self.of_token(tokens), self.of_around(tokens)
+
+
+def teach_around(network: M2ORT, teacher: Dictionary, tiles: Tiles, places: Int, course: Course) -> nn.Linear:
+    """As `teach_densely`, on lessons of squares of half a token's side, of which all others are means."""
+    settings, side = course.settings, 2 * network.config.patch_px // network.config.token_px
+    lessons = write_lessons(teacher, tiles, places, side, course.folder / LESSONS, CPU)
+    epochs = -(-settings.teach_patches // len(places))
+    stage = Stage("teach", places, epochs, teach_learning_rate(settings), varied=False)
+    student = TaughtAround(network, teacher.config.centres)
+    read = partial(tiles.read_patches, unlabelled=True)
+    for epoch, loss, seconds in fit(student, read, around_step(lessons), stage, course):
+        course.log.add(stage.name, epoch, loss, seconds)
+    (course.folder / LESSONS).unlink()
+    return student.of_token
+
+
+def around_step(lessons: Lessons) -> Step:
+    """The loss of a batch of patches, each turned at random together with its lessons."""
+    batches = [lessons.places[start : start + BATCH] for start in range(0, len(lessons.places), BATCH)]
+    sums = [(len(x), x.double().sum((0, 1)), x.double().square().sum((0, 1)), x.shape[1])
+            for x in (lessons_around(lessons.of(batch)) for batch in batches)]  # fmt: skip
+    n = sum(patches * tokens for patches, _, _, tokens in sums)
+    mean = sum(each for _, each, _, _ in sums) / n
+    spread = (sum(each for _, _, each, _ in sums) / n - mean**2).sqrt() + 1e-6
+    mean, spread = mean.float(), spread.float()
+
+    def step(model: nn.Module, patches: Tensor, items: Int) -> Tensor:
+        codes = torch.randint(SYMMETRIES, (len(items),)).tolist()
+        fine = torch.stack([turned(each, code) for each, code in zip(lessons.of(items), codes, strict=True)])
+        patches = torch.stack([turned(each, code) for each, code in zip(patches, codes, strict=True)])
+        wanted = (lessons_around(fine) - mean) / spread
+        with in_bf16(CPU):
+            own, around = model(patches)
+        of_own, of_around = wanted.split([own.shape[2], around.shape[2]], dim=2)
+        return F.mse_loss(own.float(), of_own) + AROUND_WEIGHT * F.mse_loss(around.float(), of_around)
+
+    return step
+
+
+def lessons_around(fine: Tensor) -> Tensor:
+    """Of squares of half a token's side, N x 2s x 2s x values, each token's lessons: N x s*s x (1 + AROUND) values.
+
+    Its own is the first. What would lie outside the patch is left out of a mean.
+    """
+    x = fine.permute(0, 3, 1, 2)
+    wider = [F.avg_pool2d(x, size, 2, size // 2 - 1, count_include_pad=False) for size in (2, 4, 8)]
+    beside, side = F.avg_pool2d(x, 2, 2, 1, count_include_pad=False), x.shape[2] // 2
+    shifted = [beside[..., i : i + side, j : j + side] for i in (0, 1) for j in (0, 1)]
+    return torch.cat([*wider, *shifted], dim=1).flatten(2).transpose(1, 2)
