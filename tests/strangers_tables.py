@@ -110,7 +110,7 @@ def use_tiles(path: Path) -> str:
     patches = tiles.read_patches(range(len(tiles.spot)))
     labels = (tiles.spot.tolist(), tiles.section.tolist(), tiles.patient.tolist(), tiles.centres.tolist())
     places = tiles.read_patches(range(len(tiles.unlabelled_section)), unlabelled=True)
-    return _digest(*labels, tiles.genes, tiles.counts, patches.tobytes(), places.tobytes())
+    return _digest(*labels, tiles.genes, tiles.counts.rows(), patches.tobytes(), places.tobytes())
 
 
 def use_patches(path: Path) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ class Coverage:
 
 
 def choose_panel(
-    sections: Sequence[csr_array],
+    sections: Iterable[csr_array],
     genes: Sequence[str],
     size: int | None = None,
     required: Sequence[str] = (),
@@ -69,7 +70,8 @@ def choose_panel(
 ) -> list[str]:
     """Genes chosen by a rule of RULES, in alphabetical order, and the `required` ones.
 
-    `sections` are the counts of each training section, spots x all genes. `coverage` says which genes each section
+    `sections` are the counts of each training section, spots x all genes; one after the other is looked at, once.
+    `coverage` says which genes each section
     measured; None means that all measured all. "variance" takes genes among the 1500 of highest count variance in every
     section; with `size`, it draws that many of them, as in the M2ORT study, mostly the same ones for other sections.
     "mean" and "variable" take the first `size` (250) genes of an order. These three choose from genes that all sections
@@ -79,8 +81,7 @@ def choose_panel(
     check_rule(rule)
     match_genes(required, genes, "measured genes")
     if rule == "coverage":
-        known = coverage or Coverage(np.ones((len(sections), len(genes)), dtype=bool), [""] * len(sections))
-        chosen = [genes[i] for i in _by_coverage(sections, known)[: size or COVERAGE_SIZE]]
+        chosen = [genes[i] for i in _by_coverage(sections, len(genes), coverage)[: size or COVERAGE_SIZE]]
         if not chosen and not required:
             raise UsageError(
                 "no gene was measured in as many training sections as are asked for; --min-sections asks for fewer."
@@ -88,14 +89,14 @@ def choose_panel(
         return sorted({*chosen, *required})
     if coverage:
         everywhere = np.flatnonzero(coverage.measured.all(axis=0))
-        sections, genes = [counts[:, everywhere] for counts in sections], [genes[int(i)] for i in everywhere]
+        sections, genes = (counts[:, everywhere] for counts in sections), [genes[int(i)] for i in everywhere]
     if rule == "variance":
         chosen = _variable_in_every_section(sections, genes)
         if size is not None:
             place = dict(zip(genes, np.random.default_rng(seed).permutation(len(genes)), strict=True))
             chosen = sorted(chosen, key=place.__getitem__)[:size]
     else:
-        order = _by_mean(sections) if rule == "mean" else _by_excess_variance(sections)
+        order = _by_mean(sections) if rule == "mean" else _by_excess_variance(sections, len(genes))
         chosen = [genes[i] for i in order[: size or DEFAULT_SIZE]]
     if not chosen and not required:
         raise UsageError("no gene varies in every section that is trained on; name genes with --genes-file.")
@@ -108,7 +109,7 @@ def check_rule(rule: str | None) -> None:
         raise UsageError(f"--panel {rule}: choose {', '.join(RULES)}, or name the genes with --genes-file.")
 
 
-def _variable_in_every_section(sections: Sequence[csr_array], genes: Sequence[str]) -> list[str]:
+def _variable_in_every_section(sections: Iterable[csr_array], genes: Sequence[str]) -> list[str]:
     variable = np.ones(len(genes), dtype=bool)
     for counts in sections:
         variance = _variance(counts)
@@ -132,20 +133,20 @@ def _variance(counts: csr_array) -> Float:
     return np.where(variance > ROUNDING * squares / n, variance, 0.0)
 
 
-def _by_mean(sections: Sequence[csr_array]) -> Int:
+def _by_mean(sections: Iterable[csr_array]) -> Int:
     """Genes that were counted in every section, from the highest mean count per spot down."""
     sums = np.array([_sums(counts) for counts in sections])
     order = np.argsort(-sums.sum(axis=0), kind="stable")
     return np.asarray(order[sums.min(axis=0)[order] > 0])
 
 
-def _by_excess_variance(sections: Sequence[csr_array]) -> Int:
+def _by_excess_variance(sections: Iterable[csr_array], n_genes: int) -> Int:
     """Genes by their mean rank over sections, each ranked by variance of Pearson residuals; uncounted ones left out.
 
     scanpy.experimental.pp.highly_variable_genes (Lause, Berens and Kobak 2021), with a batch per section, takes the
     median rank of genes that are among the first in most batches. The mean rank needs no such limit.
     """
-    ranks, total = [], np.zeros(sections[0].shape[1])
+    ranks, total = [], np.zeros(n_genes)
     for counts, variance in _residual_variances(sections):
         ranks.append(np.argsort(np.argsort(-variance, kind="stable"), kind="stable"))
         total += _sums(counts)
@@ -153,23 +154,25 @@ def _by_excess_variance(sections: Sequence[csr_array]) -> Int:
     return np.asarray(order[total[order] > 0])
 
 
-def _by_coverage(sections: Sequence[csr_array], known: Coverage) -> Int:
+def _by_coverage(sections: Iterable[csr_array], n_genes: int, known: Coverage | None) -> Int:
     """Genes that enough sections measured, by their mean place by variance of Pearson residuals over these sections.
 
     The first of a few hundred genes gets the same place as the first of all, as small panels are already a choice.
     """
-    places, n_sections, total = (np.zeros(sections[0].shape[1]) for _ in range(3))
-    for (counts, variance), own in zip(_residual_variances(sections), known.measured, strict=True):
+    places, n_sections, total = (np.zeros(n_genes) for _ in range(3))
+    every = np.ones(n_genes, dtype=bool)
+    of_sections = known.measured if known else repeat(every)
+    for (counts, variance), own in zip(_residual_variances(sections), of_sections, strict=bool(known)):
         order = np.argsort(np.where(own, -variance, np.inf), kind="stable")
         place = np.argsort(order, kind="stable")
         places[own] += place[own]
         n_sections += own
         total += _sums(counts)
     order = np.argsort(places / np.maximum(n_sections, 1), kind="stable")
-    return np.asarray(order[(known.enough & (total > 0))[order]])
+    return np.asarray(order[((known.enough if known else every) & (total > 0))[order]])
 
 
-def _residual_variances(sections: Sequence[csr_array]) -> Iterator[tuple[csr_array, Float]]:
+def _residual_variances(sections: Iterable[csr_array]) -> Iterator[tuple[csr_array, Float]]:
     """Each section's counts, and the variance of each gene's Pearson residuals there."""
     for counts in sections:
         depth, by_gene = np.asarray(counts.sum(axis=1), dtype=float).ravel(), counts.tocsc()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from stpredict.arrays import Bool, Float, Int, Labels, UInt8
+from stpredict.data.counts import Counts, stored_counts
 from stpredict.data.coverage import widest
 from stpredict.data.gene_mask import GeneMask, differ, measured_genes
 from stpredict.data.genes import ids_of, one_table
@@ -37,11 +38,11 @@ class Counted:
 
     section: Labels
     patient: Labels
-    counts: csr_array
+    counts: Counts
 
-    @cached_property
+    @property
     def depth(self) -> Float:
-        return np.asarray(self.counts.sum(axis=1), dtype=float).ravel()
+        return self.counts.per_spot
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Tiles:
-    """A tiles file, opened. Patches stay on disk, in other files; everything else is in memory, by spot."""
+    """A tiles file, opened. Counts stay on disk, and patches, in other files. All else is in memory, by spot."""
 
     path: Path
     patch_px: int
@@ -78,7 +79,7 @@ class Tiles:
     patient: Labels
     centres: Float
     genes: list[str]
-    counts: csr_array
+    counts: Counts
     unlabelled_section: Labels
     counts_only: Counted | None = None  # sections without images, over the same genes
     views: Views = ONE_VIEW
@@ -90,22 +91,23 @@ class Tiles:
     measured: GeneMask | None = None  # which of the genes each section measured; None if all measured all
     technology: dict[str, str] = field(default_factory=dict)  # by section, if sections differ in genes
     jpeg_quality: int | None = None  # of the patches that were cut; None if they are stored as pixels
+    _last: dict[tuple[str, ...], Float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def kin(self) -> Labels:
         """The patients' labels, one for those who share a section under two names."""
         return tied_patients(self.section, self.patient, self.twins)
 
-    @cached_property
+    @property
     def depth(self) -> Float:
-        return np.asarray(self.counts.sum(axis=1), dtype=float).ravel()
+        return self.counts.per_spot
 
     @property
     def counted_genes(self) -> list[str]:
         """The genes counted in sections with images. Others cannot be predicted."""
         if self.counts_only is None:
             return self.genes
-        counted = np.asarray(self.counts.sum(axis=0)).ravel() > 0
+        counted = self.counts.per_gene > 0
         return [gene for gene, there in zip(self.genes, counted, strict=True) if there]
 
     def coarse(self, sections: Iterable[str]) -> dict[str, Any]:
@@ -114,15 +116,14 @@ class Tiles:
         found = sorted(name for name, mpp in known.items() if mpp > (1 + SAME_MPP) * self.mpp)
         return {"coarse_sections": found, "coarse_mpp": round(max(known.values()), 3)} if found else {}
 
-    def counts_of(self, sections: Sequence[str]) -> list[csr_array]:
-        """The counts of each of the sections, spots x all genes."""
-        return [self.counts[np.flatnonzero(self.section == name)] for name in sections]
+    def counts_of(self, sections: Iterable[str]) -> Iterator[csr_array]:
+        """The counts of one of the sections after the other, spots x all genes."""
+        return (self.counts.rows(np.flatnonzero(self.section == name)) for name in sections)
 
     @cached_property
     def differs(self) -> bool:
         """Whether a section with an image measured so few of the counted genes that the panel must allow for it."""
-        counted = np.asarray(self.counts.sum(axis=0)).ravel() > 0
-        return differ(self.measured, sorted(set(self.section)), counted)
+        return differ(self.measured, sorted(set(self.section)), self.counts.per_gene > 0)
 
     def measured_by(self, sections: Sequence[str], panel: Sequence[str]) -> Bool:
         """Which of a panel's genes each of the sections measured, sections x genes."""
@@ -134,7 +135,16 @@ class Tiles:
         return measured
 
     def panel_counts(self, panel: Sequence[str]) -> Float:
-        """Counts of the panel's genes, spots x genes; NaN if the spot's section did not measure the gene."""
+        """Counts of the panel's genes, spots x genes; NaN if the spot's section did not measure the gene.
+
+        They are kept until another panel is asked for. Do not write to them.
+        """
+        if (asked := tuple(panel)) not in self._last:
+            self._last.clear()
+            self._last[asked] = self._read_panel(panel)
+        return self._last[asked]
+
+    def _read_panel(self, panel: Sequence[str]) -> Float:
         counts = columns(self.counts, self.genes, panel)
         names: list[str] = sorted(set(self.section.tolist())) if self.measured else []
         for name, measured in zip(names, self.measured_by(names, panel), strict=True):
@@ -202,8 +212,8 @@ def read_tiles(path: Path) -> Tiles:
         gene_ids = [str(gene) for gene in file["gene_ids"].asstr()[:]] if "gene_ids" in file else ids_of(genes, {})
         if len(gene_ids) != len(genes):
             raise ValueError(f"{len(gene_ids)} ids of {len(genes)} genes")
-        pictured = _read_counts(file, len(genes))
-        more = _read_counts(file["counts_only"], len(genes)) if "counts_only" in file else None
+        pictured = _read_counts(path, file, "", len(genes))
+        more = _read_counts(path, file, "counts_only/", len(genes)) if "counts_only" in file else None
         return Tiles(
             path=path,
             patch_px=int(file.attrs["patch_px"]),
@@ -264,12 +274,9 @@ def check_views(tiles: Tiles, views: Views) -> None:
         )
 
 
-def _read_counts(group: h5py.Group, n_genes: int) -> Counted:
-    section, patient = (group[key].asstr()[:] for key in ("section", "patient"))
-    parts = tuple(group[f"counts/{part}"][:] for part in ("data", "indices", "indptr"))
-    counts = csr_array(parts, (len(section), n_genes))
-    counts.check_format(full_check=True)  # later code trusts its indices
-    return Counted(section, patient, counts)
+def _read_counts(path: Path, file: h5py.File, group: str, n_genes: int) -> Counted:
+    section, patient = (file[f"{group}{key}"].asstr()[:] for key in ("section", "patient"))
+    return Counted(section, patient, stored_counts(path, file, f"{group}counts", (len(section), n_genes)))
 
 
 def _read_mask(file: h5py.File, n_genes: int) -> GeneMask | None:
@@ -288,12 +295,17 @@ def _read_twins(file: h5py.File, counted: Sequence[Counted]) -> tuple[Twins, ...
     return twins_of_spots([(one.section, one.counts) for one in counted])
 
 
-def columns(counts: csr_array, genes: Sequence[str], panel: Sequence[str]) -> Float:
-    """Counts of the panel's genes, spots x genes; NaN for genes that are not among `genes`."""
+def columns(counts: Counts, genes: Sequence[str], panel: Sequence[str], index: Int | None = None) -> Float:
+    """Counts of the panel's genes in all spots, or in those of a rising index, spots x genes.
+
+    They are NaN for genes that are not among `genes`.
+    """
     column = {gene: i for i, gene in enumerate(genes)}
     known = [i for i, gene in enumerate(panel) if gene in column]
-    out = np.full((counts.shape[0], len(panel)), np.nan)
-    out[:, known] = counts[:, [column[panel[i]] for i in known]].toarray()
+    wanted = [column[panel[i]] for i in known]
+    out = np.full((counts.shape[0] if index is None else len(index), len(panel)), np.nan)
+    for place, block in counts.blocks(index):
+        out[place, known] = block[:, wanted].toarray()
     return out
 
 

@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
 from stpredict.arrays import Labels
+from stpredict.data.counts import Counts
 from stpredict.data.section import Section
 
 #: Two spots with this many counts hardly ever have the same counts by chance.
@@ -50,16 +51,16 @@ def told_twins(twins: Sequence[Twins], limit: int = 5) -> list[str]:
 
 def find_twins(sections: Sequence[Section]) -> tuple[Twins, ...]:
     """The pairs of sections with equal counts, or with spots at equal places of equal images."""
-    by_counts = twins_by_counts([section.name for section in sections], [section.counts for section in sections])
+    by_counts = twins_by_counts([section.name for section in sections], (section.counts for section in sections))
     found = {(pair.first, pair.second): pair for pair in (*_twins_by_image(sections), *by_counts)}
     return tuple(found[names] for names in sorted(found))
 
 
-def twins_by_counts(names: Sequence[str], counts: Sequence[csr_array]) -> list[Twins]:
+def twins_by_counts(names: Sequence[str], counts: Iterable[csr_array]) -> list[Twins]:
     """The pairs of sections whose counts (spots x genes) are the same, in any order and under any genes' names.
 
-    Spots are compared by depth, number of genes, and sum of squared counts. Sections are equal if all their spots are,
-    or most of their deep spots, for one of them may lack some.
+    One section after the other is looked at, once. Spots are compared by depth, number of genes, and sum of squared
+    counts. Sections are equal if all their spots are, or most of their deep spots, for one of them may lack some.
     """
     spots = [_spots(matrix) for matrix in counts]
     whole: dict[bytes, list[str]] = defaultdict(list)
@@ -84,10 +85,11 @@ def twins_by_counts(names: Sequence[str], counts: Sequence[csr_array]) -> list[T
     return [Twins(first, second, why) for (first, second), why in pairs.items()]
 
 
-def twins_of_spots(counted: Iterable[tuple[Labels, csr_array]]) -> tuple[Twins, ...]:
+def twins_of_spots(counted: Sequence[tuple[Labels, Counts]]) -> tuple[Twins, ...]:
     """As `twins_by_counts`, with a section's label for each spot."""
-    parts = [(str(name), counts[section == name]) for section, counts in counted for name in np.unique(section)]
-    return tuple(twins_by_counts([name for name, _ in parts], [counts for _, counts in parts]))
+    parts = [(str(name), counts, section == name) for section, counts in counted for name in np.unique(section)]
+    of_sections = (counts.rows(np.flatnonzero(own)) for _, counts, own in parts)
+    return tuple(twins_by_counts([name for name, _, _ in parts], of_sections))
 
 
 def _spots(counts: csr_array) -> tuple[Keys, Keys]:

@@ -29,10 +29,12 @@ def whole_depth(tiles: Tiles, sections: Sequence[str] = ()) -> Float:
     known = np.isin(names, list(sections)) if len(sections) else np.ones(len(names), dtype=bool)
     n_spots = np.bincount(group[of_spot], weights=known[of_spot], minlength=len(kinds))
     reference = max(np.flatnonzero(n_spots), key=lambda kind: (kinds[kind].sum(), n_spots[kind]))
-    whole = _sums(tiles, names, (group == reference) & known)
+    sums = [
+        _sums(tiles, names, own & known if (own & known).any() else own)
+        for own in (group == number for number in range(len(kinds)))
+    ]
     parts = np.array([
-        _part(whole, kinds[reference] & kind, _sums(tiles, names, own & known if (own & known).any() else own))
-        for kind, own in ((kind, group == number) for number, kind in enumerate(kinds))
+        _part(sums[reference], kinds[reference] & kind, own) for kind, own in zip(kinds, sums, strict=True)
     ])  # fmt: skip
     depth: Float = tiles.depth / parts[group[of_spot]]
     return depth

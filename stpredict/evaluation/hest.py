@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from stpredict.arrays import Float, Labels
 from stpredict.data.reading import AS_IT_IS, Reading
-from stpredict.data.tiles import Measured, Tiles
+from stpredict.data.tiles import Measured, Tiles, columns
 from stpredict.data.twins import told_twins
 from stpredict.engines.eager import load_network
 from stpredict.errors import DatasetError, UsageError
@@ -95,12 +95,12 @@ def choose_hest_genes(tiles: Tiles) -> list[str]:
     The dispersion is that of scanpy's flavour "seurat" (Satija et al. 2015, Nature Biotechnology 33:495): the logarithm
     of variance over mean, standardised within 20 bins of the mean. Raises DatasetError if no gene is that frequent.
     """
-    sections = [tiles.counts[np.flatnonzero(tiles.section == name)] for name in np.unique(tiles.section)]
+    sections = tiles.counts_of(np.unique(tiles.section))
     often = np.array([(part > 0).sum(axis=0) >= np.ceil(MIN_SPOTS * part.shape[0]) for part in sections]).all(axis=0)
     known = np.flatnonzero(often)
     if not len(known):
         raise DatasetError(f"{tiles.path.name}: no gene is counted in a tenth of every section's spots.")
-    excess = standardised_dispersion(tiles.counts[:, known].toarray().astype(float))
+    excess = standardised_dispersion(columns(tiles.counts, tiles.genes, [tiles.genes[i] for i in known]))
     first = np.argsort(-np.nan_to_num(excess, nan=-np.inf), kind="stable")[:N_GENES]
     return sorted(tiles.genes[i] for i in known[first])
 

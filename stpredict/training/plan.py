@@ -89,7 +89,7 @@ def panel_of(checked: Checked, panel: Panel, seed: int) -> list[str]:
     if panel.genes:
         return list(dict.fromkeys([*panel.genes, *panel.required]))
     sections = sorted(checked.sections, key=lambda section: section.name)
-    counts = [aligned(section, found.counted_genes) for section in sections]
+    counts = (aligned(section, found.counted_genes) for section in sections)
     coverage, rule = coverage_of(found, [section.name for section in sections], panel), panel.rule_for(found)
     return choose_panel(counts, found.counted_genes, panel.size, panel.required, seed, rule, coverage)
 
@@ -186,7 +186,7 @@ def peak_memory(checked: Checked, n_genes: int) -> int:
     counts = [section.counts for section in (*checked.sections, *checked.more)]
     n_entries = 2 * sum(int(each.nnz) for each in counts)
     if isinstance(found, Tiles):
-        n_entries = int(found.counts.nnz) + (int(found.counts_only.counts.nnz) if found.counts_only else 0)
+        n_entries = 2 * max(np.diff(found.counts.starts)[found.section == name].sum() for name in set(found.section))
     return LIBRARIES + ENTRY * n_entries + (DENSE * n_genes + FEATURES) * n_spots + PAIRS * n_genes**2
 
 

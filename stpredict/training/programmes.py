@@ -60,7 +60,8 @@ def gene_covariance(
     `sections` and sections without images. To keep the test unseen, the latter are left out if their patient has images
     and is not in training, or if they are twins of a section with an image that is not in training.
     """
-    counted = [Counted(tiles.section, tiles.kin, tiles.counts)]
+    pictured = Counted(tiles.section, tiles.kin, tiles.counts)
+    counted = [pictured]
     known = set(tiles.patient[np.isin(tiles.section, sections)])
     kept = set(sections)
     if tiles.counts_only is not None:
@@ -78,7 +79,10 @@ def gene_covariance(
         return np.eye(len(panel)), []
 
     def counts_and_depth(one: OfSection) -> tuple[Float, Float]:
-        counts = columns(one.of.counts[one.rows], tiles.genes, panel)
+        if one.of is pictured:
+            counts = tiles.panel_counts(panel)[one.rows]
+        else:
+            counts = columns(one.of.counts, tiles.genes, panel, one.rows)
         depth = normalisation.depth(counts, one.of.depth[one.rows])
         return counts if one.measured.all() else counts[:, one.measured], depth
 

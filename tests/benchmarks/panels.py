@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array, vstack
 
+from stpredict.data.counts import in_memory
 from stpredict.data.gene_mask import GeneMask
 from stpredict.data.tiles import Tiles, shared_genes
 from stpredict.machine import limit_threads
@@ -51,7 +52,7 @@ def make_tiles() -> tuple[Tiles, np.ndarray]:
     patient = np.repeat(np.array([f"P{i // 2}" for i in range(len(names))], dtype=object), SPOTS)
     tiles = Tiles(
         Path(), 224, 0.5, 55.0, 100.0, section, section, patient, np.zeros((len(section), 2)),
-        [f"G{i:04}" for i in range(GENES)], csr_array(vstack(parts)), np.empty(0, dtype=object), most_genes=GENES,
+        [f"G{i:04}" for i in range(GENES)], in_memory(vstack(parts)), np.empty(0, dtype=object), most_genes=GENES,
         measured=GeneMask(names, masks),
     )  # fmt: skip
     return tiles, features

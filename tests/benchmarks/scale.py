@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,9 @@ from scipy.sparse import csr_array
 from torch import nn
 
 from stpredict.data.cutting import write_tiles
-from stpredict.data.gene_mask import GeneMask
 from stpredict.data.section import Section
 from stpredict.data.stored_patches import StoredPatches
-from stpredict.data.tiles import Tiles, read_tiles
+from stpredict.data.tiles import read_tiles
 from stpredict.evaluation.baselines import fit_nearest_neighbours
 from stpredict.model.reference import make_feature_reference
 from stpredict.networks.encoder import Encoded, EncoderConfig
@@ -77,29 +77,36 @@ def make_counts(spots: int, genes: int, seed: int, features: Any) -> csr_array:
     return csr_array((data[kept], columns[kept], starts.astype(np.int32)), (spots, genes))
 
 
-def make_run(spots: int, genes: int, out: Path) -> Run:
-    """A run on made-up spots of four patients, their features given."""
-    rng = np.random.default_rng(0)
-    per = spots // SECTIONS
-    n = per * SECTIONS
-    features = rng.normal(size=(n, WIDTH)).astype(np.float64)
-    parts = [make_counts(per, genes, s, features[s * per : (s + 1) * per]) for s in range(SECTIONS)]
-    size = sum(part.nnz for part in parts)
-    data, indices, starts = np.empty(size, np.float32), np.empty(size, np.int32), [np.zeros(1, np.int64)]
-    at = 0
-    for part in parts:
-        data[at : at + part.nnz], indices[at : at + part.nnz] = part.data, part.indices
-        starts.append(at + part.indptr[1:].astype(np.int64))
-        at += part.nnz
-    counts = csr_array((data, indices, np.concatenate(starts).astype(np.int32)), (n, genes))
-    section = np.repeat([f"S{s}" for s in range(SECTIONS)], per).astype(object)
-    patient = np.repeat([f"P{s // 2}" for s in range(SECTIONS)], per).astype(object)
-    side = int(np.ceil(per**0.5))
-    centres = np.tile(np.c_[np.arange(per) % side, np.arange(per) // side] * 200.0, (SECTIONS, 1))
-    tiles = Tiles(
-        out, PATCH_PX, 0.5, 55.0, 100.0, section, section, patient, centres, [f"G{g:05}" for g in range(genes)], counts,
-        np.empty(0, object),
-    )  # fmt: skip
+def make_features(spots: int) -> Any:
+    """Made-up features of spots in equal sections."""
+    return np.random.default_rng(0).normal(size=(spots // SECTIONS * SECTIONS, WIDTH)).astype(np.float64)
+
+
+def write_run(spots: int, genes: int, path: Path, differing: bool) -> None:
+    """Write tiles without patches, of four patients. If sections are `differing`, six measured panels of their own."""
+    features, per, rng = make_features(spots), spots // SECTIONS, np.random.default_rng(1)
+    side, names, sections = int(np.ceil(per**0.5)), np.array([f"G{g:05}" for g in range(genes)]), []
+    for s in range(SECTIONS):
+        there = np.ones(genes, dtype=bool)
+        if differing and s >= SECTIONS - 6:
+            there = np.isin(np.arange(genes), rng.choice(HOT * 3, 400 if s % 2 else HOT * 5 // 2, replace=False))
+        counts = make_counts(per, genes, s, features[s * per : (s + 1) * per])
+        sections.append(Section(
+            f"S{s}", f"P{s // 2}", path.with_name("no.tif"), Mpp(0.5, 0.5), [f"{i}" for i in range(per)],
+            np.c_[np.arange(per) % side, np.arange(per) // side] * 200.0, names[there].tolist(),
+            counts if there.all() else csr_array(counts[:, there]), spot_diameter_um=55.0, pitch_um=100.0,
+            names_all_genes=True, technology="made up",
+        ))  # fmt: skip
+    write_tiles(sections, path, with_patches=False, keep_table=False, report=lambda _: None)
+
+
+def make_run(spots: int, genes: int, folder: Path, differing: bool = False) -> Run:
+    """A run on made-up spots, their features given. Another process makes the counts, so that they leave no trace."""
+    path = folder / "made.tiles.h5"
+    making = get_context("spawn").Process(target=write_run, args=(spots, genes, path, differing))
+    making.start()
+    making.join()
+    features, tiles = make_features(spots), read_tiles(path)
     network = Encoded(EncoderConfig(1, WIDTH, "free", "0" * 64, (0.5,) * 3, (0.5,) * 3, PATCH_PX))
     network.encoder = Free()
     return Run(
@@ -136,7 +143,7 @@ def limit() -> None:
 
 
 def measure_fit(spots: int, genes: int, folder: Path, folds: str) -> dict[str, float]:
-    run = make_run(spots, genes, folder / "none")
+    run = make_run(spots, genes, folder)
     limit()
     made, started = peak_gib(), time.process_time()
     run_crossvalidation(run, plan_folds(run.tiles, folds), None, folder / "m.safetensors", folder / "m.run")
@@ -145,21 +152,11 @@ def measure_fit(spots: int, genes: int, folder: Path, folds: str) -> dict[str, f
 
 def measure_differing(spots: int, genes: int, folder: Path) -> dict[str, float]:
     """A head on sections of which some measured one of three small and three large panels of genes."""
-    run = make_run(spots, genes, folder / "none")
-    names = [f"S{s}" for s in range(SECTIONS)]
-    table, rng = np.ones((SECTIONS, genes), dtype=bool), np.random.default_rng(1)
-    for s in range(SECTIONS - 6, SECTIONS):
-        table[s] = np.isin(np.arange(genes), rng.choice(HOT * 3, 400 if s % 2 else HOT * 5 // 2, replace=False))
-    rows = np.repeat(table, len(run.tiles.spot) // SECTIONS, axis=0)
-    counts = csr_array(run.tiles.counts.multiply(rows))
-    tiles = replace(
-        run.tiles, counts=counts, measured=GeneMask(names, table), most_genes=genes,
-        technology=dict.fromkeys(names, "made up"),
-    )  # fmt: skip
+    run, names = make_run(spots, genes, folder, differing=True), [f"S{s}" for s in range(SECTIONS)]
     limit()
     started = time.process_time()
-    trained = train_network(replace(run, tiles=tiles, panel=Panel(rule="coverage")), names, [], None, folder)
-    patterns = len({column.tobytes() for column in tiles.measured_by(names, trained.panel).T})
+    trained = train_network(replace(run, panel=Panel(rule="coverage")), names, [], None, folder)
+    patterns = len({column.tobytes() for column in run.tiles.measured_by(names, trained.panel).T})
     return {"cpu_s": time.process_time() - started, "patterns": patterns, "genes": len(trained.panel)}
 
 

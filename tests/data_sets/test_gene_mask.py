@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
+from stpredict.data.counts import in_memory
 from stpredict.data.gene_mask import GeneMask, differ, measured_genes
 from stpredict.data.section import Section
 from stpredict.data.tiles import Tiles
@@ -67,7 +68,7 @@ def make_tiles(counts: np.ndarray, table: list[list[int]]) -> Tiles:
     mask = GeneMask(names.tolist(), np.array(table, dtype=bool))
     return Tiles(
         None, 64, 0.5, 55.0, 100.0, section, section, section, np.zeros((len(section), 2)), GENES,
-        csr_array(counts.astype(np.float32)), np.array([], dtype=object), measured=mask,
+        in_memory(counts.astype(np.float32)), np.array([], dtype=object), measured=mask,
     )  # fmt: skip
 
 

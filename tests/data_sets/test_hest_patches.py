@@ -81,7 +81,7 @@ def test_patches_are_used_where_the_slides_are_not_there(without_slides: Path, r
     assert lines[1] == "NCBI700: 29 spots, 2 without counts, position or patch, mpp 0.5000 x 0.5000"
     tiles = read_tiles(tmp_path / "t.h5")
     assert (tiles.mpp, tiles.patch_px, len(tiles.unlabelled_section)) == (0.5, 224, 0)
-    np.testing.assert_array_equal(tiles.counts.toarray(), np.tile(COUNTS[:-1, ::-1], (2, 1)))  # genes are sorted
+    np.testing.assert_array_equal(tiles.counts.rows().toarray(), np.tile(COUNTS[:-1, ::-1], (2, 1)))  # genes are sorted
     for i, centre in enumerate([*CENTRES[:-1]] * 2):
         np.testing.assert_array_equal(tiles.read_patch(i), cut(region, *centre))
 

@@ -144,8 +144,8 @@ def test_counts_are_written_section_by_section_in_any_order_of_genes(tmp_path: P
     write_tiles([first], tmp_path / "x.tiles.h5", counts_only=more, patch_px=8, report=print)
     tiles = read_tiles(tmp_path / "x.tiles.h5")
     assert tiles.genes == ["a", "b", "c", "x"]
-    np.testing.assert_array_equal(tiles.counts.toarray()[:, :3], first.counts.toarray()[:, [1, 2, 0]])
-    found = tiles.counts_only.counts.toarray()
+    np.testing.assert_array_equal(tiles.counts.rows().toarray()[:, :3], first.counts.toarray()[:, [1, 2, 0]])
+    found = tiles.counts_only.counts.rows().toarray()
     np.testing.assert_array_equal(found[:5], more[0].counts.toarray()[:, [2, 0, 3, 1]])
     np.testing.assert_array_equal(found[5:, :2], more[1].counts.toarray())
     assert not found[5:, 2:].any()

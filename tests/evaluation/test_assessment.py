@@ -12,8 +12,8 @@ from calls import run
 from conftest import GENES, SLIDE, make_quick_model
 from results_to_draw import predict
 from scipy import stats
-from scipy.sparse import csr_array
 
+from stpredict.data.counts import in_memory
 from stpredict.data.dataset import read_dataset
 from stpredict.data.tiles import Tiles
 from stpredict.engines.engine import EngineRequest
@@ -50,7 +50,7 @@ def made_up(patients: int, truth: bool, seed: int = 0):
         path=None, patch_px=8, mpp=1.0, spot_diameter_um=100.0, pitch_um=200.0, spot=np.arange(n).astype(str),
         section=np.char.add(patient.astype(str), "s"), patient=patient,
         centres=np.stack([place % 8, place // 8], axis=1) * 100.0,
-        genes=[*names, "REST"], counts=csr_array(np.column_stack([counts, rest])), unlabelled_section=np.array([]),
+        genes=[*names, "REST"], counts=in_memory(np.column_stack([counts, rest])), unlabelled_section=np.array([]),
     )  # fmt: skip
     expression = np.log1p(1e6 * share) if truth else rng.normal(0, 1, (n, genes))
     shares = Shares(tiles.depth, NORMALISATIONS["total"])
@@ -187,10 +187,10 @@ def test_prediction_intervals_need_patients():
 
 def test_what_cannot_be_scored_is_counted():
     tiles, knows, features = made_up(2, truth=True)
-    counts = tiles.counts.toarray()
+    counts = tiles.counts.rows().toarray()
     counts[:, 0] = 0
     counts[0, :12] = 0
-    found = score_all("t", [], replace(tiles, counts=csr_array(counts)), knows, knows.index, features)
+    found = score_all("t", [], replace(tiles, counts=in_memory(counts)), knows, knows.index, features)
     assert "1 of the genes never counted, which have no score" in found.notes
     assert "2 of 24 pairs of gene and section not counted, left out of the means" in found.notes
     assert "1 of the spots without counts in the panel, so no correlation across genes" in found.notes

@@ -9,6 +9,7 @@ import pytest
 from lxml import html
 from test_assessment import made_up
 
+from stpredict.data.counts import in_memory
 from stpredict.evaluation.html import summary, write_page
 from stpredict.evaluation.scores import score_all
 
@@ -67,7 +68,7 @@ def test_a_model_that_predicts_nothing_still_gets_a_page(tmp_path):
     write_page(tmp_path / "t.html", found)
     assert summary(found)[1] == "That is no better than chance."
     assert "no more than the best" in summary(found)[2]
-    never = replace(tiles, counts=(tiles.counts * np.r_[np.zeros(12), 1]).tocsr())
+    never = replace(tiles, counts=in_memory(tiles.counts.rows() * np.r_[np.zeros(12), 1]))
     found = score_all("t", [], never, nothing, nothing.index, features)
     write_page(tmp_path / "never.html", found)
     assert "nothing can be said" in (tmp_path / "never.html").read_text()

@@ -12,6 +12,7 @@ import pytest
 from lxml import html
 from test_assessment import made_up
 
+from stpredict.data.counts import in_memory
 from stpredict.data.gene_mask import GeneMask
 from stpredict.evaluation.report import write
 from stpredict.evaluation.scores import score_all
@@ -28,11 +29,11 @@ def partly(lacking=LACKING, patients: int = 4, seed: int = 0):
     tiles, knows, features = made_up(patients, truth=True, seed=seed)
     sections = sorted(set(tiles.section))
     table = np.ones((len(sections), len(tiles.genes)), dtype=bool)
-    counts = tiles.counts.toarray()
+    counts = tiles.counts.rows().toarray()
     for name, genes in lacking.items():
         table[sections.index(name), genes] = False
         counts[np.ix_(tiles.section == name, genes)] = 0
-    kept = replace(tiles, counts=type(tiles.counts)(counts), measured=GeneMask(sections, table))
+    kept = replace(tiles, counts=in_memory(counts), measured=GeneMask(sections, table))
     features[:, 0] = knows.expression[:, 3]
     return kept, replace(knows, shares=replace(knows.shares, depth=kept.depth)), features
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.sparse import csr_array
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.preprocessing import StandardScaler
 
+from stpredict.data.counts import in_memory
 from stpredict.data.gene_mask import GeneMask
 from stpredict.data.tiles import Counted, Tiles
 from stpredict.training.programmes import (
@@ -98,9 +98,9 @@ def test_shallow_spots_tell_how_genes_vary_where_there_are_no_others():
 
 
 def shallow(tiles: Tiles) -> Tiles:
-    counts = np.random.default_rng(0).binomial(tiles.counts.toarray(), 0.1)
+    counts = np.random.default_rng(0).binomial(tiles.counts.rows().toarray(), 0.1)
     assert counts.sum(axis=1).max() < MIN_DEPTH
-    return replace(tiles, counts=csr_array(counts), counts_only=None)
+    return replace(tiles, counts=in_memory(counts), counts_only=None)
 
 
 def make_tiles() -> Tiles:
@@ -111,8 +111,8 @@ def make_tiles() -> Tiles:
     deep[90:] //= 1000  # D1 is too shallow
     return Tiles(
         None, 64, 0.69, 100.0, 200.0, np.arange(90).astype(str), section, np.array([s[0] for s in section]),
-        np.zeros((90, 2)), GENES, csr_array(draw_counts(rng, 90, 0.2)), np.array([], dtype=object),
-        Counted(more, np.array([s[0] for s in more]), csr_array(deep)),
+        np.zeros((90, 2)), GENES, in_memory(draw_counts(rng, 90, 0.2)), np.array([], dtype=object),
+        Counted(more, np.array([s[0] for s in more]), in_memory(deep)),
     )  # fmt: skip
 
 
@@ -126,8 +126,8 @@ def test_nothing_is_learnt_of_a_patient_who_is_held_out():
     per_patient = [
         np.mean([signal_covariance(c, c.sum(axis=1)) for c in sections], axis=0)
         for sections in (
-            [tiles.counts[30:60].toarray(), tiles.counts[60:].toarray(), tiles.counts_only.counts[30:60].toarray()],
-            [tiles.counts_only.counts[60:90].toarray()],
+            [counts_of(tiles, "B1"), counts_of(tiles, "B2"), counts_of(tiles.counts_only, "B3")],
+            [counts_of(tiles.counts_only, "C1")],
         )
     ]
     np.testing.assert_allclose(covariance, np.mean(per_patient, axis=0))
@@ -148,13 +148,13 @@ def test_two_genes_vary_together_as_in_the_sections_that_measured_both():
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found, found.T)
     # A2, of the same patient, stands alone for what A1 did not measure.
-    a1, a2 = (signal_covariance(c, c.sum(axis=1)) for c in (tiles.counts[:30].toarray(), counts_of_a2(tiles)))
+    a1, a2 = (signal_covariance(c, c.sum(axis=1)) for c in (counts_of(tiles, "A1"), counts_of(tiles.counts_only, "A2")))
     np.testing.assert_allclose((found - whole)[:3, :3], ((a2 - (a1 + a2) / 2) / 3)[:3, :3], atol=1e-9)
 
 
-def counts_of_a2(tiles: Tiles) -> np.ndarray:
-    assert tiles.counts_only is not None
-    return tiles.counts_only.counts[tiles.counts_only.section == "A2"].toarray()
+def counts_of(tiles: Tiles | Counted | None, section: str) -> np.ndarray:
+    assert tiles is not None
+    return tiles.counts.rows(np.flatnonzero(tiles.section == section)).toarray()
 
 
 def test_genes_that_no_section_measured_together_do_not_vary_together():
@@ -229,7 +229,7 @@ def test_of_a_pair_of_genes_each_patient_counts_by_the_mean_of_the_sections_that
     of_patient: dict[str, list[np.ndarray]] = {}
     for name in names:
         one = tiles if name in tiles.section else tiles.counts_only
-        counts = one.counts[one.section == name].toarray()
+        counts = counts_of(one, name)
         own = np.full((len(GENES), len(GENES)), np.nan)
         own[np.ix_(measured[name], measured[name])] = signal_covariance(counts[:, measured[name]], counts.sum(axis=1))
         of_patient.setdefault(name[0], []).append(own)
