@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from scipy.sparse import csc_array, csr_array
 
 from stpredict.batch.jobs import find_jobs
+from stpredict.data.counts import in_memory
 from stpredict.data.cutting import write_tiles
 from stpredict.data.h5ad import read_h5ad
 from stpredict.data.matrices import read_10x
@@ -68,7 +69,7 @@ def make_tables(folder: Path, image: Path) -> dict[str, Path]:
     (folder / "scalefactors_json.json").write_text(
         json.dumps({"spot_diameter_fullres": 89.4, "tissue_hires_scalef": 0.1})
     )
-    section = Section("S1", "P1", image, Mpp(0.5, 0.5), names, centres, GENES, csr_array(counts))
+    section = Section("S1", "P1", image, Mpp(0.5, 0.5), names, centres, GENES, in_memory(counts))
     write_tiles([section], folder / "S1.tiles.h5", patch_px=16, unlabelled=8, report=lambda _: None)
     shutil.copy(next(patches_folder(folder / "S1.tiles.h5").iterdir()), folder / "S1-patches.h5")
     (folder / "list.csv").write_text(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from stpredict.data.bins import Bins, demand_no_bins, pooled
+from stpredict.data.counts import in_memory
 from stpredict.data.h5ad import Spots, read_h5ad
 from stpredict.data.reading import AS_IT_IS, Reading, read_each
 from stpredict.data.rows import SectionRow, chosen, read_rows, unstated
@@ -89,7 +90,7 @@ def annotated_section(
         spot_names=spots.names,
         centres=spots.centres,
         genes=spots.genes,
-        counts=spots.counts,
+        counts=in_memory(spots.counts),
         spot_diameter_um=diameter_um,
         pitch_um=pitch_um,
         names_all_genes=True,

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from stpredict.arrays import Float
+from stpredict.data.counts import in_memory
 from stpredict.data.scale import pixels_per_unit
 from stpredict.data.section import Section
 from stpredict.errors import UsageError
@@ -80,7 +81,7 @@ def pooled(section: Section, units: Float, own_um: float, bins: Bins) -> Section
         section,
         spot_names=[f"s_{round(side_um):03d}um_{row:05d}_{column:05d}-1" for column, row in cells.tolist()],
         centres=centres,
-        counts=csr_array(member @ section.counts),
+        counts=in_memory(member @ section.counts.rows()),
         spot_diameter_um=side_um,
         pitch_um=side_um,
         notes=(

@@ -33,6 +33,13 @@ class Counts:
     shape: tuple[int, int]
     starts: Int
     opened: Callable[[], AbstractContextManager[Mapping[str, Any]]]
+    held: bool = False  # whether the entries are in memory, too
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        with self.opened() as entries:
+            dtype: np.dtype[Any] = entries["data"].dtype
+            return dtype
 
     @property
     def n_entries(self) -> int:
@@ -110,7 +117,7 @@ def in_memory(counts: Any) -> Counts:
     """Counts that are in memory already, sparse or dense."""
     matrix = csr_array(counts)
     entries = {"data": matrix.data, "indices": matrix.indices}
-    return Counts(matrix.shape, matrix.indptr.astype(np.int64), lambda: nullcontext(entries))
+    return Counts(matrix.shape, matrix.indptr.astype(np.int64), lambda: nullcontext(entries), held=True)
 
 
 def stored_counts(path: Path, file: h5py.File, name: str, shape: tuple[int, int]) -> Counts:

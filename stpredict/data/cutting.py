@@ -172,8 +172,8 @@ def _store_counts(sections: Sequence[Section], genes: Sequence[str], group: h5py
         )
     }  # fmt: skip
     _append(stored["indptr"], np.zeros(1, np.int64))
-    for section in sections:
-        own, before = aligned(section, genes), len(stored["data"])
+    for own in (block for section in sections for block in aligned(section, genes)):
+        before = len(stored["data"])
         _append(stored["data"], own.data)
         _append(stored["indices"], own.indices)
         _append(stored["indptr"], before + own.indptr[1:].astype(np.int64))

@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from stpredict.data.annotated import annotated_section
+from stpredict.data.counts import in_memory
 from stpredict.data.hdf5 import opened_hdf5
 from stpredict.data.reading import AS_IT_IS, Reading, read_each
 from stpredict.data.rows import SectionRow, chosen, read_rows, the_image, unstated
@@ -106,7 +107,7 @@ def with_patches(section: Section, path: Path, spots_file: str) -> Section:
         patches=StoredPatches(path, patch_px, mpp, tuple(rows)),
         spot_names=[section.spot_names[i] for i in left],
         centres=section.centres[left],
-        counts=section.counts[left],
+        counts=in_memory(section.counts.rows(np.array(left))),
         lost_spots=section.lost_spots + len(section.spot_names) + len(barcodes) - 2 * len(left),
         notes=(*section.notes, f"its slide is not there, only patches of {patch_px} px at {mpp:g} um/px"),
     )

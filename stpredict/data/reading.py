@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from stpredict.data.bins import ANY_BINS, Bins
 from stpredict.data.section import Section
+from stpredict.data.waiting_counts import Waiting
 from stpredict.data.where import Facts, parse_where
 from stpredict.errors import DatasetError, SlideError, StpredictError, UsageError, some
 from stpredict.storage.files import atomic_path
@@ -76,13 +77,18 @@ class BrokenSectionsError(DatasetError):
 
 
 def read_each(items: Iterable[Item], name: Callable[[Item], str], read: Callable[[Item], Section]) -> list[Section]:
-    """`read` each item to a section. Raises BrokenSectionsError after the last, if some could not be read."""
-    sections, broken = [], []
+    """`read` each item to a section, whose counts then wait in a temporary file.
+
+    Raises BrokenSectionsError after the last, if some could not be read.
+    """
+    sections, broken, waiting = [], [], Waiting()
     for item in items:
         try:
-            sections.append(read(item))
+            section = read(item)
         except (DatasetError, SlideError) as error:
             broken.append(Broken(name(item), error))
+        else:
+            sections.append(waiting.take(section))
     if broken:
         raise BrokenSectionsError(sections, broken)
     return sections

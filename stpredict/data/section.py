@@ -9,6 +9,7 @@ from pathlib import Path
 from scipy.sparse import csr_array
 
 from stpredict.arrays import Float
+from stpredict.data.counts import Counts, in_memory
 from stpredict.data.stored_patches import StoredPatches
 from stpredict.errors import DatasetError
 from stpredict.slides.slide import Mpp
@@ -28,7 +29,7 @@ class Section:
     spot_names: list[str]
     centres: Float
     genes: list[str]
-    counts: csr_array
+    counts: Counts
     lost_spots: int = 0  # in the selection or the counts but not in both, or without slide and patch
     spot_diameter_um: float = 100.0
     pitch_um: float = 200.0
@@ -45,7 +46,7 @@ class Section:
 
 def without_counts(section: Section) -> Section:
     """The section without genes and counts, which cutting does not need."""
-    return replace(section, genes=[], symbols={}, counts=csr_array((len(section.spot_names), 0)))
+    return replace(section, genes=[], symbols={}, counts=in_memory(csr_array((len(section.spot_names), 0))))
 
 
 def demand_slides(sections: Sequence[Section], what: str) -> None:

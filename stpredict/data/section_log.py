@@ -84,6 +84,6 @@ def _row(section: Section) -> list[object]:
     n = len(section.spot_names)
     return [
         section.name, section.patient, n, section.lost_spots, len(section.genes),
-        round(float(section.counts.sum()) / n, 1), round(section.mpp.x, 4), round(section.mpp.y, 4),
+        round(float(section.counts.per_spot.sum()) / n, 1), round(section.mpp.x, 4), round(section.mpp.y, 4),
         section.spot_diameter_um, section.pitch_um, "; ".join(section.notes),
     ]  # fmt: skip

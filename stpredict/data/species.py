@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scipy.sparse import csr_array
-
+from stpredict.data.counts import in_memory
 from stpredict.data.genes import unversioned
 from stpredict.data.reading import Reading
 from stpredict.data.section import Section
 from stpredict.data.tables import read_table
+from stpredict.data.waiting_counts import Waiting
 from stpredict.errors import DatasetError, UsageError, some
 
 #: The least number of names that tell a species, and the part of them that must agree.
@@ -31,7 +31,8 @@ def of_one_species(sections: list[Section], reading: Reading) -> list[Section]:
     known = [replace(section, species=section.species or tell_species(section.genes)) for section in sections]
     if reading.orthologs:
         orthologs = read_orthologs(reading.orthologs)
-        return [in_orthologs(section, orthologs) for section in known]
+        waiting = Waiting()
+        return [waiting.take(in_orthologs(section, orthologs)) for section in known]
     there = Counter(section.species for section in known if section.species)
     if reading.species in (None, "all"):
         if len(there) > 1 and reading.species is None:
@@ -91,7 +92,7 @@ def in_orthologs(section: Section, orthologs: dict[str, str]) -> Section:
     return replace(
         section,
         genes=[orthologs[section.genes[i]] for i in kept],
-        counts=csr_array(section.counts[:, kept]),
+        counts=in_memory(section.counts.rows()[:, kept]),
         symbols={},
         notes=(*section.notes, f"its genes go by their {len(kept)} orthologs", *notes),
     )

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from stpredict.arrays import Float
+from stpredict.data.counts import in_memory
 from stpredict.data.genes import name_genes, whole_counts
 from stpredict.data.rows import SectionRow
 from stpredict.data.scale import settle_mpp
@@ -95,7 +96,7 @@ def spotted_section(
         spot_names=list(spots_with_counts.index),
         centres=pixels,
         genes=genes,
-        counts=counts,
+        counts=in_memory(counts),
         lost_spots=len(spots) + len(measured) - 2 * len(left),
         spot_diameter_um=(row and row.spot_diameter_um) or spot_diameter_um,
         pitch_um=(row and row.pitch_um) or pitch_um,

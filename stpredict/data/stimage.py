@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stpredict.data.counts import in_memory
 from stpredict.data.genes import name_genes
 from stpredict.data.reading import AS_IT_IS, Reading, read_each
 from stpredict.data.rows import SectionRow, chosen, read_rows, the_image, unstated
@@ -116,7 +117,7 @@ def _read_section(row: SectionRow, coords: Path, facts: Mapping[str, Any], *, by
         spot_names=[str(table.index[i]) for i in left],
         centres=centres,
         genes=genes,
-        counts=counts,
+        counts=in_memory(counts),
         lost_spots=len(table) + len(spots) - 2 * len(left),
         spot_diameter_um=row.spot_diameter_um or diameter_um or pitch_um,
         pitch_um=pitch_um,

@@ -176,14 +176,13 @@ def measured_in(sections: Sequence[Section], counts_only: Sequence[Section]) -> 
     genes, measured = measured_genes([*sections, *counts_only])
     counted = np.zeros(len(genes), dtype=bool)
     for section in sections:
-        positive = np.asarray(section.counts.sum(axis=0)).ravel() > 0
-        counted[np.searchsorted(genes, np.array(section.genes)[positive])] = True
+        counted[np.searchsorted(genes, np.array(section.genes)[section.counts.per_gene > 0])] = True
     known = np.flatnonzero(counted) if counts_only else np.arange(len(genes))
     counted_genes = [genes[i] for i in known]
     return Measured(
         np.repeat(np.array([section.name for section in sections], dtype=object), n_spots),
         np.repeat(np.array([section.patient for section in sections], dtype=object), n_spots),
-        np.concatenate([section.counts @ np.ones(len(section.genes)) for section in sections]),
+        np.concatenate([section.counts.per_spot for section in sections]),
         counted_genes,
         ids_of(counted_genes, one_table(section.symbols for section in (*sections, *counts_only))),
         find_twins([*sections, *counts_only]),
@@ -309,13 +308,17 @@ def columns(counts: Counts, genes: Sequence[str], panel: Sequence[str], index: I
     return out
 
 
-def aligned(section: Section, genes: Sequence[str]) -> csr_array:
-    """The section's counts over `genes`: zero for genes that its table does not name, without genes beyond `genes`."""
+def aligned(section: Section, genes: Sequence[str]) -> Iterator[csr_array]:
+    """The section's counts over `genes`, by blocks of spots.
+
+    They are zero for genes that its table does not name, and without genes beyond `genes`.
+    """
     column = {gene: i for i, gene in enumerate(genes)}
-    counts = csr_array(section.counts)
-    target = np.array([column.get(gene, -1) for gene in section.genes], dtype=np.int32)[counts.indices]
-    known = target >= 0
-    starts = np.concatenate([[0], np.cumsum(known)])[counts.indptr]
-    own = csr_array((counts.data[known], target[known], starts), (counts.shape[0], len(genes)))
-    own.sum_duplicates()
-    return own
+    column_of = np.array([column.get(gene, -1) for gene in section.genes], dtype=np.int32)
+    for _, counts in section.counts.blocks():
+        target = column_of[counts.indices]
+        known = target >= 0
+        starts = np.concatenate([[0], np.cumsum(known)])[counts.indptr]
+        own = csr_array((counts.data[known], target[known], starts), (counts.shape[0], len(genes)))
+        own.sum_duplicates()
+        yield own

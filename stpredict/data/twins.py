@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
 from stpredict.arrays import Labels
-from stpredict.data.counts import Counts
+from stpredict.data.counts import Counts, in_memory
 from stpredict.data.section import Section
 
 #: Two spots with this many counts hardly ever have the same counts by chance.
@@ -56,13 +56,13 @@ def find_twins(sections: Sequence[Section]) -> tuple[Twins, ...]:
     return tuple(found[names] for names in sorted(found))
 
 
-def twins_by_counts(names: Sequence[str], counts: Iterable[csr_array]) -> list[Twins]:
+def twins_by_counts(names: Sequence[str], counts: Iterable[Counts]) -> list[Twins]:
     """The pairs of sections whose counts (spots x genes) are the same, in any order and under any genes' names.
 
     One section after the other is looked at, once. Spots are compared by depth, number of genes, and sum of squared
     counts. Sections are equal if all their spots are, or most of their deep spots, for one of them may lack some.
     """
-    spots = [_spots(matrix) for matrix in counts]
+    spots = [_spots(of_section) for of_section in counts]
     whole: dict[bytes, list[str]] = defaultdict(list)
     for name, (own, _) in zip(names, spots, strict=True):
         if len(np.unique(own)) >= LEAST:
@@ -88,18 +88,25 @@ def twins_by_counts(names: Sequence[str], counts: Iterable[csr_array]) -> list[T
 def twins_of_spots(counted: Sequence[tuple[Labels, Counts]]) -> tuple[Twins, ...]:
     """As `twins_by_counts`, with a section's label for each spot."""
     parts = [(str(name), counts, section == name) for section, counts in counted for name in np.unique(section)]
-    of_sections = (counts.rows(np.flatnonzero(own)) for _, counts, own in parts)
+    of_sections = (in_memory(counts.rows(np.flatnonzero(own))) for _, counts, own in parts)
     return tuple(twins_by_counts([name for name, _, _ in parts], of_sections))
 
 
-def _spots(counts: csr_array) -> tuple[Keys, Keys]:
+def _spots(counts: Counts) -> tuple[Keys, Keys]:
     """A number for each spot with counts, sorted; and the numbers of deep spots, each once."""
+    empty = np.empty(0, np.uint64)
+    parts = [(empty, empty), *(_keys(block) for _, block in counts.blocks())]
+    keys, depth = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return np.sort(keys[depth > 0]), np.unique(keys[depth >= DEEP])
+
+
+def _keys(counts: csr_array) -> tuple[Keys, Keys]:
+    """The number of each spot, and its depth."""
     whole = counts.astype(np.uint64)
     depth = np.asarray(whole.sum(axis=1)).ravel().astype(np.uint64)
     genes = np.asarray((counts > 0).sum(axis=1)).ravel().astype(np.uint64)
     squares = np.asarray(whole.multiply(whole).sum(axis=1)).ravel().astype(np.uint64)
-    keys = (depth * MIX[0] + genes) * MIX[1] + squares
-    return np.sort(keys[depth > 0]), np.unique(keys[depth >= DEEP])
+    return (depth * MIX[0] + genes) * MIX[1] + squares, depth
 
 
 def _twins_by_image(sections: Sequence[Section]) -> Iterable[Twins]:

@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 
 from stpredict.data.bins import Bins, demand_no_bins, pooled
+from stpredict.data.counts import in_memory
 from stpredict.data.genes import name_genes, symbols_by_id
 from stpredict.data.matrices import read_matrix
 from stpredict.data.outputs import Outputs, find_outputs
@@ -99,7 +100,7 @@ def _read_section(name: str, outputs: Outputs, row: SectionRow, folder: Path, bi
         spot_names=[barcodes[i] for i in left],
         centres=centres,
         genes=genes,
-        counts=counts,
+        counts=in_memory(counts),
         lost_spots=lost,
         spot_diameter_um=row.spot_diameter_um or bin_um or SPOT_DIAMETER_UM,
         pitch_um=row.pitch_um or bin_um or PITCH_UM,

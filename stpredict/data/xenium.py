@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from stpredict.arrays import Float
+from stpredict.data.counts import in_memory
 from stpredict.data.genes import name_genes, symbols_by_id
 from stpredict.data.reading import AS_IT_IS, Reading, read_each
 from stpredict.data.rows import SectionRow, chosen, read_rows, the_image, unstated
@@ -81,7 +82,7 @@ def _read_section(name: str, place: Path, row: SectionRow, side_um: float) -> Se
         spot_names=[f"s_{round(side_um):03d}um_{y:05d}_{x:05d}-1" for x, y in pooled.squares.tolist()],
         centres=centres,
         genes=genes,
-        counts=counts,
+        counts=in_memory(counts),
         lost_spots=0,
         spot_diameter_um=side_um,
         pitch_um=side_um,

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from tempfile import gettempdir
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, vstack
 from torch.nn import functional as F
 
 from stpredict.console import Report
@@ -18,6 +20,7 @@ from stpredict.data.cutting import places_by_section
 from stpredict.data.panel import choose_panel
 from stpredict.data.patch_formats import JPEG_SHARE
 from stpredict.data.tiles import Measured, Tiles, aligned
+from stpredict.data.waiting_counts import ENTRY_BYTES, SMALL_BYTES
 from stpredict.errors import counted, some
 from stpredict.networks import FITTED, architecture_views, has_bank, reads_sections, reads_slides
 from stpredict.slides.views import patch_shape
@@ -36,11 +39,11 @@ from stpredict.training.whole_run import check_request, parts_of, recorded
 MEASURE_S, MEASURED_AT_ONCE = 3.0, 16
 #: Memory of a parameter with AdamW: the parameter and its two moments, in fp32.
 BYTES_PER_PARAMETER = 12
-#: The most memory that a call holds, in bytes: the libraries; an entry of sparse counts, which are there twice while
-#: patches are cut; arrays of spots x panel of a fit, of its scores and of its baselines; those of genes x genes; the
+#: The most memory that a call holds, in bytes: the libraries; an entry of one section's counts, and what a panel's rule
+#: makes of it; arrays of spots x panel of a fit, of its scores and of its baselines; those of genes x genes; the
 #: features of a spot, as many as a dictionary's, and copies. The factor of what a batch's backward pass keeps is for
 #: gradients.
-LIBRARIES, ENTRY, DENSE, PAIRS, FEATURES, GRADIENTS = 480 << 20, 8, 7 * 8, 4 * 8, 3 * 600 * 8, 1.3
+LIBRARIES, ENTRY, DENSE, PAIRS, FEATURES, GRADIENTS = 480 << 20, 32, 7 * 8, 4 * 8, 3 * 600 * 8, 1.3
 
 
 def plan_run(request: TrainingRequest, panel: Panel, report: Report) -> Iterator[str]:
@@ -89,7 +92,7 @@ def panel_of(checked: Checked, panel: Panel, seed: int) -> list[str]:
     if panel.genes:
         return list(dict.fromkeys([*panel.genes, *panel.required]))
     sections = sorted(checked.sections, key=lambda section: section.name)
-    counts = (aligned(section, found.counted_genes) for section in sections)
+    counts = (csr_array(vstack([*aligned(section, found.counted_genes)])) for section in sections)
     coverage, rule = coverage_of(found, [section.name for section in sections], panel), panel.rule_for(found)
     return choose_panel(counts, found.counted_genes, panel.size, panel.required, seed, rule, coverage)
 
@@ -107,7 +110,15 @@ def about_patches(request: TrainingRequest, checked: Checked) -> str:
     n_bytes = (n_spots - n_stored + n_places) * math.prod(shape) * (JPEG_SHARE if as_jpeg else 1)
     stay = f", {n_stored:,} of which stay in the data set's own files" if n_stored else ""
     places = counted(n_places, "unlabelled place")
-    return f"{size}, of {_spots(n_spots)} and {places}{stay}: {'about ' * as_jpeg}{n_bytes / 1e6:,.0f} MB of disk"
+    disk = f"{'about ' * as_jpeg}{n_bytes / 1e6:,.0f} MB of disk"
+    return f"{size}, of {_spots(n_spots)} and {places}{stay}: {disk}{about_waiting(checked)}"
+
+
+def about_waiting(checked: Checked) -> str:
+    """A clause on the temporary disk that counts take until they are written, if they are too many for memory."""
+    n_bytes = ENTRY_BYTES * sum(section.counts.n_entries for section in (*checked.sections, *checked.more))
+    few = n_bytes <= SMALL_BYTES
+    return "" if few else f", and up to {n_bytes / 1e6:,.0f} MB of {gettempdir()} for counts until they are written"
 
 
 @dataclass(frozen=True)
@@ -183,11 +194,11 @@ def about_split(split: Split, found: Tiles | Measured, settings: Settings, stage
 def peak_memory(checked: Checked, n_genes: int) -> int:
     """The most bytes that a call holds beside the network, of a panel of `n_genes`."""
     found, n_spots = checked.found, len(checked.found.section)
-    counts = [section.counts for section in (*checked.sections, *checked.more)]
-    n_entries = 2 * sum(int(each.nnz) for each in counts)
     if isinstance(found, Tiles):
-        n_entries = 2 * max(np.diff(found.counts.starts)[found.section == name].sum() for name in set(found.section))
-    return LIBRARIES + ENTRY * n_entries + (DENSE * n_genes + FEATURES) * n_spots + PAIRS * n_genes**2
+        entries = [np.diff(found.counts.starts)[found.section == name].sum() for name in set(found.section)]
+    else:
+        entries = [section.counts.n_entries for section in (*checked.sections, *checked.more)]
+    return LIBRARIES + ENTRY * int(max(entries)) + (DENSE * n_genes + FEATURES) * n_spots + PAIRS * n_genes**2
 
 
 def about_memory(n_bytes: int, rate: Rate | None) -> str:

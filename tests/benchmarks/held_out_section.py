@@ -37,7 +37,7 @@ def main(dataset: str, run_folder: str, fold: str, engine: str = "auto") -> None
             result = read_result(Path(out) / f"{section.name}.h5ad")
             predicted = np.column_stack([result.expression(gene) for gene in scores["panel"]])
         column = {gene: i for i, gene in enumerate(section.genes)}
-        all_counts = section.counts.toarray().astype(float)
+        all_counts = section.counts.rows().toarray().astype(float)
         counts = np.column_stack(
             [all_counts[:, column[gene]] if gene in column else np.zeros(len(all_counts)) for gene in scores["panel"]]
         )

@@ -31,7 +31,7 @@ def main(gene_list: str, *folders: str) -> None:
     patients = [section.patient for section in sections]
     counts, depths, every_count, every_depth = [], [], [], []
     for section in sections:
-        dense = section.counts.toarray().astype(float)
+        dense = section.counts.rows().toarray().astype(float)
         column = {gene: i for i, gene in enumerate(section.genes)}
         panel = np.column_stack([dense[:, column[g]] if g in column else np.zeros(len(dense)) for g in genes])
         counted = panel.any(axis=1)

@@ -77,6 +77,15 @@ def make_counts(spots: int, genes: int, seed: int, features: Any) -> csr_array:
     return csr_array((data[kept], columns[kept], starts.astype(np.int32)), (spots, genes))
 
 
+def as_read(counts: csr_array) -> Any:
+    """The counts as a checkout's readers give them."""
+    try:
+        from stpredict.data.counts import in_memory
+    except ImportError:
+        return csr_array(counts)
+    return in_memory(counts)
+
+
 def make_features(spots: int) -> Any:
     """Made-up features of spots in equal sections."""
     return np.random.default_rng(0).normal(size=(spots // SECTIONS * SECTIONS, WIDTH)).astype(np.float64)
@@ -94,7 +103,7 @@ def write_run(spots: int, genes: int, path: Path, differing: bool) -> None:
         sections.append(Section(
             f"S{s}", f"P{s // 2}", path.with_name("no.tif"), Mpp(0.5, 0.5), [f"{i}" for i in range(per)],
             np.c_[np.arange(per) % side, np.arange(per) // side] * 200.0, names[there].tolist(),
-            counts if there.all() else csr_array(counts[:, there]), spot_diameter_um=55.0, pitch_um=100.0,
+            as_read(counts[:, there]), spot_diameter_um=55.0, pitch_um=100.0,
             names_all_genes=True, technology="made up",
         ))  # fmt: skip
     write_tiles(sections, path, with_patches=False, keep_table=False, report=lambda _: None)
@@ -128,7 +137,7 @@ def make_section(name: str, spots: int, genes: int, folder: Path, patches: int =
         stored = StoredPatches(image, PATCH_PX, 0.5, tuple(range(patches)))
     return Section(
         name, name, image, Mpp(0.5, 0.5), [f"{i}" for i in range(spots)], rng.uniform(0, 9999, (spots, 2)),
-        [f"G{g:05}" for g in range(genes)], counts, names_all_genes=True, patches=stored,
+        [f"G{g:05}" for g in range(genes)], as_read(counts), names_all_genes=True, patches=stored,
     )  # fmt: skip
 
 

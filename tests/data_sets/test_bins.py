@@ -56,10 +56,10 @@ def test_squares_have_the_sum_of_their_bins_and_a_centre_of_their_own(tmp_path, 
     for row, column in squares:
         i = found[f"s_{row:05d}_{column:05d}-1" if factor == 1 else f"s_{side:03d}um_{row:05d}_{column:05d}-1"]
         own = (at // factor == (row, column)).all(axis=1)
-        np.testing.assert_array_equal(section.counts[[i]].toarray()[0], counts[own, :4].sum(axis=0))
+        np.testing.assert_array_equal(section.counts.rows([i]).toarray()[0], counts[own, :4].sum(axis=0))
         middle = 600 + (np.array([column, row]) + 0.5) * side / MPP
         np.testing.assert_allclose(section.centres[i], middle, atol=1e-6)
-    assert section.counts.sum() == counts[:, :4].sum()
+    assert section.counts.per_spot.sum() == counts[:, :4].sum()
     told = [note for note in section.notes if "pooled" in note]
     how = "" if asked_um else "; --bin-um asks for another size"
     pooled = f"{len(at)} bins of {own_um} um are pooled to {len(squares)} squares of {side} um{how}"
@@ -101,7 +101,7 @@ def test_bins_of_anndata_are_pooled_too(tmp_path: Path):
     (found,) = read_dataset(tmp_path / "h5ad")
     assert found.spot_names == expected.spot_names
     np.testing.assert_allclose(found.centres, expected.centres)
-    np.testing.assert_array_equal(found.counts.toarray(), expected.counts.toarray())
+    np.testing.assert_array_equal(found.counts.rows().toarray(), expected.counts.rows().toarray())
     assert found.spot_diameter_um == 8
 
 

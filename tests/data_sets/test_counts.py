@@ -132,7 +132,14 @@ def test_entries_that_do_not_fit_are_refused_when_a_file_is_opened(changed, tmp_
 def tiles_file(folder: Path) -> Path:
     counts = made_up(2, 40, 6)
     section = Section(
-        "A", "P", folder / "no.tif", Mpp(0.5, 0.5), [f"{i}" for i in range(40)], np.zeros((40, 2)), [*"abcdef"], counts
+        "A",
+        "P",
+        folder / "no.tif",
+        Mpp(0.5, 0.5),
+        [f"{i}" for i in range(40)],
+        np.zeros((40, 2)),
+        [*"abcdef"],
+        in_memory(counts),
     )
     write_tiles([section], folder / "x.tiles.h5", with_patches=False, report=lambda _: None)
     return folder / "x.tiles.h5"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
+from stpredict.data.counts import in_memory
 from stpredict.data.coverage import about_panel, demand_genes, demand_spots
 from stpredict.data.gene_mask import measured_genes
 from stpredict.data.section import Section
@@ -20,7 +21,7 @@ def section(name: str, genes: list[str], patient: str = "p") -> Section:
     """A section of four spots whose counts are all 1, and whose table names all genes that were measured."""
     spots = np.array([(x, y) for x in (0, 100) for y in (0, 100)], dtype=float)
     counts = csr_array(np.ones((4, len(genes)), np.float32))
-    return Section(name, patient, Path(f"{name}.tif"), Mpp(0.5, 0.5), list("abcd"), spots, genes, counts,
+    return Section(name, patient, Path(f"{name}.tif"), Mpp(0.5, 0.5), list("abcd"), spots, genes, in_memory(counts),
                    names_all_genes=True)  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def test_sections_spots_and_scale(cscc: Path):
         assert len(section.spot_names) == len(SPOTS)
         assert section.lost_spots == 1  # in the selection, but without counts
         assert section.genes == ["KRT5", "KRT14", "MMP1"]
-        np.testing.assert_array_equal(section.counts.toarray()[:, :2], SPOTS)
+        np.testing.assert_array_equal(section.counts.rows().toarray()[:, :2], SPOTS)
 
 
 def test_a_csv_gives_another_mpp_and_chooses_sections(cscc: Path):

@@ -31,7 +31,7 @@ def test_raw_counts_are_found_in_a_layer(tmp_path: Path, layer: str):
     data.layers["scaled"] = (COUNTS - COUNTS.mean()).astype(np.float32)
     data.layers[layer] = csr_matrix(COUNTS)
     section = read(tmp_path, data)
-    np.testing.assert_array_equal(section.counts.toarray(), COUNTS)
+    np.testing.assert_array_equal(section.counts.rows().toarray(), COUNTS)
     assert (f"counts are those of layers['{layer}'], as X holds none" in section.notes) == (layer.lower() != "counts")
 
 
@@ -42,7 +42,7 @@ def test_raw_counts_are_found_in_raw_with_its_own_genes(tmp_path: Path):
     data.X = np.log1p(data.X.toarray())
     section = read(tmp_path, data)
     assert section.genes == SYMBOLS
-    np.testing.assert_array_equal(section.counts.toarray(), COUNTS)
+    np.testing.assert_array_equal(section.counts.rows().toarray(), COUNTS)
     assert "counts are those of raw.X, as X holds none" in section.notes
 
 
@@ -51,7 +51,7 @@ def test_raw_counts_without_x(tmp_path: Path):
     with pytest.raises(DatasetError, match=r"needs raw counts in X, a layer or raw, and holds none of them"):
         read(tmp_path, data)
     data.layers["raw"] = COUNTS
-    np.testing.assert_array_equal(read(tmp_path, data).counts.toarray(), COUNTS)
+    np.testing.assert_array_equal(read(tmp_path, data).counts.rows().toarray(), COUNTS)
 
 
 def test_it_is_said_where_counts_were_looked_for(tmp_path: Path):
@@ -85,7 +85,7 @@ def test_spots_off_the_tissue_are_left_out_however_it_is_written(tmp_path: Path,
     section = read(tmp_path, data)
     kept = np.arange(len(CENTRES)) % 3 != 0
     np.testing.assert_array_equal(section.centres, CENTRES[kept])
-    np.testing.assert_array_equal(section.counts.toarray(), COUNTS[kept])
+    np.testing.assert_array_equal(section.counts.rows().toarray(), COUNTS[kept])
     assert f"{(~kept).sum()} spots not in tissue (in_tissue is 0), left out" in section.notes
 
 

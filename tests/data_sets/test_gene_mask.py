@@ -25,7 +25,7 @@ def section(name: str, genes: list[str], names_all_genes: bool = True) -> Sectio
     counts = csr_array((2, len(genes)), dtype=np.float32)
     spots = np.zeros((2, 2))
     return Section(
-        name, name, Path(f"{name}.tif"), Mpp(0.5, 0.5), ["a", "b"], spots, genes, counts,
+        name, name, Path(f"{name}.tif"), Mpp(0.5, 0.5), ["a", "b"], spots, genes, in_memory(counts),
         names_all_genes=names_all_genes,
     )  # fmt: skip
 

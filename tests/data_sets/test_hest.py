@@ -33,7 +33,7 @@ def test_sections_and_what_is_known_of_them(hest: Path):
         assert section.mpp == (0.5, 0.5)
         assert (section.spot_diameter_um, section.pitch_um) == (100, 200)
         assert section.image == hest / "wsis" / f"{section.name}.tif"
-        np.testing.assert_array_equal(section.counts.toarray(), COUNTS)
+        np.testing.assert_array_equal(section.counts.rows().toarray(), COUNTS)
         (note,) = section.notes
         assert note.endswith("by the metadata's pixel_size_um_estimated, but 0.2646 x 0.2646 by the metadata's "
                              "pixel_size_um_embedded")  # fmt: skip

@@ -76,7 +76,7 @@ def test_folders_of_three_files(tmp_path: Path, within: str, packed: bool, versi
     assert (section.name, section.lost_spots, section.image.name) == ("S1", 0, SLIDE.name)
     n_genes = 4 if version == 3 else 5
     assert section.genes[:4] == SYMBOLS
-    np.testing.assert_array_equal(section.counts.toarray(), counts[:, :n_genes])
+    np.testing.assert_array_equal(section.counts.rows().toarray(), counts[:, :n_genes])
     np.testing.assert_allclose(section.centres[7], centre(*ARRAY[7]))
 
 
@@ -106,7 +106,7 @@ def test_samples_of_geo_in_one_folder(tmp_path: Path, form: str):
     assert [section.name for section in sections] == list(wanted)
     for section in sections:
         assert section.image.name == f"{section.name}.svs"
-        np.testing.assert_array_equal(section.counts.toarray()[:, :4], wanted[section.name][:, :4])
+        np.testing.assert_array_equal(section.counts.rows().toarray()[:, :4], wanted[section.name][:, :4])
         assert not any("scalefactors" in note for note in section.notes)
 
 
@@ -117,8 +117,8 @@ def test_a_sample_of_geo_in_a_folder_of_its_own(tmp_path: Path):
         (tmp_path / SAMPLE / "spatial" / name).rename(tmp_path / SAMPLE / "spatial" / f"{SAMPLE}_{name}")
     name_patient(tmp_path, f"{SAMPLE},first\nS9,second\n")
     found = {section.name: section for section in read_dataset(tmp_path)}
-    np.testing.assert_array_equal(found[SAMPLE].counts.toarray(), counts[:-1, :4])
-    np.testing.assert_array_equal(found["S9"].counts.toarray(), expected[:-1, :4])
+    np.testing.assert_array_equal(found[SAMPLE].counts.rows().toarray(), counts[:-1, :4])
+    np.testing.assert_array_equal(found["S9"].counts.rows().toarray(), expected[:-1, :4])
 
 
 @pytest.mark.parametrize("kind", ["h5", "folder"])
@@ -132,11 +132,11 @@ def test_a_raw_matrix_is_read_for_the_spots_on_tissue(tmp_path: Path, kind: str)
         write_market(tmp_path / "S1" / "raw_feature_bc_matrix", everywhere, barcodes)
     name_patient(tmp_path)
     section = the_only(tmp_path)
-    np.testing.assert_array_equal(section.counts.toarray(), everywhere[:-2, :4])
+    np.testing.assert_array_equal(section.counts.rows().toarray(), everywhere[:-2, :4])
     assert "2 spots not in tissue (in_tissue is 0), left out" in section.notes
     assert section.lost_spots == 0
     write_10x(tmp_path / "S1" / "filtered_feature_bc_matrix.h5", everywhere[:25] + 1, barcodes[:25])
-    np.testing.assert_array_equal(the_only(tmp_path).counts.toarray(), everywhere[:25, :4] + 1)
+    np.testing.assert_array_equal(the_only(tmp_path).counts.rows().toarray(), everywhere[:25, :4] + 1)
 
 
 def write_version_2(path: Path, counts: np.ndarray, barcodes: list[str], *genomes: str) -> None:
@@ -156,7 +156,7 @@ def test_version_2_of_10x(tmp_path: Path):
     name_patient(tmp_path)
     write_version_2(path, counts, barcodes, "GRCh38")
     assert the_only(tmp_path).genes[:4] == SYMBOLS
-    np.testing.assert_array_equal(the_only(tmp_path).counts.toarray(), counts)
+    np.testing.assert_array_equal(the_only(tmp_path).counts.rows().toarray(), counts)
     write_version_2(path, counts, barcodes, "hg19", "mm10")
     with pytest.raises(DatasetError, match="counts of several genomes, hg19, mm10, and one is needed"):
         read_dataset(tmp_path)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
+from stpredict.data.counts import in_memory
 from stpredict.data.genes import name_genes
 from stpredict.data.reading import (
     Broken,
@@ -73,7 +74,9 @@ def test_what_is_no_condition_is_refused_in_words(text: str, why: str):
 def section(name: str, genes: list[str], species: str = "") -> Section:
     counts = csr_array(np.arange(4 * len(genes), dtype=np.float32).reshape(4, -1))
     spots = np.array([(x, y) for x in (0, 100) for y in (0, 100)], dtype=float)
-    return Section(name, "p", Path(f"{name}.tif"), Mpp(0.5, 0.5), list("abcd"), spots, genes, counts, species=species)
+    return Section(
+        name, "p", Path(f"{name}.tif"), Mpp(0.5, 0.5), list("abcd"), spots, genes, in_memory(counts), species=species
+    )
 
 
 def test_species_are_told_by_how_genes_are_spelt():
@@ -103,7 +106,7 @@ def test_orthologs_join_species(tmp_path: Path):
     assert human.genes == HUMAN
     assert mouse.genes == [f"GENE{i}" for i in range(10) if i != 5]  # GENE5 has two
     kept = [i for i in range(10) if i != 5]
-    np.testing.assert_array_equal(mouse.counts.toarray(), section("m", MOUSE).counts.toarray()[:, kept])
+    np.testing.assert_array_equal(mouse.counts.rows().toarray(), section("m", MOUSE).counts.rows().toarray()[:, kept])
     assert mouse.notes[-1].startswith("21 genes have no ortholog and are left out: Gene5,")
     table.write_text("mouse,human,score\nGene1,GENE1,9\n")
     with pytest.raises(DatasetError, match="has 3 columns, and two are needed"):

@@ -17,6 +17,7 @@ import pytest
 from killer_slide import write_killer_slide
 
 from stpredict.data import section_files
+from stpredict.data.counts import in_memory
 from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
 from stpredict.data.patches_elsewhere import patches_folder
@@ -142,7 +143,8 @@ def zero_the_middle(path: Path) -> None:
 
 def test_places_are_drawn_as_if_nothing_had_been_cut_before(dataset: Path, tmp_path: Path):
     sections, path = read_dataset(dataset), tmp_path / "x.tiles.h5"
-    few = [replace(sections[0], centres=sections[0].centres[:1], spot_names=["one"], counts=sections[0].counts[:1])]
+    one = in_memory(sections[0].counts.rows()[:1])
+    few = [replace(sections[0], centres=sections[0].centres[:1], spot_names=["one"], counts=one)]
     small = [replace(section, spot_diameter_um=section.spot_diameter_um / 2) for section in sections]
     for asked, more in (
         (few + sections[1:], {"unlabelled": 0}),

@@ -50,7 +50,7 @@ def test_slides_of_every_technology_are_read(stimage: Path):
     assert visium.mpp == pytest.approx((0.25, 0.25))
     np.testing.assert_array_equal(st.centres, CENTRES[::-1])  # in the order of their table
     counts = pd.read_csv(stimage / "ST" / "gene_exp" / "Human_Breast_A1_count.csv", index_col=0).to_numpy()
-    np.testing.assert_array_equal(st.counts.toarray(), counts[::-1])
+    np.testing.assert_array_equal(st.counts.rows().toarray(), counts[::-1])
     assert (st.genes, st.names_all_genes) == (GENES, True)
     assert st.notes == ("the data set names no patients, so each study counts as one",)
 

@@ -11,6 +11,7 @@ from conftest import GENES
 from scipy.sparse import csr_array
 
 from stpredict.data import cutting
+from stpredict.data.counts import in_memory
 from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
 from stpredict.data.section import Section
@@ -36,9 +37,9 @@ def test_tiles_hold_what_the_sections_held(tiles, dataset: Path):
     assert tiles.mpp == 0.5
     assert list(np.unique(tiles.patient)) == ["A", "B"]
     assert sorted(set(tiles.section)) == ["A1", "A2", "B1"]
-    np.testing.assert_allclose(tiles.depth, np.concatenate([s.counts.sum(axis=1) for s in sections]))
+    np.testing.assert_allclose(tiles.depth, np.concatenate([s.counts.per_spot for s in sections]))
     rows = tiles.section == "B1"
-    np.testing.assert_array_equal(tiles.panel_counts(GENES)[rows], sections[2].counts.toarray()[:, : len(GENES)])
+    np.testing.assert_array_equal(tiles.panel_counts(GENES)[rows], sections[2].counts.rows().toarray()[:, : len(GENES)])
     assert (tiles.panel_counts(["ONLY_A1"])[rows] == 0).all()  # not counted there, as its table lists what was
     assert np.isnan(tiles.panel_counts(["NOWHERE"])).all()
 
@@ -137,17 +138,17 @@ def test_counts_are_written_section_by_section_in_any_order_of_genes(tmp_path: P
         counts = csr_array(rng.integers(0, 3, (n, len(genes))).astype(np.float32))
         centres = rng.uniform(0, 99, (n, 2))
         names = [f"{name}{i}" for i in range(n)]
-        return Section(name, name, images, Mpp(0.5, 0.5), names, centres, genes, counts, patches=patches)
+        return Section(name, name, images, Mpp(0.5, 0.5), names, centres, genes, in_memory(counts), patches=patches)
 
     first = section("A", ["c", "a", "b"], StoredPatches(images, 8, 0.5, (0, 1)))
     more = [section("B", ["b", "x", "a", "c"]), section("C", ["a", "b"])]
     write_tiles([first], tmp_path / "x.tiles.h5", counts_only=more, patch_px=8, report=print)
     tiles = read_tiles(tmp_path / "x.tiles.h5")
     assert tiles.genes == ["a", "b", "c", "x"]
-    np.testing.assert_array_equal(tiles.counts.rows().toarray()[:, :3], first.counts.toarray()[:, [1, 2, 0]])
+    np.testing.assert_array_equal(tiles.counts.rows().toarray()[:, :3], first.counts.rows().toarray()[:, [1, 2, 0]])
     found = tiles.counts_only.counts.rows().toarray()
-    np.testing.assert_array_equal(found[:5], more[0].counts.toarray()[:, [2, 0, 3, 1]])
-    np.testing.assert_array_equal(found[5:, :2], more[1].counts.toarray())
+    np.testing.assert_array_equal(found[:5], more[0].counts.rows().toarray()[:, [2, 0, 3, 1]])
+    np.testing.assert_array_equal(found[5:, :2], more[1].counts.rows().toarray())
     assert not found[5:, 2:].any()
     outline = read_outline(tmp_path / "x.tiles.h5")
     assert (outline.patch_px, outline.mpp, outline.section.tolist()) == (8, tiles.mpp, ["A", "A"])

@@ -10,6 +10,7 @@ from conftest import write_section
 from scipy.sparse import csr_array
 from test_assessment import made_up
 
+from stpredict.data.counts import in_memory
 from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
 from stpredict.data.section import Section
@@ -31,7 +32,9 @@ def section(name: str, patient: str, seed: int, image: Path = Path(), rate: floa
     counts = csr_array(rng.poisson(rate, (N_SPOTS, N_GENES)).astype(np.float32))
     centres = rng.uniform(0, 10_000, (N_SPOTS, 2))
     spots = [f"{i}" for i in range(N_SPOTS)]
-    return Section(name, patient, image, Mpp(0.5, 0.5), spots, centres, [f"G{i}" for i in range(N_GENES)], counts)
+    return Section(
+        name, patient, image, Mpp(0.5, 0.5), spots, centres, [f"G{i}" for i in range(N_GENES)], in_memory(counts)
+    )
 
 
 def names(twins: tuple[Twins, ...]) -> list[tuple[str, str]]:
@@ -42,10 +45,10 @@ def names(twins: tuple[Twins, ...]) -> list[tuple[str, str]]:
     "change",
     [
         lambda one: one,
-        lambda one: replace(one, counts=one.counts[::-1]),
+        lambda one: replace(one, counts=in_memory(one.counts.rows()[::-1])),
         lambda one: replace(one, genes=[f"ENSG{i:011d}" for i in range(N_GENES)]),
-        lambda one: replace(one, counts=one.counts[: N_SPOTS - 9]),
-        lambda one: replace(one, counts=one.counts[:, np.random.default_rng(1).permutation(N_GENES)]),
+        lambda one: replace(one, counts=in_memory(one.counts.rows()[: N_SPOTS - 9])),
+        lambda one: replace(one, counts=in_memory(one.counts.rows()[:, np.random.default_rng(1).permutation(N_GENES)])),
     ],
 )
 def test_equal_counts_are_found_in_any_order_and_with_some_spots_left_out(change):
@@ -57,7 +60,7 @@ def test_equal_counts_are_found_in_any_order_and_with_some_spots_left_out(change
 def test_sections_that_are_alike_are_not_one():
     many = [section(f"S{i}", f"P{i}", i) for i in range(30)] + [section("thin", "P", 0, rate=0.02)]
     assert find_twins(many) == ()
-    empty = replace(many[0], counts=csr_array((N_SPOTS, N_GENES), dtype=np.float32))
+    empty = replace(many[0], counts=in_memory(np.zeros((N_SPOTS, N_GENES), np.float32)))
     assert find_twins([empty, replace(empty, name="other")]) == ()
 
 

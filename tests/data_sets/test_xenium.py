@@ -68,7 +68,7 @@ def test_cells_are_pooled_to_squares_and_lie_on_the_slide(xenium: Path):
     assert section.genes == ["GNAS", "DDX5"]  # control probes are none
     assert section.spot_names == [f"s_100um_{y:05d}_{x:05d}-1" for x, y in ((1, 1), (2, 1), (2, 2), (3, 1))]
     np.testing.assert_array_equal(
-        section.counts.toarray(), [COUNTS[0, :2] + COUNTS[1, :2], COUNTS[2, :2], COUNTS[3, :2], COUNTS[4, :2]]
+        section.counts.rows().toarray(), [COUNTS[0, :2] + COUNTS[1, :2], COUNTS[2, :2], COUNTS[3, :2], COUNTS[4, :2]]
     )
     assert (section.spot_diameter_um, section.pitch_um) == (100, 100)
     assert section.mpp == pytest.approx((2 * MORPHOLOGY_UM, 2 * MORPHOLOGY_UM))
@@ -83,7 +83,7 @@ def test_squares_of_another_size_and_cells_as_text(tmp_path: Path):
     (tmp_path / "sections.csv").write_text("section,patient\nS1,first\n")
     (section,) = read_dataset(tmp_path, Reading(Bins(200.0)))
     assert (len(section.spot_names), section.pitch_um) == (3, 200)
-    assert section.counts.sum() == COUNTS[:, :2].sum()
+    assert section.counts.per_spot.sum() == COUNTS[:, :2].sum()
 
 
 def test_what_a_run_lacks_is_said(xenium: Path):
@@ -157,7 +157,7 @@ def test_archives_of_zarr_hold_the_same(xenium: Path, by_cell: bool, table: bool
     in_zarr(run / "cell_feature_matrix.zarr.zip", lambda root: write_zarr_counts(root, by_cell))
     (found,) = read_dataset(xenium)
     assert (found.genes, found.spot_names, found.symbols) == (expected.genes, expected.spot_names, expected.symbols)
-    np.testing.assert_array_equal(found.counts.toarray(), expected.counts.toarray())
+    np.testing.assert_array_equal(found.counts.rows().toarray(), expected.counts.rows().toarray())
     np.testing.assert_array_equal(found.centres, expected.centres)
     assert found.notes == expected.notes[:1]  # what is no gene is left out by its type
 
@@ -173,7 +173,7 @@ def test_a_matrix_in_a_folder_is_read(xenium: Path):
     (folder / "features.tsv").write_text("".join("\t".join(feature) + "\n" for feature in FEATURES))
     (found,) = read_dataset(xenium)
     assert found.genes == expected.genes
-    np.testing.assert_array_equal(found.counts.toarray(), expected.counts.toarray())
+    np.testing.assert_array_equal(found.counts.rows().toarray(), expected.counts.rows().toarray())
 
 
 @pytest.mark.parametrize(
@@ -215,10 +215,10 @@ def test_without_a_matrix_transcripts_are_pooled(xenium: Path, monkeypatch: pyte
     write_transcripts(run, **({"is_gene": [True, True, True, False, True]} if newer else {"feature_name": older}))
     (section,) = read_dataset(xenium)
     assert section.genes == ["GNAS", "DDX5"]
-    at = dict(zip(section.spot_names, section.counts.toarray().tolist(), strict=True))
+    at = dict(zip(section.spot_names, section.counts.rows().toarray().tolist(), strict=True))
     assert at["s_100um_00001_00001-1"] == [2, 0]
     assert at["s_100um_00001_00003-1"] == [0, 1]
-    assert section.counts.sum() == 3
+    assert section.counts.per_spot.sum() == 3
     assert section.notes[0].startswith("transcripts of quality 20 or more are pooled to squares of 100 um, inside")
 
 

@@ -232,7 +232,7 @@ def test_patients_that_the_model_has_not_seen_are_scored_and_baselines_learn_fro
 
 def test_sections_of_few_spots_are_left_out(dataset, tiny_model):
     whole = assess_quietly(tiny_model, dataset)
-    depths = sorted(read_dataset(dataset)[0].counts.sum(axis=1).ravel())
+    depths = sorted(read_dataset(dataset)[0].counts.per_spot)
     found = assess_quietly(tiny_model, dataset, min_depth=int(depths[-5]))
     assert len(found.sections) < len(whole.sections)
     assert any("sections with fewer than 10 other spots are left out: A1" in note for note in found.notes)

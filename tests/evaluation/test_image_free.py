@@ -18,7 +18,7 @@ def scores_leaving_one_out(folder: Path, of_panel: bool) -> tuple[float, float]:
     """Mean over patients of the mean over spots of correlation across genes, and of RMSE, spot by spot."""
     values: dict[str, list[np.ndarray]] = {}
     for section in read_her2st(folder, require_images=False):
-        every = section.counts.toarray().astype(float)
+        every = section.counts.rows().toarray().astype(float)
         counts = np.zeros((len(every), len(PANEL)))
         for i, gene in enumerate(PANEL[:-1]):
             counts[:, i] = every[:, section.genes.index(gene)]

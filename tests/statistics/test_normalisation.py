@@ -21,7 +21,7 @@ OF_PANEL = "ln(1 + CPM of the panel)"
 
 @pytest.fixture(scope="module")
 def median_depth(dataset: Path) -> int:
-    return int(np.median(np.concatenate([np.asarray(s.counts.sum(axis=1)).ravel() for s in read_dataset(dataset)])))
+    return int(np.median(np.concatenate([s.counts.per_spot for s in read_dataset(dataset)])))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_the_card_states_the_unit_and_shares_of_the_panel_add_up(trained):
 
 def test_shallow_spots_are_left_out_of_the_scores_and_counted(trained, dataset, median_depth):
     for fold in trained.card["held_out"]:
-        depths = [np.asarray(s.counts.sum(axis=1)).ravel() for s in read_dataset(dataset) if s.patient == fold["name"]]
+        depths = [s.counts.per_spot for s in read_dataset(dataset) if s.patient == fold["name"]]
         depth = np.concatenate(depths)
         assert fold["min_depth"] == median_depth
         assert fold["spots"] == (depth >= median_depth).sum()
@@ -85,7 +85,7 @@ def test_a_model_and_its_result_are_scored_in_their_own_unit(trained, dataset, t
     assert read_provenance(Path("B1.h5ad"))["card"]["panel"] == trained.panel  # of which it holds one gene
     scored = run("evaluate", "B1.h5ad", dataset, *asked)
     assert scored.exit_code == 0, scored.output
-    counts = section.counts.toarray()[:, [section.genes.index(gene) for gene in trained.panel]]
+    counts = section.counts.rows().toarray()[:, [section.genes.index(gene) for gene in trained.panel]]
     observed = np.log1p(1e6 * counts[:, trained.panel.index(GENES[0])] / counts.sum(axis=1))
     predicted = anndata.read_h5ad("B1.h5ad").X[:, 0]
     row = next(line for line in scored.stdout.splitlines() if line.startswith("model "))

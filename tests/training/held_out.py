@@ -29,7 +29,7 @@ def check_reported_correlation(
     assert done.exit_code == 0, done.output
     result = read_result(scratch / f"{section.name}.h5ad")
     predicted = np.column_stack([result.expression(gene) for gene in scores["panel"]])
-    counts = section.counts.toarray().astype(float)
+    counts = section.counts.rows().toarray().astype(float)
     columns = [section.genes.index(gene) for gene in scores["panel"]]
     label = np.full(len(counts), section.name)
     correlation = depth_controlled_correlation(predicted, counts[:, columns], counts.sum(axis=1), label)

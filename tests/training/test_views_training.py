@@ -75,7 +75,7 @@ def test_the_held_out_sections_scores_are_those_of_predicting_it(trained: Path, 
     result = read_result(tmp_path / f"{section.name}.h5ad")
     measured = [gene for gene in scores["panel"] if gene in section.genes]
     predicted = np.column_stack([result.expression(gene) for gene in measured])
-    counts = section.counts.toarray().astype(float)
+    counts = section.counts.rows().toarray().astype(float)
     columns = [section.genes.index(gene) for gene in measured]
     correlation = depth_controlled_correlation(
         predicted, counts[:, columns], counts.sum(axis=1), np.full(len(counts), section.name)
