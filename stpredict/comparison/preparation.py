@@ -18,7 +18,7 @@ from stpredict.data.cutting import PATCH_PX, settle_cut, write_tiles
 from stpredict.data.dataset import read_asked, read_dataset
 from stpredict.data.panel import check_rule, match_genes
 from stpredict.data.reading import read_broken, write_broken
-from stpredict.data.section import Section
+from stpredict.data.section import Section, without_counts
 from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles, shared_genes
 from stpredict.data.twins import told_twins
 from stpredict.errors import ResultError, UsageError
@@ -52,8 +52,8 @@ class Prepared:
 
     @cached_property
     def sections(self) -> list[Section]:
-        """The data set's sections, for systems that look at slides beyond the spots' patches."""
-        return read_dataset(self.request.dataset, self.request.reading)
+        """The data set's sections without counts, for systems that look at slides beyond the spots' patches."""
+        return [*map(without_counts, read_dataset(self.request.dataset, self.request.reading))]
 
     def tiles(self, system: str) -> Tiles:
         """The patches that a system is trained on. Raises DatasetError if they lack something that it looks at."""

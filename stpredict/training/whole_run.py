@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stpredict.console import Report
 from stpredict.data.dataset import read_dataset
 from stpredict.data.panel import check_rule
+from stpredict.data.section import without_counts
 from stpredict.data.tiles import Measured, Tiles, read_tiles
 from stpredict.errors import UsageError
 from stpredict.machine import limit_threads
@@ -165,9 +166,10 @@ def prepare(
     features, unlabelled_features = read_features(
         tiles, settings.taught_by_features, folder / FEATURES, report, request.threads
     )
+    slides = read_dataset(dataset, request.reading) if reads_slides(settings.architecture) else []
     run = Run(
         tiles, features, unlabelled_features, panel, settings, request.licence, pick_device(request.device), report,
-        sections=read_dataset(dataset, request.reading) if reads_slides(settings.architecture) else (),
+        sections=[*map(without_counts, slides)],
         weights=given.weights, anonymous=request.anonymous, accumulate=request.accumulate,
     )  # fmt: skip
     if request.anonymous and is_main_process():

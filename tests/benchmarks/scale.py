@@ -30,6 +30,7 @@ from scipy.sparse import csr_array
 from torch import nn
 
 from stpredict.data.cutting import write_tiles
+from stpredict.data.reading import read_each
 from stpredict.data.section import Section
 from stpredict.data.stored_patches import StoredPatches
 from stpredict.data.tiles import read_tiles
@@ -171,8 +172,9 @@ def measure_differing(spots: int, genes: int, folder: Path) -> dict[str, float]:
 
 def measure_counts(spots: int, genes: int, folder: Path) -> dict[str, float]:
     small = make_section("A", 8, genes, folder, 8)
-    more = [make_section(f"B{i}", spots // SECTIONS, genes, folder) for i in range(SECTIONS)]
     limit()
+    names = [f"B{i}" for i in range(SECTIONS)]
+    more = read_each(names, str, lambda name: make_section(name, spots // SECTIONS, genes, folder))
     made, started = peak_gib(), time.process_time()
     write_tiles([small], folder / "x.tiles.h5", counts_only=more, report=lambda _: None)
     written, peak = time.process_time(), peak_gib()

@@ -12,10 +12,13 @@ import pytest
 from calls import run
 from scipy.sparse import csr_array
 
+from stpredict.data import counts as blocks
 from stpredict.data import waiting_counts
 from stpredict.data.counts import in_memory
+from stpredict.data.cutting import write_tiles
 from stpredict.data.dataset import read_dataset
 from stpredict.data.section import Section
+from stpredict.data.tiles import read_tiles
 from stpredict.data.waiting_counts import Waiting, narrowed
 from stpredict.errors import StpredictError
 from stpredict.slides.slide import Mpp
@@ -78,6 +81,21 @@ def test_sections_of_a_data_set_wait_in_a_file_without_a_name_that_goes_with_the
     assert counts.per_spot.sum() > 0  # they keep it
     del counts
     assert open_files() == before
+
+
+def test_tiles_of_sections_that_wait_are_those_of_sections_in_memory(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(waiting_counts, "SMALL_BYTES", 1)
+    monkeypatch.setattr(blocks, "BLOCK_SPOTS", 5)
+    waiting = read_dataset(dataset)
+    held = [replace(one, counts=in_memory(one.counts.rows())) for one in waiting]
+    written = []
+    for name, sections in (("waiting", waiting), ("held", held)):
+        write_tiles(sections, tmp_path / name, with_patches=False, report=lambda _: None)
+        tiles = read_tiles(tmp_path / name)
+        written.append((tiles.genes, tiles.depth.tolist(), tiles.counts.rows().toarray().tolist()))
+    assert written[0] == written[1]
 
 
 def test_a_temporary_folder_without_room_is_told(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
