@@ -117,7 +117,11 @@ def in_memory(counts: Any) -> Counts:
     """Counts that are in memory already, sparse or dense."""
     matrix = csr_array(counts)
     entries = {"data": matrix.data, "indices": matrix.indices}
-    return Counts(matrix.shape, matrix.indptr.astype(np.int64), lambda: nullcontext(entries), held=True)
+    return Counts(matrix.shape, matrix.indptr.astype(np.int64), partial(_lent, entries), held=True)
+
+
+def _lent(entries: Mapping[str, Any]) -> AbstractContextManager[Mapping[str, Any]]:
+    return nullcontext(entries)
 
 
 def stored_counts(path: Path, file: h5py.File, name: str, shape: tuple[int, int]) -> Counts:

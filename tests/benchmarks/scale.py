@@ -52,6 +52,8 @@ RESULT = Path(__file__).with_suffix(".md")
 #: Genes that vary, further entries of a spot, sections, and features as wide as a dictionary's.
 HOT, RARE, SECTIONS, WIDTH = 1000, 2000, 8, 588
 PATCHES, PATCH_PX = 48, 224
+#: Spots of a section where sections' counts are read and written.
+OF_SECTION = 300
 #: Spots of HEST-1k or more, to which a patch's time is extrapolated.
 MANY = 1_500_000
 
@@ -126,10 +128,10 @@ def make_run(spots: int, genes: int, folder: Path, differing: bool = False) -> R
     )  # fmt: skip
 
 
-def make_section(name: str, spots: int, genes: int, folder: Path, patches: int = 0) -> Section:
+def make_section(name: str, spots: int, genes: int, folder: Path, patches: int = 0, seed: int = 3) -> Section:
     """A section of counts alone, or with so many patches of noise."""
     rng = np.random.default_rng(1)
-    counts = make_counts(spots, genes, 3, rng.normal(size=(spots, 5)))
+    counts = make_counts(spots, genes, seed, rng.normal(size=(spots, 5)))
     stored, image = None, folder / f"{name}.tif"
     if patches:
         image = folder / f"{name}.h5"
@@ -171,10 +173,11 @@ def measure_differing(spots: int, genes: int, folder: Path) -> dict[str, float]:
 
 
 def measure_counts(spots: int, genes: int, folder: Path) -> dict[str, float]:
+    """Counts of sections of one size, more of them for more spots, as they are read, written to tiles, and opened."""
     small = make_section("A", 8, genes, folder, 8)
     limit()
-    names = [f"B{i}" for i in range(SECTIONS)]
-    more = read_each(names, str, lambda name: make_section(name, spots // SECTIONS, genes, folder))
+    numbers = range(1, spots // OF_SECTION + 1)
+    more = read_each(numbers, str, lambda i: make_section(f"B{i}", OF_SECTION, genes, folder, seed=3 + i))
     made, started = peak_gib(), time.process_time()
     write_tiles([small], folder / "x.tiles.h5", counts_only=more, report=lambda _: None)
     written, peak = time.process_time(), peak_gib()
