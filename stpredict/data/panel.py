@@ -71,12 +71,11 @@ def choose_panel(
     """Genes chosen by a rule of RULES, in alphabetical order, and the `required` ones.
 
     `sections` are the counts of each training section, spots x all genes; one after the other is looked at, once.
-    `coverage` says which genes each section
-    measured; None means that all measured all. "variance" takes genes among the 1500 of highest count variance in every
-    section; with `size`, it draws that many of them, as in the M2ORT study, mostly the same ones for other sections.
-    "mean" and "variable" take the first `size` (250) genes of an order. These three choose from genes that all sections
-    measured. "coverage" takes the first `size` (2000) of those that enough sections measured. Raises UsageError for
-    required genes that were not measured, and if no gene is chosen.
+    `coverage` says which genes each section measured; None means that all measured all. "variance" takes genes among
+    the 1500 of highest count variance in every section; with `size`, it draws that many of them, as in the M2ORT study,
+    mostly the same ones for other sections. "mean" and "variable" take the first `size` (250) genes of an order. These
+    three choose from genes that all sections measured. "coverage" takes the first `size` (2000) of those that enough
+    sections measured. Raises UsageError for required genes that were not measured, and if no gene is chosen.
     """
     check_rule(rule)
     match_genes(required, genes, "measured genes")

@@ -67,7 +67,9 @@ def fit_map(
     else:
         covariance, used = gene_covariance(tiles, panel, sorted(set(tiles.section[rows])), normalisation)
         n = N_PROGRAMMES if used else len(panel)  # each gene by itself if nothing shows how they vary together
-        found = fit_programmes_where_measured(features, objective.targets[rows] / scale, covariance, n)
+        residuals = objective.targets[rows]
+        residuals /= scale
+        found = fit_programmes_where_measured(features, residuals, covariance, n)
     return replace(found, weight=found.weight * scale, bias=found.bias * scale), used
 
 
