@@ -96,16 +96,16 @@ def _choose_k(scaled: Float, targets: Float, group: Labels) -> int:
     for held_out in groups:
         known = ~held_out if len(groups) > 1 else held_out
         search = NearestNeighbors(n_neighbors=min(choices[-1], max(int(known.sum()) - 1, 1))).fit(scaled[known])
-        known_targets = targets[known]
         if len(groups) == 1:
             nearest = search.kneighbors(return_distance=False)[tried]  # without a query, no spot is its own neighbour
-            errors += _errors(nearest, known_targets, targets[tried], choices)
+            errors += _errors(nearest, targets, targets[tried], choices)
             continue
+        place = np.flatnonzero(known)
         asked = np.flatnonzero(held_out & tried)
         for start in range(0, len(asked), BLOCK):
             rows = asked[start : start + BLOCK]
-            nearest = search.kneighbors(scaled[rows], return_distance=False)
-            errors += _errors(nearest, known_targets, targets[rows], choices)
+            nearest = place[search.kneighbors(scaled[rows], return_distance=False)]
+            errors += _errors(nearest, targets, targets[rows], choices)
     return choices[int(np.argmin(errors))]
 
 

@@ -49,9 +49,10 @@ class Objective:
 
     def expression(self, z: Float) -> Float:
         """Expression, from z."""
-        eta = self.offset + self.slope * z
+        eta: Float = self.slope * z
+        eta += self.offset
         with np.errstate(invalid="ignore"):  # NaN for genes that no training spot measured
-            return np.logaddexp(0, eta) if self.link == "softplus" else eta
+            return np.logaddexp(0, eta, out=eta) if self.link == "softplus" else eta
 
     def fold_into(self, head: nn.Linear) -> None:
         """Make a head that predicts z predict eta."""

@@ -156,7 +156,6 @@ def write_trained(
     """Write the model with its card, which is returned."""
     rows = np.flatnonzero(np.isin(run.tiles.section, trained.sections) & (trained.objective.depth > 0))
     z, read = predict_and_read(run, trained, rows)
-    expression = trained.expression(z)
     training = {
         **trained_how(run.settings, trained),
         "licence": run.licence,
@@ -169,8 +168,10 @@ def write_trained(
         **counted_only(run.tiles, trained.counts_from),
         **({"bank": describe_bank(trained.network)} if isinstance(trained.network, BankNetwork) else {}),
     }
+    expression = trained.expression(z)
     card = make_card(name, run.tiles, trained.panel, trained.network, trained.objective, expression, training, held_out,
                      intervals)  # fmt: skip
+    del z, expression
     if run.anonymous:
         card = without_names(card, numbered(run.tiles))
     if is_main_process():

@@ -29,6 +29,7 @@ from stpredict.networks.triplex import Triplex
 from stpredict.prediction.surroundings import Surroundings
 from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.statistics.metrics import log_cpm
+from stpredict.statistics.moments import BLOCK
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.objectives import Objective, make_objective
 from stpredict.statistics.spatial import neighbour_mean
@@ -198,9 +199,20 @@ def predict_rows(run: Run, trained: Trained, rows: Int, turns: int = 1) -> Float
         return predict_from_superpixels(network, run.encoded, rows, run.device)
     if run.encoded is None or not isinstance(network, Encoded | Hipt):
         return predict_z(network, run.tiles, rows, run.device, turns=turns)
+    return read_features(network, run.encoded, rows, run.device)
+
+
+def read_features(network: Encoded | Hipt, encoded: Float, rows: Int, device: torch.device) -> Float:
+    """What a head makes of the features (spots x features) of some spots, a few thousand at a time; spots x outputs."""
+    found = np.empty((len(rows), 0))
     with torch.inference_mode():
-        features = torch.as_tensor(run.encoded[rows], dtype=torch.float32, device=run.device)
-        return network.read(features).double().cpu().numpy()
+        for start in range(0, max(len(rows), 1), BLOCK):
+            some = torch.as_tensor(encoded[rows[start : start + BLOCK]], dtype=torch.float32, device=device)
+            read = network.read(some).cpu().numpy()
+            if not start:
+                found = np.empty((len(rows), read.shape[1]))
+            found[start : start + len(read)] = read
+    return found
 
 
 def predict_and_read(run: Run, trained: Trained, rows: Int) -> tuple[Float, Float]:
