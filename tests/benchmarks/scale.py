@@ -18,130 +18,36 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
+from scale_data import HOT, PATCHES, RARE, SECTIONS, WIDTH, make_run, make_section
 from scale_table import report
-from scipy.sparse import csr_array
 from torch import nn
 
 from stpredict.data.cutting import write_tiles
 from stpredict.data.reading import read_each
-from stpredict.data.section import Section
-from stpredict.data.stored_patches import StoredPatches
 from stpredict.data.tiles import read_tiles
 from stpredict.evaluation.baselines import fit_nearest_neighbours
 from stpredict.model.reference import make_feature_reference
-from stpredict.networks.encoder import Encoded, EncoderConfig
-from stpredict.slides.slide import Mpp
 from stpredict.statistics.colour_texture import colour_texture_features
 from stpredict.training.crossvalidation import run_crossvalidation
 from stpredict.training.fit import Course, fit, plain_step
 from stpredict.training.folds import plan_folds
 from stpredict.training.log import Log
-from stpredict.training.one_network import Run, train_network
+from stpredict.training.one_network import train_network
 from stpredict.training.panels import Panel
 from stpredict.training.sampling import Stage
 from stpredict.training.settings import Settings
 
 RESULT = Path(__file__).with_suffix(".md")
-#: Genes that vary, further entries of a spot, sections, and features as wide as a dictionary's.
-HOT, RARE, SECTIONS, WIDTH = 1000, 2000, 8, 588
-PATCHES, PATCH_PX = 48, 224
 #: Spots of a section where sections' counts are read and written.
 OF_SECTION = 300
 #: Spots of HEST-1k or more, to which a patch's time is extrapolated.
 MANY = 1_500_000
-
-
-class Free(nn.Module):
-    """Features of patches that cost next to nothing, for the model file's check of itself."""
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return nn.functional.adaptive_avg_pool2d(patches, 14).flatten(1)
-
-
-def make_counts(spots: int, genes: int, seed: int, features: Any) -> csr_array:
-    """Counts of spots x genes, float32, as readers give them; `features` move the genes that vary."""
-    rng = np.random.default_rng(seed)
-    load = np.random.default_rng(99).normal(0, 0.2, (5, HOT))
-    mean = np.geomspace(20, 0.3, HOT) * np.exp(features[:, :5] @ load) * rng.lognormal(0, 0.4, (spots, 1))
-    hot = rng.poisson(mean)
-    tail = np.sort(HOT + rng.choice(genes - HOT, min(RARE, (genes - HOT) // 2), replace=False))
-    data = np.ones((spots, HOT + len(tail)), np.float32)
-    data[:, :HOT] = hot
-    columns = np.broadcast_to(np.r_[np.arange(HOT), tail].astype(np.int32), data.shape)
-    kept = data > 0
-    starts = np.r_[0, np.cumsum(kept.sum(axis=1))]
-    return csr_array((data[kept], columns[kept], starts.astype(np.int32)), (spots, genes))
-
-
-def as_read(counts: csr_array) -> Any:
-    """The counts as a checkout's readers give them."""
-    try:
-        from stpredict.data.counts import in_memory
-    except ImportError:
-        return csr_array(counts)
-    return in_memory(counts)
-
-
-def make_features(spots: int) -> Any:
-    """Made-up features of spots in equal sections."""
-    return np.random.default_rng(0).normal(size=(spots // SECTIONS * SECTIONS, WIDTH)).astype(np.float64)
-
-
-def write_run(spots: int, genes: int, path: Path, differing: bool) -> None:
-    """Write tiles without patches, of four patients. If sections are `differing`, six measured panels of their own."""
-    features, per, rng = make_features(spots), spots // SECTIONS, np.random.default_rng(1)
-    side, names, sections = int(np.ceil(per**0.5)), np.array([f"G{g:05}" for g in range(genes)]), []
-    for s in range(SECTIONS):
-        there = np.ones(genes, dtype=bool)
-        if differing and s >= SECTIONS - 6:
-            there = np.isin(np.arange(genes), rng.choice(HOT * 3, 400 if s % 2 else HOT * 5 // 2, replace=False))
-        counts = make_counts(per, genes, s, features[s * per : (s + 1) * per])
-        sections.append(Section(
-            f"S{s}", f"P{s // 2}", path.with_name("no.tif"), Mpp(0.5, 0.5), [f"{i}" for i in range(per)],
-            np.c_[np.arange(per) % side, np.arange(per) // side] * 200.0, names[there].tolist(),
-            as_read(counts[:, there]), spot_diameter_um=55.0, pitch_um=100.0,
-            names_all_genes=True, technology="made up",
-        ))  # fmt: skip
-    write_tiles(sections, path, with_patches=False, keep_table=False, report=lambda _: None)
-
-
-def make_run(spots: int, genes: int, folder: Path, differing: bool = False) -> Run:
-    """A run on made-up spots, their features given. Another process makes the counts, so that they leave no trace."""
-    path = folder / "made.tiles.h5"
-    making = get_context("spawn").Process(target=write_run, args=(spots, genes, path, differing))
-    making.start()
-    making.join()
-    features, tiles = make_features(spots), read_tiles(path)
-    network = Encoded(EncoderConfig(1, WIDTH, "free", "0" * 64, (0.5,) * 3, (0.5,) * 3, PATCH_PX))
-    network.encoder = Free()
-    return Run(
-        tiles, features[:, :52].copy(), np.empty((0, 52)), Panel(size=700), Settings("encoder"), "",
-        torch.device("cpu"),
-        lambda _: None, network, features,
-    )  # fmt: skip
-
-
-def make_section(name: str, spots: int, genes: int, folder: Path, patches: int = 0, seed: int = 3) -> Section:
-    """A section of counts alone, or with so many patches of noise."""
-    rng = np.random.default_rng(1)
-    counts = make_counts(spots, genes, seed, rng.normal(size=(spots, 5)))
-    stored, image = None, folder / f"{name}.tif"
-    if patches:
-        image = folder / f"{name}.h5"
-        with h5py.File(image, "w") as file:
-            file["img"] = rng.integers(0, 256, (patches, PATCH_PX, PATCH_PX, 3), dtype=np.uint8)
-        stored = StoredPatches(image, PATCH_PX, 0.5, tuple(range(patches)))
-    return Section(
-        name, name, image, Mpp(0.5, 0.5), [f"{i}" for i in range(spots)], rng.uniform(0, 9999, (spots, 2)),
-        [f"G{g:05}" for g in range(genes)], as_read(counts), names_all_genes=True, patches=stored,
-    )  # fmt: skip
 
 
 def limit() -> None:
