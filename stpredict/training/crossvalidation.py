@@ -32,7 +32,7 @@ from stpredict.training.anonymous import numbered, without_names
 from stpredict.training.folds import Fold, choose_validation, nothing_to_score, split_of
 from stpredict.training.intervals import ERRORS, calibrate, save_errors
 from stpredict.training.jobs import MODEL, SCORES, do_all, named
-from stpredict.training.one_network import Run, Trained, predict_and_read, predict_held_out, train_network
+from stpredict.training.one_network import Run, Trained, express_and_read, predict_held_out, train_network
 from stpredict.training.panels import choose_genes
 from stpredict.training.processes import is_main_process, wait_for_all
 from stpredict.training.programmes import N_PROGRAMMES
@@ -155,7 +155,7 @@ def write_trained(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the model with its card, which is returned."""
     rows = np.flatnonzero(np.isin(run.tiles.section, trained.sections) & (trained.objective.depth > 0))
-    z, read = predict_and_read(run, trained, rows)
+    expression, read = express_and_read(run, trained, rows)
     training = {
         **trained_how(run.settings, trained),
         "licence": run.licence,
@@ -168,10 +168,9 @@ def write_trained(
         **counted_only(run.tiles, trained.counts_from),
         **({"bank": describe_bank(trained.network)} if isinstance(trained.network, BankNetwork) else {}),
     }
-    expression = trained.expression(z)
     card = make_card(name, run.tiles, trained.panel, trained.network, trained.objective, expression, training, held_out,
                      intervals)  # fmt: skip
-    del z, expression
+    del expression
     if run.anonymous:
         card = without_names(card, numbered(run.tiles))
     if is_main_process():

@@ -199,29 +199,26 @@ def predict_rows(run: Run, trained: Trained, rows: Int, turns: int = 1) -> Float
         return predict_from_superpixels(network, run.encoded, rows, run.device)
     if run.encoded is None or not isinstance(network, Encoded | Hipt):
         return predict_z(network, run.tiles, rows, run.device, turns=turns)
-    return read_features(network, run.encoded, rows, run.device)
-
-
-def read_features(network: Encoded | Hipt, encoded: Float, rows: Int, device: torch.device) -> Float:
-    """What a head makes of the features (spots x features) of some spots, a few thousand at a time; spots x outputs."""
-    found = np.empty((len(rows), 0))
     with torch.inference_mode():
-        for start in range(0, max(len(rows), 1), BLOCK):
-            some = torch.as_tensor(encoded[rows[start : start + BLOCK]], dtype=torch.float32, device=device)
-            read = network.read(some).cpu().numpy()
-            if not start:
-                found = np.empty((len(rows), read.shape[1]))
-            found[start : start + len(read)] = read
-    return found
+        features = torch.as_tensor(run.encoded[rows], dtype=torch.float32, device=run.device)
+        return network.read(features).double().cpu().numpy()
 
 
-def predict_and_read(run: Run, trained: Trained, rows: Int) -> tuple[Float, Float]:
-    """As `predict_rows`, with the features that the network's head reads, spots x features."""
+def express_and_read(run: Run, trained: Trained, rows: Int) -> tuple[Float, Float]:
+    """Expression of some spots, spots x genes, and the features that the network's head reads, spots x features."""
     head = trained.network.head
+    # What a head makes of features that are there takes no time, but memory if it is of all spots at once.
+    step = BLOCK if run.encoded is not None and isinstance(trained.network, Encoded | Hipt) else max(len(rows), 1)
+    expression, read = np.empty((len(rows), head.out_features)), np.empty((0, 0))
     head.beside = nn.Identity()
-    both = predict_rows(run, trained, rows)
+    for start in range(0, max(len(rows), 1), step):
+        some = slice(start, start + step)
+        both = predict_rows(run, trained, rows[some])
+        if not start:
+            read = np.empty((len(rows), both.shape[1] - head.out_features))
+        expression[some], read[some] = trained.expression(both[:, : head.out_features]), both[:, head.out_features :]
     head.beside = None
-    return both[:, : head.out_features], both[:, head.out_features :]
+    return expression, read
 
 
 @dataclass(frozen=True)
