@@ -17,6 +17,8 @@ from stpredict.errors import UsageError
 from stpredict.statistics.masks import measured_alike
 
 LEVELS = (0.8, 0.9, 0.95)
+#: Genes whose errors are sorted together, which takes memory for each spot.
+GENES_AT_A_TIME = 64
 
 
 def patients_needed(level: float) -> int:
@@ -44,11 +46,17 @@ def half_widths(error: Float, patient: Labels, level: float) -> Float:
         if len(names) < needed:
             continue
         weight = 1 / ((len(names) + 1) * spots[own])
-        order = np.argsort(known, axis=0)
-        reached = np.cumsum(weight[order], axis=0) >= level - 1e-9
-        first = np.argmax(reached, axis=0)
-        width[alike.columns] = np.take_along_axis(known, np.take_along_axis(order, first[None], axis=0), axis=0)[0]
+        parts = (known[:, start : start + GENES_AT_A_TIME] for start in range(0, known.shape[1], GENES_AT_A_TIME))
+        width[alike.columns] = np.concatenate([_weighted_quantile(part, weight, level) for part in parts])
     return width
+
+
+def _weighted_quantile(error: Float, weight: Float, level: float) -> Float:
+    """Per gene, the least error up to which the spots' weights add up to `level`."""
+    order = np.argsort(error, axis=0)
+    first = np.argmax(np.cumsum(weight[order], axis=0) >= level - 1e-9, axis=0)
+    found: Float = np.take_along_axis(error, np.take_along_axis(order, first[None], axis=0), axis=0)[0]
+    return found
 
 
 def empirical_coverage(error: Float, patient: Labels, level: float) -> float | None:

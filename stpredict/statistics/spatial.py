@@ -25,7 +25,8 @@ MIN_FREEDOM = 0.1
 MAX_CORRELATION = 1 - 1e-12
 #: Most pixels along a side of the raster that sums pairs; larger sections get a coarser raster.
 MAX_RASTER = 512
-RASTER_VALUES = 2**23
+#: Pixels of all genes that are transformed together.
+RASTER_VALUES = 2**21
 
 
 def spot_distance(centres: Float) -> float:

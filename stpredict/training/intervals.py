@@ -34,7 +34,8 @@ def calibrate(files: Sequence[Path], panel: Sequence[str]) -> list[dict[str, Any
     folds = [np.load(file) for file in files]
     patient = np.concatenate([fold["patient"] for fold in folds]) if folds else np.empty(0, str)
     errors = [_in_order(fold["error"], fold["panel"], panel) for fold in folds]
-    error = np.concatenate([np.empty((0, len(panel))), *errors])
+    error = np.concatenate([np.empty((0, len(panel)), np.float32), *errors])
+    del errors
     everywhere = np.isin(panel, list(set(panel).intersection(*(fold["panel"].tolist() for fold in folds))))
     found = [_at_level(error, patient, everywhere, level) for level in LEVELS]
     return [one for one in found if one["median_half_width"] is not None]
@@ -43,7 +44,7 @@ def calibrate(files: Sequence[Path], panel: Sequence[str]) -> list[dict[str, Any
 def _in_order(error: Float, genes: Labels, panel: Sequence[str]) -> Float:
     """A fold's errors in the order of another panel; NaN for genes that it did not predict."""
     column = {gene: i for i, gene in enumerate(genes.tolist())}
-    ordered = np.full((len(error), len(panel)), np.nan)
+    ordered = np.full((len(error), len(panel)), np.nan, error.dtype)
     shared = [i for i, gene in enumerate(panel) if gene in column]
     ordered[:, shared] = error[:, [column[panel[i]] for i in shared]]
     return ordered
