@@ -27,7 +27,7 @@ class Counts:
     """Counts of spots x genes, of which `starts` are in memory: where each spot's entries begin, and the last's end.
 
     `opened` lends the entries, spot after spot: the `data` (counts) and their `indices` (genes), which it reads when
-    they are sliced. All methods raise DatasetError if that fails, or if the entries are damaged.
+    they are sliced. All methods raise StpredictError if that fails, and DatasetError if a file's entries are damaged.
     """
 
     shape: tuple[int, int]
@@ -82,6 +82,9 @@ class Counts:
 
     def rows(self, index: Int | None = None) -> csr_array:
         """The counts of all spots, or of some in the order of an `index`. Raises IndexError for others."""
+        if index is None:
+            with self.opened() as entries:
+                return self._read(entries, 0, self.shape[0])  # of counts in memory it copies nothing
         wanted = self._spots(index)
         rising = np.unique(wanted)
         starts = np.concatenate([[0], np.cumsum(np.diff(self.starts)[rising])])
@@ -136,20 +139,14 @@ def stored_counts(path: Path, file: h5py.File, name: str, shape: tuple[int, int]
     kinds = group["data"].dtype.kind, group["indices"].dtype.kind
     if group["data"].shape != group["indices"].shape or kinds[0] not in "biuf" or kinds[1] not in "iu":
         raise ValueError(f"the entries of {name} are not a count and a gene each")
-    counts = Counts(shape, starts, partial(_opened, path, name, _version(path)))
+    counts = Counts(shape, starts, partial(_opened, path, name, starts))
     _ = counts.per_spot  # reads all
     return counts
 
 
 @contextmanager
-def _opened(path: Path, name: str, version: tuple[int, int]) -> Iterator[h5py.Group]:
+def _opened(path: Path, name: str, starts: Int) -> Iterator[h5py.Group]:
     with opened_hdf5(path, check_heaps=False) as file:
-        if _version(path) != version:
+        if not np.array_equal(file[name]["indptr"][:], starts):
             raise ValueError("it is not the file any more that was opened before")
         yield file[name]
-
-
-def _version(path: Path) -> tuple[int, int]:
-    """What changes if a file is replaced."""
-    there = path.stat()
-    return there.st_size, there.st_mtime_ns

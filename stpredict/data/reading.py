@@ -89,6 +89,7 @@ def read_each(items: Iterable[Item], name: Callable[[Item], str], read: Callable
             broken.append(Broken(name(item), error))
         else:
             sections.append(waiting.take(section))
+            del section  # before the next is read
     if broken:
         raise BrokenSectionsError(sections, broken)
     return sections

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 from scipy.sparse import csc_array, csr_array
@@ -100,6 +101,8 @@ def _opened(path: Path) -> Iterator[Any]:
     except ImportError as error:
         raise DatasetError(f"{path}: reading it needs zarr, of stpredict's extra [train].") from error
     try:
+        if not is_zipfile(path):
+            raise ValueError("it is no zip archive")
         with zarr.storage.ZipStore(path, mode="r") as store:
             yield zarr.open_group(store, mode="r", zarr_format=2, use_consolidated=False)
     except DatasetError:
