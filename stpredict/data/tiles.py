@@ -134,22 +134,26 @@ class Tiles:
         measured[:, known] = True if self.measured is None else self.measured.of(sections)[:, of_known]
         return measured
 
-    def panel_counts(self, panel: Sequence[str]) -> Float:
+    def panel_counts(self, panel: Sequence[str], index: Int | None = None) -> Float:
         """Counts of the panel's genes, spots x genes; NaN if the spot's section did not measure the gene.
 
-        They are kept until another panel is asked for. Do not write to them.
+        Those of all spots are kept until another panel is asked for. Do not write to them. Those of a rising `index`
+        are not kept.
         """
+        if index is not None:
+            return self._read_panel(panel, index)
         if (asked := tuple(panel)) not in self._last:
             self._last.clear()
             self._last[asked] = self._read_panel(panel)
         return self._last[asked]
 
-    def _read_panel(self, panel: Sequence[str]) -> Float:
-        counts = columns(self.counts, self.genes, panel)
-        names: list[str] = sorted(set(self.section.tolist())) if self.measured else []
+    def _read_panel(self, panel: Sequence[str], index: Int | None = None) -> Float:
+        counts = columns(self.counts, self.genes, panel, index)
+        section = self.section if index is None else self.section[index]
+        names: list[str] = sorted(set(section.tolist())) if self.measured else []
         for name, measured in zip(names, self.measured_by(names, panel), strict=True):
             if not measured.all():
-                counts[np.ix_(self.section == name, ~measured)] = np.nan
+                counts[np.ix_(section == name, ~measured)] = np.nan
         return counts
 
     def read_patches(self, index: Int | Sequence[int], unlabelled: bool = False) -> UInt8:

@@ -50,9 +50,9 @@ class Measured:
 
 
 def measure(tiles: Tiles, predicted: Predicted, index: Int) -> Measured:
-    """The measurements in the spots `index`."""
+    """The measurements in the spots of a rising `index`."""
     return Measured(
-        tiles.panel_counts(predicted.panel)[index], predicted.shares.depth[index], tiles.section[index],
+        tiles.panel_counts(predicted.panel, index), predicted.shares.depth[index], tiles.section[index],
         tiles.kin[index], tiles.centres[index], predicted.shares.normalisation.per,
         tied_patients(tiles.section, tiles.section, tiles.twins)[index],
     )  # fmt: skip

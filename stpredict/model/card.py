@@ -59,6 +59,7 @@ LOSSES = {
     "smooth-l1": "smooth L1 on expression, each gene over its range",
 }
 DISPLAY_PERCENTILES, MIN_DISPLAY_RANGE = (1, 99), 0.2
+#: Genes whose values are sorted together, as a copy of all takes much memory.
 GENES_AT_A_TIME = 64
 ROWS = (
     "training mean",
@@ -89,8 +90,8 @@ def make_card(
 
     parameters = network_parameters(network.config)
     in_density = parameters.get("pixels") == "density"
-    few = np.array_split(np.arange(len(panel)), -(-len(panel) // GENES_AT_A_TIME))  # copies of all take much memory
-    low, high = np.hstack([np.percentile(expression[:, genes], DISPLAY_PERCENTILES, axis=0) for genes in few])
+    parts = np.array_split(np.arange(len(panel)), -(-len(panel) // GENES_AT_A_TIME))
+    low, high = np.hstack([np.percentile(expression[:, genes], DISPLAY_PERCENTILES, axis=0) for genes in parts])
     return {
         "name": name,
         "architecture": training["architecture"],
@@ -107,7 +108,7 @@ def make_card(
         "genes": {
             # In the unit of the predictions: from the mean share, and over the training spots as predicted.
             "training_mean": _rounded(objective.expression(np.zeros((1, len(panel))))[0]),
-            "training_spread": _rounded(np.concatenate([expression[:, genes].std(axis=0) for genes in few])),
+            "training_spread": _rounded(np.concatenate([expression[:, genes].std(axis=0) for genes in parts])),
             "display_range": [_rounded(low), _rounded(np.maximum(high, low + MIN_DISPLAY_RANGE))],
             **measured_where(tiles, panel, training["sections"]),
         },
