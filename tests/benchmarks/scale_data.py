@@ -15,9 +15,11 @@ from torch import nn
 from stpredict.data.cutting import write_tiles
 from stpredict.data.section import Section
 from stpredict.data.stored_patches import StoredPatches
-from stpredict.data.tiles import read_tiles
+from stpredict.data.tiles import Tiles, read_tiles
+from stpredict.evaluation.measured import Predicted, Shares
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.slides.slide import Mpp
+from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.training.one_network import Run
 from stpredict.training.panels import Panel
 from stpredict.training.settings import Settings
@@ -34,11 +36,16 @@ class Free(nn.Module):
         return nn.functional.adaptive_avg_pool2d(patches, 14).flatten(1)
 
 
+def expected_counts(features: Any) -> Any:
+    """Mean counts of the genes that vary, at the usual depth, spots x genes."""
+    load = np.random.default_rng(99).normal(0, 0.2, (5, HOT))
+    return np.geomspace(20, 0.3, HOT) * np.exp(features[:, :5] @ load)
+
+
 def make_counts(spots: int, genes: int, seed: int, features: Any) -> csr_array:
     """Counts of spots x genes, float32, as readers give them; `features` move the genes that vary."""
     rng = np.random.default_rng(seed)
-    load = np.random.default_rng(99).normal(0, 0.2, (5, HOT))
-    mean = np.geomspace(20, 0.3, HOT) * np.exp(features[:, :5] @ load) * rng.lognormal(0, 0.4, (spots, 1))
+    mean = expected_counts(features) * rng.lognormal(0, 0.4, (spots, 1))
     hot = rng.poisson(mean)
     tail = np.sort(HOT + rng.choice(genes - HOT, min(RARE, (genes - HOT) // 2), replace=False))
     data = np.ones((spots, HOT + len(tail)), np.float32)
@@ -81,13 +88,29 @@ def write_run(spots: int, genes: int, path: Path, differing: bool) -> None:
     write_tiles(sections, path, with_patches=False, keep_table=False, report=lambda _: None)
 
 
-def make_run(spots: int, genes: int, folder: Path, differing: bool = False) -> Run:
-    """A run on made-up spots, their features given. Another process makes the counts, so that they leave no trace."""
+def make_tiles(spots: int, genes: int, folder: Path, differing: bool = False) -> Tiles:
+    """Tiles of made-up spots. Another process makes the counts, so that they leave no trace."""
     path = folder / "made.tiles.h5"
     making = get_context("spawn").Process(target=write_run, args=(spots, genes, path, differing))
     making.start()
     making.join()
-    features, tiles = make_features(spots), read_tiles(path)
+    return read_tiles(path)
+
+
+def make_prediction(tiles: Tiles, features: Any, genes: int) -> Predicted:
+    """ln(1 + CPM) of the genes counted most, float32, as a model knows it that sees what moves them."""
+    expression = np.empty((len(features), genes), np.float32)
+    for some in np.array_split(np.arange(len(features)), SECTIONS):
+        expected = expected_counts(features[some])
+        expression[some] = np.log1p(1e6 * expected[:, :genes] / (expected.sum(axis=1, keepdims=True) + RARE))
+    names = [f"G{gene:05}" for gene in range(genes)]
+    shares = Shares(tiles.depth, NORMALISATIONS["total"])
+    return Predicted(np.arange(len(features)), names, expression, np.full(genes, 0.1), shares)
+
+
+def make_run(spots: int, genes: int, folder: Path, differing: bool = False) -> Run:
+    """A run on made-up spots, their features given."""
+    features, tiles = make_features(spots), make_tiles(spots, genes, folder, differing)
     network = Encoded(EncoderConfig(1, WIDTH, "free", "0" * 64, (0.5,) * 3, (0.5,) * 3, PATCH_PX))
     network.encoder = Free()
     return Run(
