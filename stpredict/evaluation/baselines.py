@@ -19,7 +19,7 @@ ALPHAS = np.logspace(0, 6, 25)
 NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 #: Most spots among which neighbours are sought, and most spots for which the number of neighbours is chosen. More of
 #: them change little, and time grows with their product.
-MOST_KNOWN, MOST_TRIED = 50_000, 20_000
+MOST_KNOWN, MOST_TRIED = 50_000, 4096
 #: Spots whose neighbours are in memory at a time.
 BLOCK = 2000
 
@@ -113,10 +113,14 @@ def _errors(nearest: Int, known: Float, wanted: Float, choices: list[int]) -> Fl
     """The sum of squared errors for each number of neighbours. `nearest` (n x most) has the nearest one first."""
     errors = np.zeros(len(choices))
     for start in range(0, len(nearest), BLOCK):
-        own = nearest[start : start + BLOCK]
-        for i, k in enumerate(choices):
-            predicted = _averaging(own[:, :k], len(known)) @ known
-            errors[i] += float(((predicted - wanted[start : start + BLOCK]) ** 2).sum())
+        own, mean, before = nearest[start : start + BLOCK], np.zeros((1, 1)), 0
+        for i, k in enumerate(choices):  # of which each has the neighbours of the one before
+            further = own[:, before:k]
+            if further.size:
+                n = before + further.shape[1]
+                mean = before / n * mean + (1 - before / n) * (_averaging(further, len(known)) @ known)
+                before = n
+            errors[i] += float(((mean - wanted[start : start + BLOCK]) ** 2).sum())
     return errors
 
 
