@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stpredict.arrays import Float
+from stpredict.arrays import Float, Real
 from stpredict.comparison.cost import multiplications, parameters
 from stpredict.comparison.preparation import FROZEN, Prepared, threads_of
 from stpredict.comparison.request import BASELINES, folder_name, system_settings
@@ -140,7 +140,7 @@ def predict(run: Run, trained: Trained, split: Split) -> tuple[Float, float]:
     return predicted, len(rows) / seconds
 
 
-def score_one(predicted: Float, split: Split) -> dict[str, Any]:
+def score_one(predicted: Real, split: Split) -> dict[str, Any]:
     """Scores of one prediction: their means, each gene's and each patient's depth-controlled correlation."""
     counts, depth, section = split.counts[split.test], split.depth[split.test], split.section[split.test]
     patient = split.patient[split.test]

@@ -39,6 +39,7 @@ from stpredict.prediction.surroundings import look_around_sections, predict_in_s
 from stpredict.result.file import Result
 from stpredict.slides.slide import open_slide
 from stpredict.slides.views import ONE_VIEW, Views
+from stpredict.statistics.blocks import blocks
 from stpredict.statistics.normalisation import NORMALISATIONS, Normalisation, find_normalisation
 
 Report = Callable[[str], None]
@@ -265,8 +266,12 @@ def with_bins_of(card: dict[str, Any], reading: Reading) -> Reading:
 
 def shares_of(tiles: Tiles, card: dict[str, Any], normalisation: Normalisation) -> Shares:
     """The counts, per spot of a data set, of which the model's predictions are shares."""
-    panel = tiles.panel_counts(card["panel"]) if normalisation.of_panel else np.empty((len(tiles.spot), 0))
-    return Shares(normalisation.depth(panel, whole_depth(tiles)), normalisation)
+    depth = whole_depth(tiles)
+    if normalisation.of_panel:
+        every, panel = np.arange(len(depth)), card["panel"]
+        parts = (every[some] for some in blocks(len(every), len(panel)))
+        depth = np.concatenate([normalisation.depth(tiles.panel_counts(panel, own), depth[own]) for own in parts])
+    return Shares(depth, normalisation)
 
 
 def check_slides_at_hand(model: Model, dataset: Path) -> None:
@@ -300,7 +305,7 @@ def predict_spots(
     else:
         patches = (tiles.read_patches([i])[0] for i in index)
         batches = engine.infer(fixed_batches(patches, engine.batch_size, sample.shape[1:]))
-        expression = np.concatenate([batch[:, columns] for batch in batches])[: len(index)].astype(float)
+        expression = np.concatenate([batch[:, columns] for batch in batches])[: len(index)]
     return Predicted(index, panel, expression, held_out_correlation(model.card)[columns], shares)
 
 
@@ -332,7 +337,7 @@ def match_spots(result: Result, tiles: Tiles, own: Int, shares: Shares) -> Predi
             f"{MATCHED_WITHIN * result.canvas.spot_diameter_um:g} um of a predicted one; predict at their positions "
             "with --spots."
         )
-    expression = np.stack([result.expression(gene.name)[nearest[matched]] for gene in genes], axis=1).astype(float)
+    expression = np.stack([result.expression(gene.name)[nearest[matched]] for gene in genes], axis=1)
     read = np.isfinite(expression).all(axis=1)
     return Predicted(
         own[matched][read], [gene.name for gene in genes], expression[read],

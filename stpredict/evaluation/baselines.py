@@ -51,20 +51,21 @@ def fit_ridge(features: Float, targets: Float) -> LinearMap:
     return regression.fit_ridge(features, targets, ALPHAS)
 
 
-def predict_by_neighbours(features: Float, targets: Float, asked: Float, patient: Labels, section: Labels) -> Float:
-    """The mean `targets` (spots x genes) of the spots whose features are nearest to those `asked`.
+def fit_neighbours(
+    features: Float, targets: Float, patient: Labels, section: Labels
+) -> list[tuple[Int | slice, NearestNeighbours]]:  # fmt: skip
+    """Columns of `targets` (spots x genes), with what predicts them from the spots whose features are nearest.
 
-    Each gene is looked up in the spots that measured it, where it is not NaN. NaN for a gene that none measured.
+    Each gene is looked up in the spots that measured it, where it is not NaN. One that none measured is in no group.
     """
-    predicted = np.full((len(asked), targets.shape[1]), np.nan)
+    fitted = []
     for alike in measured_alike(targets):
         if alike.empty:
             continue
         rows = alike.rows
         group = patient[rows] if len(set(patient[rows])) > 1 else section[rows]
-        fitted = fit_nearest_neighbours(features[rows], alike.of(targets), group, section[rows])
-        predicted[:, alike.columns] = fitted.predict(asked)
-    return predicted
+        fitted.append((alike.columns, fit_nearest_neighbours(features[rows], alike.of(targets), group, section[rows])))
+    return fitted
 
 
 def fit_nearest_neighbours(

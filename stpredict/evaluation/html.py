@@ -13,8 +13,8 @@ import stpredict
 from stpredict.evaluation.figures import calibration_curve, spot_map
 from stpredict.evaluation.maps import GeneMap
 from stpredict.evaluation.page_parts import distribution, fill, items, style, table
-from stpredict.evaluation.scores import CEILING, MODEL, Assessment
-from stpredict.evaluation.splits import RIDGE
+from stpredict.evaluation.scores import CEILING, Assessment
+from stpredict.evaluation.splits import MODEL, RIDGE
 from stpredict.evaluation.tables import COLUMNS, PAPERS_COLUMNS, shown
 from stpredict.storage.files import atomic_path
 

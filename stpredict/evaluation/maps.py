@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from stpredict.arrays import Float, Int, Labels
+from stpredict.arrays import Float, Int, Real
 from stpredict.data.tiles import Tiles
+from stpredict.evaluation.measured import Measured
 from stpredict.statistics.masks import measured_by_section
-from stpredict.statistics.metrics import correlation_per_gene, mean_of_known, pearson_residuals
+from stpredict.statistics.metrics import mean_of_known, pearson_residuals
 from stpredict.statistics.spatial import spot_distance
 
 #: How many genes of each kind are shown.
@@ -38,30 +39,28 @@ class GeneMap:
     predicted: Float
 
 
-def choose_maps(
-    genes: list[str], predicted: Float, counts: Float, depth: Float, section: Labels, centres: Float
-) -> list[GeneMap]:
-    """The two genes each of highest, middle and lowest depth-controlled correlation; all genes if there are few."""
-    names = np.unique(section)
-    rows = [section == name for name in names]
-    residuals = [pearson_residuals(counts[own], depth[own]) for own in rows]
-    by_section = np.array([
-        correlation_per_gene(predicted[own], measured) for own, measured in zip(rows, residuals, strict=True)
-    ])  # fmt: skip
+def choose_maps(genes: list[str], predicted: Real, by_section: Float, measured: Measured) -> list[GeneMap]:
+    """The two genes each of highest, middle and lowest depth-controlled correlation; all genes if there are few.
+
+    `by_section` are these correlations in each section, sections (sorted) x genes.
+    """
+    names = np.unique(measured.section)
     correlation = mean_of_known(by_section)
     order = [int(i) for i in np.argsort(-correlation, kind="stable") if np.isfinite(correlation[i])]
     middle = max(len(order) // 2 - SHOWN // 2, 0)
     kinds = {"best": order[:SHOWN], "worst": order[-SHOWN:], "middling": order[middle : middle + SHOWN]}
     chosen = {gene: kind for kind in ("middling", "worst", "best") for gene in kinds[kind]}
-    measured = measured_by_section(counts, section).sum(axis=0)
+    sections = measured_by_section(measured.counts, measured.section).sum(axis=0)
     maps = []
     for gene in sorted(chosen, key=order.index):
         far = abs(by_section[:, gene] - correlation[gene])
         own = int(np.nanargmin(far))
+        rows = np.flatnonzero(measured.section == names[own])
         maps.append(GeneMap(
-            chosen[gene], genes[gene], str(names[own]), _in_words(measured[gene], len(names)),
-            float(correlation[gene]), float(by_section[own, gene]), centres[rows[own]],
-            residuals[own][:, gene], predicted[rows[own], gene],
+            chosen[gene], genes[gene], str(names[own]), _in_words(sections[gene], len(names)),
+            float(correlation[gene]), float(by_section[own, gene]), measured.centres[rows],
+            pearson_residuals(measured.counts[rows, [gene]][:, None], measured.depth[rows])[:, 0],
+            predicted[rows, gene].astype(float),
         ))  # fmt: skip
     return maps
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stpredict.arrays import Float, Int, Labels
+from stpredict.arrays import Float, Int, Labels, Real
 from stpredict.data.tiles import Tiles
 from stpredict.data.twins import tied_patients
+from stpredict.statistics.blocks import blocks
 from stpredict.statistics.normalisation import Normalisation
 
 
@@ -27,7 +28,7 @@ class Predicted:
 
     index: Int
     panel: list[str]
-    expression: Float
+    expression: Real
     in_card: Float
     shares: Shares
 
@@ -40,7 +41,7 @@ class Measured:
     If two names stand for one section, both have the same `part`, and their patients one label.
     """
 
-    counts: Float
+    counts: Real
     depth: Float
     section: Labels
     patient: Labels
@@ -50,27 +51,18 @@ class Measured:
 
 
 def measure(tiles: Tiles, predicted: Predicted, index: Int) -> Measured:
-    """The measurements in the spots of a rising `index`."""
+    """The measurements in the spots of a rising `index`, counts in float32."""
+    counts = np.empty((len(index), len(predicted.panel)), np.float32)
+    for some in blocks(*counts.shape):
+        counts[some] = tiles.panel_counts(predicted.panel, index[some])
     return Measured(
-        tiles.panel_counts(predicted.panel, index), predicted.shares.depth[index], tiles.section[index],
+        counts, predicted.shares.depth[index], tiles.section[index],
         tiles.kin[index], tiles.centres[index], predicted.shares.normalisation.per,
         tied_patients(tiles.section, tiles.section, tiles.twins)[index],
     )  # fmt: skip
-
-
-def in_section(values: Float, measured: Measured, name: str) -> tuple[Float, Measured]:
-    """The prediction and the measurements of one section's spots."""
-    rows = np.flatnonzero(measured.section == name)
-    return values[rows], at(measured, rows)
 
 
 def at(measured: Measured, spots: Int) -> Measured:
     """The measurements in some of the spots."""
     per_spot = ("counts", "depth", "section", "patient", "centres", "part")
     return replace(measured, **{name: getattr(measured, name)[spots] for name in per_spot})
-
-
-def where_predicted(predicted: Float, measured: Measured) -> tuple[Float, Measured]:
-    """A baseline's prediction and the measurements, for the spots that it predicts; for all if it predicts none."""
-    rows = np.flatnonzero(np.isfinite(predicted).any(axis=1))
-    return (predicted, measured) if len(rows) in (0, len(predicted)) else (predicted[rows], at(measured, rows))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from stpredict.arrays import Bool, Float
 from stpredict.errors import counted
+from stpredict.evaluation.pieces import Row
 from stpredict.evaluation.splits import RIDGE
 from stpredict.evaluation.tables import shown
 from stpredict.statistics.conformal import describe_intervals
@@ -40,12 +41,11 @@ def about_measured(there: Bool) -> Iterator[str]:
         yield f"{counted(none, 'gene')} measured in none of the scored sections, and without a score"
 
 
-def about_what_baselines_know(baselines: dict[str, Float], counts: Float) -> Iterator[str]:
-    """A note on genes that scored spots measured (spots x genes) and no section did that the baselines learn from."""
-    if RIDGE not in baselines:
+def about_what_baselines_know(rows: Mapping[str, Row], measured: Bool) -> Iterator[str]:
+    """A note on genes that scored sections `measured` (sections x genes) and none did that the baselines learn from."""
+    if RIDGE not in rows:
         return
-    measured, known = ~np.isnan(counts), np.isfinite(baselines[RIDGE])
-    if unknown := int((measured.any(axis=0) & ~(measured & known).any(axis=0)).sum()):
+    if unknown := int((measured.any(axis=0) & ~rows[RIDGE].known).sum()):
         genes = counted(unknown, "gene")
         yield f"the baselines know nothing of {genes}, measured in none of the sections that they learn from"
 

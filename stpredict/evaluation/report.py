@@ -13,7 +13,8 @@ import numpy as np
 
 import stpredict
 from stpredict.evaluation.html import write_page
-from stpredict.evaluation.scores import MODEL, Assessment
+from stpredict.evaluation.scores import Assessment
+from stpredict.evaluation.splits import MODEL
 from stpredict.evaluation.tables import COLUMNS, PAPERS_COLUMNS, shown
 from stpredict.storage.csv_cells import plain_cell
 from stpredict.storage.files import atomic_path

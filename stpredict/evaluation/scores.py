@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 from scipy.stats import spearmanr
 
-from stpredict.arrays import Bool, Float, Int
+from stpredict.arrays import Bool, Float, Int, Real
 from stpredict.data.tiles import Tiles
+from stpredict.evaluation.described import MOST_DESCRIBED, is_described
 from stpredict.evaluation.maps import GeneMap, choose_maps
-from stpredict.evaluation.measured import Measured, Predicted, in_section, measure, where_predicted
+from stpredict.evaluation.measured import Measured, Predicted, at, measure
 from stpredict.evaluation.notes import (
     about_baselines,
     about_constants,
@@ -24,22 +27,29 @@ from stpredict.evaluation.notes import (
     about_prediction_intervals,
     about_what_baselines_know,
 )
+from stpredict.evaluation.pieces import Piece, Row, join_pieces
 from stpredict.evaluation.splits import (
+    MODEL,
     RIDGE,
     SAME_PATIENT_MEAN,
     TRAINING_MEAN,
     TRUE_DEPTH,
+    Baselines,
     Split,
-    predict_baselines,
+    fit_baselines,
+    score_test,
+    true_depth,
 )
 from stpredict.statistics import metrics
+from stpredict.statistics.blocks import blocks, rows_of_sections
 from stpredict.statistics.conformal import LEVELS, empirical_coverage, half_widths, patients_needed
+from stpredict.statistics.differences import between_groups, calibration
 from stpredict.statistics.masks import measured_by_section
-from stpredict.statistics.metrics import FALSE_DISCOVERIES, PATIENTS_FOR_INTERVALS, rounded_mean
+from stpredict.statistics.metrics import FALSE_DISCOVERIES, PATIENTS_FOR_INTERVALS, mean_of_known, rounded_mean
 from stpredict.statistics.objectives import make_objective
+from stpredict.statistics.sampling import draw_evenly
 from stpredict.statistics.spatial import correlation_variance, false_discovery_rate, modified_t_test, moran_per_gene
 
-MODEL = "model"
 #: Scores that compare predicted with measured values, and so need the same unit for both.
 OF_ONE_UNIT = ("log_cpm_per_spot", "log_cpm_rmse", "mse", "mae")
 CEILING = "noise ceiling"
@@ -72,22 +82,21 @@ def score_all(
     `features` belong to the spots `known`, in the same order. The predicted spots are among these, and the baselines
     may train on all of them. `leak` says that the model was trained on patients that are scored.
     """
-    index = predicted.index
-    measured = measure(tiles, predicted, index)
+    every, index = measure(tiles, predicted, known), predicted.index
+    scored = np.isin(known, index)
+    measured = every if scored.all() else at(every, np.flatnonzero(scored))
+    found, how = score_rows(every, scored, predicted.expression, features, leak)
+    del every
     counts, depth, section = measured.counts, measured.depth, measured.section
-    baselines, how = predict_rows(measure(tiles, predicted, known), np.isin(known, index), features, leak)
     ceiling = metrics.noise_ceiling(counts, depth, section)
     mean_ceiling = _mean_ceiling(ceiling, measured)
-    scored = {name: where_predicted(values, measured) for name, values in baselines.items()}
-    scored[MODEL] = predicted.expression, measured
-    rows = {name: score_row(values, own, mean_ceiling, name) for name, (values, own) in scored.items()}
+    rows = {name: score_row(row, measured, mean_ceiling, name) for name, row in found.items()}
     foreign = predicted.shares.foreign_unit
     if foreign:
         rows[MODEL] |= dict.fromkeys(OF_ONE_UNIT)
-    by_row = {name: depth_controlled(values, own) for name, (values, own) in scored.items()} | {CEILING: ceiling}
-    noise = metrics.counts_without_biology(counts, depth, section)
-    by_chance = metrics.depth_controlled_correlation(predicted.expression, noise, depth, section)
-    per_gene, whole = score_model(predicted, measured, by_row, leak)
+    by_row = {name: mean_of_known(row.controlled) for name, row in found.items()} | {CEILING: ceiling}
+    by_chance, ceiling_by_chance = without_biology(predicted.expression, measured)
+    per_gene, whole = score_model(predicted, measured, found[MODEL], by_row, leak)
     unit = predicted.shares.normalisation.unit
     n_patients, n_sections = len(set(measured.patient)), len(set(section))
     there = measured_by_section(counts, section)
@@ -99,9 +108,9 @@ def score_all(
         *about_measured(there),
         *about_constants(whole["constant"], int(there.sum())),
         how,
-        *about_what_baselines_know(baselines, counts),
-        f"noise ceiling {rounded_mean(ceiling)}; on counts without biology the model scores {rounded_mean(by_chance)}, "
-        f"and the ceiling would be {rounded_mean(metrics.noise_ceiling(noise, depth, section))}",
+        *about_what_baselines_know(found, there),
+        f"noise ceiling {rounded_mean(ceiling)}; on counts without biology the model scores {by_chance}, "
+        f"and the ceiling would be {ceiling_by_chance}",
         *about_model(whole, n_sections),
         *(() if foreign else about_prediction_intervals(whole["intervals"], n_patients, leak, unit)),
         about_intervals(n_patients, rows[MODEL]["interval"] is not None),
@@ -109,73 +118,90 @@ def score_all(
     ]
     return Assessment(
         title, unit, sentences, rows, predicted.panel, per_gene, by_row,
-        score_sections(scored, measured), whole,
-        choose_maps(predicted.panel, predicted.expression, counts, depth, section, measured.centres),
+        score_sections(found, measured), whole,
+        choose_maps(predicted.panel, predicted.expression, found[MODEL].controlled, measured),
     )  # fmt: skip
 
 
-def predict_rows(known: Measured, scored: Bool, features: Float, leak: bool) -> tuple[dict[str, Float], str]:
-    """The baselines' predictions of the `scored` spots, and a sentence on how they were trained.
+def score_rows(
+    known: Measured, scored: Bool, expression: Real, features: Float, leak: bool
+) -> tuple[dict[str, Row], str]:  # fmt: skip
+    """Scores of the baselines and, last, of the model's `expression` of the `scored` spots; how baselines were trained.
+
+    A row is left out if a section lacks it.
+    """
+    splits, by = plan_splits(known, scored, leak)
+    found = defaultdict[str, list[Piece]](list)
+    for split in splits:
+        predict = learn(split, features).predict if split.train.any() else partial(true_depth, split)
+        for name, pieces in score_test(split, expression[split.test[scored]], predict, ranked=True).items():
+            found[name] += pieces
+    rows = {name: join_pieces(pieces) for name, pieces in found.items() if len(pieces) == len(found[MODEL])}
+    if len(rows) > 2:
+        return rows, f"baselines were trained on the data set's other {by}"
+    return rows, "baselines that need training are missing: there is one section"
+
+
+def plan_splits(known: Measured, scored: Bool, leak: bool) -> tuple[list[Split], str]:
+    """The splits that the baselines of the `scored` spots are trained on, and whether by "patients" or "sections".
 
     Each patient is predicted from the others; each section, if there is one patient. If the model had a `leak`, the
-    baselines have it, too, as they learn from the patient's other sections. A row is left out if a part lacks it.
+    baselines have it, too, as they learn from the patient's other sections. They learn from no more spots than may be
+    described.
     """
-    counts, depth, section, patient = known.counts, known.depth, known.section, known.patient
-    by, groups = ("patients", patient) if len(set(patient)) > 1 and not leak else ("sections", known.part)
-    if len(set(groups)) == 1:
-        rows = {TRUE_DEPTH: np.tile(np.log1p(depth[scored])[:, None], counts.shape[1])}
-        return rows, "baselines that need training are missing: there is one section"
-    parts = []
-    for group in np.unique(groups[scored]):
-        own = groups == group
-        test = own & scored
-        objective = make_objective("residuals", counts, depth, section, ~own, per=known.per)
-        split = Split(counts, depth, section, patient, known.centres, ~own, test, known.per)
-        parts.append((test[scored], predict_baselines(split, features, objective)))
-    rows = {}
-    for name in (name for name in parts[0][1] if all(name in predicted for _, predicted in parts)):
-        rows[name] = np.empty((int(scored.sum()), counts.shape[1]))
-        for test, predicted in parts:
-            rows[name][test] = predicted[name]
-    return rows, f"baselines were trained on the data set's other {by}"
+    by, groups = ("patients", known.patient) if len(set(known.patient)) > 1 and not leak else ("sections", known.part)
+    taught = np.isin(np.arange(len(scored)), draw_evenly(known.section, MOST_DESCRIBED))
+    spots = known.counts, known.depth, known.section, known.patient, known.centres
+    own = (groups == group for group in np.unique(groups[scored]))
+    return [Split(*spots, taught & ~test, scored & test, known.per) for test in own], by
 
 
-def depth_controlled(predicted: Float, measured: Measured) -> Float:
-    return metrics.depth_controlled_correlation(predicted, measured.counts, measured.depth, measured.section)
+def learn(split: Split, features: Float) -> Baselines:
+    """Baselines of a split, which learn Pearson residuals from its training spots."""
+    train = np.flatnonzero(split.train)
+    counts, depth, section = split.counts[train].astype(float), split.depth[train], split.section[train]
+    objective = make_objective("residuals", counts, depth, section, np.ones(len(train), np.bool_), per=split.per)
+    targets = objective.targets[is_described(features[train])]
+    return fit_baselines(split, features, targets, objective.expression)
 
 
-def score_row(predicted: Float, measured: Measured, ceiling: float, name: str) -> dict[str, Any]:
+def without_biology(expression: Real, measured: Measured) -> tuple[float | None, float | None]:
+    """What the prediction scores on counts without biology, and their noise ceiling: means over genes."""
+    depth, section = measured.depth, measured.section
+    noise = metrics.counts_without_biology(measured.counts, depth, section)
+    by_chance = metrics.depth_controlled_correlation(expression, noise, depth, section)
+    return rounded_mean(by_chance), rounded_mean(metrics.noise_ceiling(noise, depth, section))
+
+
+def score_row(row: Row, measured: Measured, ceiling: float, name: str) -> dict[str, Any]:
     """One row of the tables: means over genes, and the quartiles of the first score. `ceiling` is the mean ceiling."""
-    counts, depth, section, per = measured.counts, measured.depth, measured.section, measured.per
-    correlation = depth_controlled(predicted, measured)
+    correlation = mean_of_known(row.controlled)
     known = correlation[np.isfinite(correlation)]
-    mean, interval = _over_patients(predicted, measured) or (rounded_mean(correlation), None)
-    pcc_m, pcc_h = metrics.triplex_correlation(predicted, counts, depth, section, per)
-    row: dict[str, Any] = {
+    mean, interval = _over_patients(row, measured) or (rounded_mean(correlation), None)
+    pcc_m, pcc_h = row.pcc()
+    scores: dict[str, Any] = {
         "depth_controlled": mean,
         "interval": interval,
         "quartiles": [round(float(q), 4) for q in np.percentile(known, (25, 50, 75))] if len(known) else None,
         "of_the_ceiling": mean / ceiling if mean is not None and ceiling > 0 else None,
-        "log_cpm_pearson": rounded_mean(metrics.log_cpm_correlation(predicted, counts, depth, section, per)),
-        "log_cpm_spearman": rounded_mean(metrics.log_cpm_rank_correlation(predicted, counts, depth, section, per)),
+        "log_cpm_pearson": rounded_mean(mean_of_known(row.log_cpm)),
+        "log_cpm_spearman": rounded_mean(row.ranks),
         "pcc_m": _number(pcc_m),
         "pcc_h": _number(pcc_h),
     }
     if name in (TRAINING_MEAN, SAME_PATIENT_MEAN):
-        row = dict.fromkeys(row)
+        scores = dict.fromkeys(scores)
     if name == TRUE_DEPTH:  # has no unit of expression
-        return row | dict.fromkeys(("log_cpm_per_spot", "log_cpm_rmse", "mse", "mae"))
-    per_spot, rmse = metrics.spot_correlation(predicted, counts, depth, per)
-    errors = dict(zip(("mse", "mae"), metrics.log_cpm_errors(predicted, counts, depth, per), strict=True))
-    values = {"log_cpm_rmse": rmse, **errors}.items()
-    of_values = {name: value if np.isfinite(value) else None for name, value in values}
-    return row | {"log_cpm_per_spot": _number(per_spot), **of_values}
+        return scores | dict.fromkeys(OF_ONE_UNIT)
+    per_spot, *errors = row.of_spots()
+    of_values = [value if np.isfinite(value) else None for value in errors]
+    return scores | dict(zip(OF_ONE_UNIT, (_number(per_spot), *of_values), strict=True))
 
 
 def score_model(
-    predicted: Predicted, measured: Measured, by_row: dict[str, Float], leak: bool
+    predicted: Predicted, measured: Measured, row: Row, by_row: dict[str, Float], leak: bool
 ) -> tuple[dict[str, Float], dict[str, Any]]:
-    """Scores of the model alone: per gene by the score's name, and over all genes."""
+    """Scores of the model alone, whose `row` is given: per gene by the score's name, and over all genes."""
     expression, counts, depth, section = predicted.expression, measured.counts, measured.depth, measured.section
     per = measured.per
     variance = correlation_variance(expression, counts, depth, section, measured.centres)
@@ -193,21 +219,21 @@ def score_model(
         ),
         "p_value": p,
         "false_discovery_rate": fdr,
-        "log_cpm_pearson": metrics.log_cpm_correlation(expression, counts, depth, section, per),
-        "log_cpm_spearman": metrics.log_cpm_rank_correlation(expression, counts, depth, section, per),
+        "log_cpm_pearson": mean_of_known(row.log_cpm),
+        "log_cpm_spearman": row.ranks,
         "moran_predicted": moran_predicted,
         "moran_measured": moran_measured,
         **({"ridge_depth_controlled": by_row[RIDGE]} if RIDGE in by_row else {}),
         "held_out_in_card": predicted.in_card,
     }
-    error = abs(expression - metrics.log_cpm(counts, depth, per))
     foreign = predicted.shares.foreign_unit is not None
     possible = [
         level for level in LEVELS if not (leak or foreign) and len(set(measured.patient)) >= patients_needed(level)
     ]
+    error = _errors(expression, measured) if possible else np.empty((0, 0))
     per_gene |= {f"half_width_{level:.0%}": half_widths(error, measured.patient, level) for level in possible}
     none = np.empty(0)
-    low_to_high = (none, none) if foreign else metrics.calibration(expression, counts, depth, section)
+    low_to_high = (none, none) if foreign else calibration(expression, counts, depth, section)
     whole = {
         "constant": asdict(metrics.count_constant(expression, counts, section)),
         "genes_tested": int(np.isfinite(p).sum()),
@@ -222,7 +248,7 @@ def score_model(
         else {
             name: dict(zip(("correlation", "slope"), map(_number, found), strict=True))
             for name, found in (
-                (name, metrics.between_groups(expression, counts, depth, groups, per))
+                (name, between_groups(expression, counts, depth, groups, per))
                 for name, groups in (("sections", section), ("patients", measured.patient))
             )
         },
@@ -242,37 +268,37 @@ def score_model(
     return per_gene, whole
 
 
-def score_sections(scored: Mapping[str, tuple[Float, Measured]], measured: Measured) -> list[dict[str, Any]]:
-    """Per section its size, depth, noise ceiling and mean depth-controlled correlations; worst first.
-
-    `scored` has each row's prediction, with the measurements of the same spots."""
-    found = []
-    for name in np.unique(measured.section):
-        own = measured.section == name
+def score_sections(found: Mapping[str, Row], measured: Measured) -> list[dict[str, Any]]:
+    """Per section its size, depth, noise ceiling and mean depth-controlled correlations; worst first."""
+    sections = []
+    for own in rows_of_sections(measured.section):
         counts, depth, section = measured.counts[own], measured.depth[own], measured.section[own]
-        found.append({
-            "section": str(name),
-            "patient": str(measured.patient[own][0]),
-            "spots": int(own.sum()),
+        pieces = {row: values.of([section[0]]).pieces for row, values in found.items()}
+        sections.append({
+            "section": str(section[0]),
+            "patient": str(measured.patient[own[0]]),
+            "spots": len(own),
             "genes": int((~np.isnan(counts[0])).sum()),
             "median_depth": float(np.median(depth)),
             "noise_ceiling": rounded_mean(metrics.noise_ceiling(counts, depth, section)),
-            "rows": {
-                row: rounded_mean(depth_controlled(*in_section(values, there, name)))
-                for row, (values, there) in scored.items()
-            },
+            "rows": {row: rounded_mean(some[0].controlled) if some else None for row, some in pieces.items()},
         })  # fmt: skip
-    return sorted(found, key=lambda one: (one["rows"][MODEL] is not None, one["rows"][MODEL], one["section"]))
+    return sorted(sections, key=lambda one: (one["rows"][MODEL] is not None, one["rows"][MODEL], one["section"]))
 
 
-def _over_patients(predicted: Float, measured: Measured) -> tuple[float, list[float]] | None:
+def _errors(expression: Real, measured: Measured) -> Real:
+    """How far the predicted expression is from the measured, spots x genes, float32."""
+    error = np.empty_like(measured.counts)
+    for some in blocks(*error.shape):
+        observed = metrics.log_cpm(measured.counts[some], measured.depth[some], measured.per)
+        error[some] = abs(expression[some] - observed)
+    return error
+
+
+def _over_patients(row: Row, measured: Measured) -> tuple[float, list[float]] | None:
     """Mean over patients of the mean depth-controlled correlation, and its 95 % Student interval; None for few."""
-    means = _per_patient(
-        measured,
-        lambda own: metrics.depth_controlled_correlation(
-            predicted[own], measured.counts[own], measured.depth[own], measured.section[own]
-        ),
-    )
+    parts = (row.of(sections) for _, sections in _patients(measured))
+    means = _means(mean_of_known(part.controlled) for part in parts if part.pieces)
     if len(means) < PATIENTS_FOR_INTERVALS:
         return None
     mean, half = means.mean(), stdtrit(len(means) - 1, 0.975) * means.std(ddof=1) / np.sqrt(len(means))
@@ -281,15 +307,23 @@ def _over_patients(predicted: Float, measured: Measured) -> tuple[float, list[fl
 
 def _mean_ceiling(ceiling: Float, measured: Measured) -> float:
     """The mean noise ceiling over genes. If scores are means over patients, so is this: each patient counts once."""
-    means = _per_patient(
-        measured, lambda own: metrics.noise_ceiling(measured.counts[own], measured.depth[own], measured.section[own])
-    )
-    return float(means.mean()) if len(means) >= PATIENTS_FOR_INTERVALS else rounded_mean(ceiling) or 0.0
+    patients = _patients(measured)
+    if len(patients) >= PATIENTS_FOR_INTERVALS:
+        parts = (at(measured, own) for own, _ in patients)
+        means = _means(metrics.noise_ceiling(part.counts, part.depth, part.section) for part in parts)
+        if len(means) >= PATIENTS_FOR_INTERVALS:
+            return float(means.mean())
+    return rounded_mean(ceiling) or 0.0
 
 
-def _per_patient(measured: Measured, score: Callable[[Bool], Float]) -> Float:
-    """The mean over genes for each patient that has one."""
-    found = (score(measured.patient == name) for name in np.unique(measured.patient))
+def _patients(measured: Measured) -> list[tuple[Int, set[str]]]:
+    """The spots and the sections of each patient."""
+    spots = (np.flatnonzero(measured.patient == name) for name in np.unique(measured.patient))
+    return [(own, set(measured.section[own].tolist())) for own in spots]
+
+
+def _means(found: Iterable[Float]) -> Float:
+    """The mean over genes of each patient that has one."""
     return np.array([values[np.isfinite(values)].mean() for values in found if np.isfinite(values).any()])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stpredict.arrays import Float, Labels
+from stpredict.arrays import Float, Labels, Real
 from stpredict.errors import UsageError
 from stpredict.statistics.masks import measured_alike
 
@@ -26,7 +26,7 @@ def patients_needed(level: float) -> int:
     return math.ceil(level / (1 - level) - 1e-9)
 
 
-def half_widths(error: Float, patient: Labels, level: float) -> Float:
+def half_widths(error: Real, patient: Labels, level: float) -> Float:
     """Per gene: the half width, around a prediction, of an interval that holds `level` of the measurements.
 
     Hierarchical conformal prediction (Lee, Barber and Willett 2023, arXiv:2306.06342): for a new spot of a new patient,
@@ -51,7 +51,7 @@ def half_widths(error: Float, patient: Labels, level: float) -> Float:
     return width
 
 
-def _weighted_quantile(error: Float, weight: Float, level: float) -> Float:
+def _weighted_quantile(error: Real, weight: Float, level: float) -> Float:
     """Per gene, the least error up to which the spots' weights add up to `level`."""
     order = np.argsort(error, axis=0)
     first = np.argmax(np.cumsum(weight[order], axis=0) >= level - 1e-9, axis=0)
@@ -59,7 +59,7 @@ def _weighted_quantile(error: Float, weight: Float, level: float) -> Float:
     return found
 
 
-def empirical_coverage(error: Float, patient: Labels, level: float) -> float | None:
+def empirical_coverage(error: Real, patient: Labels, level: float) -> float | None:
     """Share of a patient's measurements within intervals calibrated on the others, mean over patients and genes.
 
     None if the others are too few. Genes that were not measured, or have no width, do not count.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from stpredict.arrays import Bool, Float, Int, Labels
+from stpredict.arrays import Bool, Float, Int, Labels, Real
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Alike:
         known[self.rows] = chosen[self.rows]
         return known
 
-    def of(self, values: Float) -> Float:
+    def of(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The known values of these columns, rows x columns. No copy if they are all."""
         if isinstance(self.rows, slice) or isinstance(self.columns, slice):
             return values[self.rows, self.columns]
@@ -69,7 +71,7 @@ def kinds_of(values: Float) -> Kinds:
     return Kinds(kind.reshape(-1), ~unknown[first])
 
 
-def measured_alike(values: Float) -> list[Alike]:
+def measured_alike(values: Real) -> list[Alike]:
     """Group the columns of `values`, spots x genes, by the spots that measured them."""
     unknown = np.isnan(values)
     if not unknown.any():
@@ -103,7 +105,7 @@ def per_gene(values: Float, chosen: Bool, number: Callable[[Float], Float]) -> F
     return found
 
 
-def measured_by_section(counts: Float, section: Labels) -> Bool:
+def measured_by_section(counts: Real, section: Labels) -> Bool:
     """Which section measured which gene: sections (sorted) x genes, from counts (spots x genes)."""
     _, first = np.unique(section, return_index=True)
     measured: Bool = ~np.isnan(counts[first])  # a section measured a gene in all of its spots or in none

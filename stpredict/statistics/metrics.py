@@ -10,12 +10,13 @@ spot on the genes that its section measured. A score is NaN if there are none, o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from stpredict.arrays import Bool, Float, Int, Labels
+from stpredict.arrays import Bool, Float, Int, Labels, Real
+from stpredict.statistics.blocks import blocks, per_section, rows_of_sections
 from stpredict.statistics.masks import measured_alike, measured_by_section
 
 #: Overdispersion of the negative binomial whose deviation scales residuals.
@@ -29,23 +30,23 @@ LOG_CPM_BY_SECTION, SPOTS_BY_SECTION = "log_cpm_by_section", "spots_by_section"
 PATIENTS_FOR_INTERVALS = 6
 #: The share of the significant genes that may be so by chance.
 FALSE_DISCOVERIES = 0.05
-#: Bins of predicted expression, for the calibration.
-N_BINS = 10
 
 
-def log_cpm(counts: Float, depth: Float, per: float = PER_MILLION) -> Float:
+def log_cpm(counts: Real, depth: Float, per: float = PER_MILLION) -> Float:
     """ln(1 + counts per million, or per another number `per`), spots x genes; shares are counts over `depth`."""
-    scaled = (per * counts).astype(float, copy=False)
+    scaled = np.array(counts, dtype=np.float64)
+    scaled *= per
     scaled /= np.maximum(depth, 1)[:, None]
     expression: Float = np.log1p(scaled, out=scaled)
     return expression
 
 
-def pearson_residuals(counts: Float, depth: Float) -> Float:
+def pearson_residuals(counts: Real, depth: Float) -> Float:
     """Analytic Pearson residuals of one section, spots x genes, clipped at the square root of the number of spots.
 
     Residuals are zero for a gene that was never counted, and NaN for one that was not measured.
     """
+    counts = np.asarray(counts, dtype=np.float64)
     share = counts.sum(axis=0) / depth.sum()
     expected = depth[:, None] * share
     spread = np.sqrt(expected + expected**2 / THETA)
@@ -56,7 +57,7 @@ def pearson_residuals(counts: Float, depth: Float) -> Float:
     return clipped
 
 
-def correlation_per_gene(predicted: Float, observed: Float) -> Float:
+def correlation_per_gene(predicted: Real, observed: Real) -> Float:
     """Pearson correlation per column. A constant prediction scores 0.
 
     NaN if the observed column is constant, or if either column holds NaN.
@@ -68,73 +69,102 @@ def correlation_per_gene(predicted: Float, observed: Float) -> Float:
     return np.where((np.ptp(observed, axis=0) > 0) & ~np.isnan(p[0]), np.clip(r, -1, 1), np.nan)
 
 
-def _flat(values: Float) -> Bool:
+def _flat(values: Real) -> Bool:
     """Which columns are constant, apart from rounding."""
     flat: Bool = np.ptp(values, axis=0) <= 1e-12 * np.maximum(1.0, np.abs(values).max(axis=0))
     return flat
 
 
-def depth_controlled_correlation(predicted: Float, counts: Float, depth: Float, section: Labels) -> Float:
+def depth_controlled_correlation(predicted: Real, counts: Real, depth: Float, section: Labels) -> Float:
     """Per gene: correlation within each section between prediction and Pearson residuals, mean over sections.
 
     `counts` are spots x genes of the panel, over `depth` they are shares, `section` is a label per spot.
     """
-    return _mean_over_sections(
-        section, lambda rows: correlation_per_gene(predicted[rows], pearson_residuals(counts[rows], depth[rows]))
-    )
+    return mean_of_known(per_section(
+        lambda depth, p, x: correlation_per_gene(p, pearson_residuals(x, depth)), section, depth, predicted, counts
+    ))  # fmt: skip
 
 
 def log_cpm_correlation(
-    predicted: Float, counts: Float, depth: Float, section: Labels, per: float = PER_MILLION
+    predicted: Real, counts: Real, depth: Float, section: Labels, per: float = PER_MILLION
 ) -> Float:
     """Per gene: correlation within each section between prediction and ln(1 + CPM), mean over sections.
 
     Mostly a measure of depth: in a shallow spot every gene is zero.
     """
-    return _mean_over_sections(
-        section, lambda rows: correlation_per_gene(predicted[rows], log_cpm(counts[rows], depth[rows], per))
-    )
+    return mean_of_known(correlations_of_sections(predicted, counts, depth, section, per)[0])
 
 
 def log_cpm_rank_correlation(
-    predicted: Float, counts: Float, depth: Float, section: Labels, per: float = PER_MILLION
+    predicted: Real, counts: Real, depth: Float, section: Labels, per: float = PER_MILLION
 ) -> Float:
     """As `log_cpm_correlation`, but Spearman's: over ranks, and ties share theirs."""
     from scipy.stats import rankdata  # slow to import, and most users of this module do not rank
 
-    return _mean_over_sections(
-        section,
-        lambda rows: correlation_per_gene(
-            rankdata(predicted[rows], axis=0), rankdata(log_cpm(counts[rows], depth[rows], per), axis=0)
-        ),
-    )
+    return mean_of_known(per_section(
+        lambda depth, p, x: correlation_per_gene(rankdata(p, axis=0), rankdata(log_cpm(x, depth, per), axis=0)),
+        section, depth, predicted, counts,
+    ))  # fmt: skip
 
 
-def spot_correlation(predicted: Float, counts: Float, depth: Float, per: float = PER_MILLION) -> tuple[float, float]:
+@dataclass(frozen=True)
+class SpotScores:
+    """Of ln(1 + CPM) in each spot, over the genes measured in it: correlation, sums of errors, and number of genes."""
+
+    correlation: Float
+    squares: Float
+    absolute: Float
+    genes: Int
+
+    def means(self) -> tuple[float, float, float, float]:
+        """The mean correlation and the mean RMSE over spots; MSE and MAE over all spots and their genes."""
+        known = self.genes > 0
+        rmse = np.sqrt(self.squares[known] / self.genes[known])
+        total = self.genes.sum() if known.any() else np.nan
+        mse, mae = (float(sums.sum() / total) for sums in (self.squares, self.absolute))
+        return mean_of_all(self.correlation), mean_of_all(rmse), mse, mae
+
+
+def score_spots(predicted: Float, observed: Float) -> SpotScores:
+    """The scores of spots, from expression, spots x genes; `observed` is NaN where a gene was not measured."""
+    error = predicted - observed
+    r = np.full(len(error), np.nan)
+    for group in measured_alike(error.T):
+        if not group.empty:
+            spots, genes = group.columns, group.rows
+            r[spots] = correlation_per_gene(*(values[spots][:, genes].T for values in (predicted, observed)))
+    known = np.isfinite(error)
+    squares, absolute = (np.where(known, values, 0).sum(axis=1) for values in (error**2, abs(error)))
+    return SpotScores(r, squares, absolute, known.sum(axis=1))
+
+
+def join_spots(parts: Sequence[SpotScores]) -> SpotScores:
+    """The scores of the spots of all parts."""
+    return SpotScores(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(SpotScores)))
+
+
+def spot_correlation(predicted: Real, counts: Real, depth: Float, per: float = PER_MILLION) -> tuple[float, float]:
     """The M2ORT papers' scores for ln(1 + CPM): correlation across genes, and RMSE, each a mean over spots.
 
     The genes' means alone score high. Spots without counts in the panel have no correlation and do not count in it.
     """
-    observed = log_cpm(counts, depth, per)
-    r, rmse = np.full((2, len(observed)), np.nan)
-    for group in measured_alike((predicted - observed).T):
-        if group.empty:
-            continue
-        spots, genes = group.columns, group.rows
-        p, o = (values[spots][:, genes] for values in (predicted, observed))
-        rmse[spots] = np.sqrt(((p - o) ** 2).mean(axis=1))
-        r[spots] = correlation_per_gene(p.T, o.T)
-    return _mean(r), _mean(rmse)
+    return _spots_of(predicted, counts, depth, per).means()[:2]
 
 
-def log_cpm_errors(predicted: Float, counts: Float, depth: Float, per: float = PER_MILLION) -> tuple[float, float]:
+def log_cpm_errors(predicted: Real, counts: Real, depth: Float, per: float = PER_MILLION) -> tuple[float, float]:
     """Mean squared and mean absolute error of ln(1 + CPM) over all spots and their genes, as TRIPLEX reports them."""
-    error = predicted - log_cpm(counts, depth, per)
-    return _mean(error**2), _mean(abs(error))
+    return _spots_of(predicted, counts, depth, per).means()[2:]
+
+
+def _spots_of(predicted: Real, counts: Real, depth: Float, per: float) -> SpotScores:
+    return join_spots([
+        score_spots(predicted[some].astype(float), log_cpm(counts[some], depth[some], per))
+        for some in blocks(*counts.shape)
+    ])  # fmt: skip
 
 
 def triplex_correlation(
-    predicted: Float, counts: Float, depth: Float, section: Labels, per: float = PER_MILLION
+    predicted: Real, counts: Real, depth: Float, section: Labels, per: float = PER_MILLION
 ) -> tuple[float, float]:
     """PCC(M) and PCC(H) of TRIPLEX (Chung et al. 2024, CVPR).
 
@@ -148,15 +178,13 @@ def triplex_correlation(
 
 
 def correlations_of_sections(
-    predicted: Float, counts: Float, depth: Float, section: Labels, per: float = PER_MILLION
+    predicted: Real, counts: Real, depth: Float, section: Labels, per: float = PER_MILLION
 ) -> tuple[Float, Int]:
     """Correlation of ln(1 + CPM) over spots, sections (sorted) x genes, and the sections' numbers of spots."""
-    names, spots = np.unique(section, return_counts=True)
-    r = np.array([
-        correlation_per_gene(predicted[rows], log_cpm(counts[rows], depth[rows], per))
-        for rows in (section == name for name in names)
-    ])  # fmt: skip
-    return r, spots
+    r = per_section(
+        lambda depth, p, x: correlation_per_gene(p, log_cpm(x, depth, per)), section, depth, predicted, counts
+    )
+    return r, np.unique(section, return_counts=True)[1]
 
 
 def pcc_over_sections(r: Float, spots: Int, measured: Bool | None = None) -> tuple[float, float]:
@@ -180,73 +208,6 @@ def pcc_over_sections(r: Float, spots: Int, measured: Bool | None = None) -> tup
     return mean(r), mean(r[:, highly_predictive])
 
 
-def pseudobulk(expression: Float, depth: Float, group: Labels) -> Float:
-    """ln(1 + CPM) of each group's spots taken together, groups (sorted) x genes, from ln(1 + CPM) per spot.
-
-    Spots are weighted by their depth, as in a sum of counts. A gene is averaged over spots whose expression is known.
-    """
-    known = np.isfinite(expression)
-    share = np.where(known, np.expm1(expression), 0) * depth[:, None]
-
-    def together(own: Bool) -> Float:
-        whole = np.where(known[own].all(axis=0), depth[own].sum(), depth[own] @ known[own])
-        mean: Float = np.divide(share[own].sum(axis=0), whole, out=np.full(len(whole), np.nan), where=whole > 0)
-        return np.log1p(mean)
-
-    return np.array([together(group == name) for name in np.unique(group)])
-
-
-def between_groups(
-    predicted: Float, counts: Float, depth: Float, group: Labels, per: float = PER_MILLION
-) -> tuple[float, float]:
-    """Predicted against measured pseudobulk across sections or patients: correlation and slope.
-
-    The correlation is per gene across groups, mean over genes. The slope is that of measured on predicted deviations
-    from the gene's mean, over all genes at once: 1 if differences have the right size, less if the prediction
-    overstates them. Genes that fewer than three groups measured do not count. NaN if none is left, or if nothing
-    differs.
-    """
-    measured = pseudobulk(log_cpm(counts, depth, per), depth, group)
-    expected = pseudobulk(np.where(np.isnan(counts), np.nan, predicted), depth, group)
-    r, squares, products, n = np.full(measured.shape[1], np.nan), 0.0, 0.0, 0
-    for alike in measured_alike(expected - measured):
-        e, m = (alike.of(values) for values in (expected, measured))
-        if len(m) < 3:
-            continue
-        r[alike.columns] = correlation_per_gene(e, m)
-        e, m = e - e.mean(axis=0), m - m.mean(axis=0)
-        squares, products, n = squares + float((e**2).sum()), products + float((e * m).sum()), n + e.size
-    return _mean(r), products / squares if squares > 1e-12 * n else float("nan")
-
-
-def calibration(predicted: Float, counts: Float, depth: Float, section: Labels) -> tuple[Float, Float]:
-    """Predicted and measured expression in ten bins of the predicted, low to high, relative to each gene's own mean.
-
-    Within each section, each gene's spots are sorted by its prediction and cut into ten bins of as many spots. A bin's
-    expression is the share of its counts (predicted: the mean share, weighted by depth), divided by the section's
-    share. Returns means over sections and counted genes: 1 is the average, 2 is twice as much.
-    """
-    sums = np.zeros((2, N_BINS))
-    counted = 0
-    for name in np.unique(section):
-        rows = section == name
-        if rows.sum() < N_BINS:
-            continue
-        known = counts[rows].sum(axis=0) > 0
-        x, d = counts[rows][:, known], np.repeat(depth[rows, None], known.sum(), axis=1)
-        share = np.expm1(predicted[rows][:, known])
-        order = np.argsort(share, axis=0, kind="stable")
-        share, x, d = (np.take_along_axis(values, order, axis=0) for values in (share * d, x, d))
-        starts = np.linspace(0, rows.sum(), N_BINS, endpoint=False).astype(int)
-        for row, amount in zip(sums, (share, x), strict=True):
-            per_bin = np.add.reduceat(amount, starts) / np.add.reduceat(d, starts)
-            overall = amount.sum(axis=0) / d.sum(axis=0)
-            row += np.divide(per_bin, overall, out=np.ones_like(per_bin), where=overall > 0).sum(axis=1)
-        counted += int(known.sum())
-    means = sums / counted if counted else np.full_like(sums, np.nan)
-    return means[0], means[1]
-
-
 @dataclass(frozen=True)
 class Constant:
     """Numbers of genes and spots that have no correlation because they do not vary."""
@@ -257,52 +218,53 @@ class Constant:
     spots_without_panel_counts: int
 
 
-def count_constant(predicted: Float, counts: Float, section: Labels) -> Constant:
+def count_constant(predicted: Real, counts: Real, section: Labels) -> Constant:
     """Count the measured genes and spots that these correlations leave out, or score 0."""
-    rows, there = [section == name for name in np.unique(section)], measured_by_section(counts, section)
-    positive = counts > 0
-    pairs = list(zip(rows, there, strict=True))
+    there, positive = measured_by_section(counts, section), counts > 0
+    counted = np.array([positive[rows].any(axis=0) for rows in rows_of_sections(section)])
+    flat = np.array([_flat(predicted[rows]) for rows in rows_of_sections(section)])
     return Constant(
         genes_never_counted=int((~positive.any(axis=0) & there.any(axis=0)).sum()),
-        genes_not_counted_in_a_section=sum(int((~positive[own].any(axis=0) & known).sum()) for own, known in pairs),
-        predictions_constant_in_a_section=sum(int((_flat(predicted[own]) & known).sum()) for own, known in pairs),
+        genes_not_counted_in_a_section=int((~counted & there).sum()),
+        predictions_constant_in_a_section=int((flat & there).sum()),
         spots_without_panel_counts=int((~positive.any(axis=1)).sum()),
     )
 
 
-def noise_ceiling(counts: Float, depth: Float, section: Labels, seed: int = 0) -> Float:
+def noise_ceiling(counts: Real, depth: Float, section: Labels, seed: int = 0) -> Float:
     """Per gene: the highest depth-controlled correlation that noise in the counts allows.
 
     Counts are thinned binomially into halves. If the halves' residuals correlate with r, Spearman-Brown gives the
     reliability 2r / (1 + r) of all counts. Its square root bounds any predictor's correlation with them.
     """
-    half = halved(counts, np.random.default_rng(seed))
 
-    def ceiling(rows: Bool) -> Float:
-        halves = (pearson_residuals(part[rows], depth[rows] / 2) for part in (half, counts - half))
+    def ceiling(depth: Float, whole: Float, half: Float) -> Float:
+        halves = (pearson_residuals(part, depth / 2) for part in (half, whole - half))
         r = np.clip(correlation_per_gene(*halves), 0, 1)
         return np.sqrt(2 * r / (1 + r))
 
-    return _mean_over_sections(section, ceiling)
+    half = halved(counts, np.random.default_rng(seed))
+    return mean_of_known(per_section(ceiling, section, depth, counts, half))
 
 
-def halved(counts: Float, rng: np.random.Generator) -> Float:
+def halved(counts: Real, rng: np.random.Generator) -> Real:
     """Half of the counts, thinned binomially; NaN for genes that were not measured."""
-    measured = ~np.isnan(counts)
-    half = np.full(counts.shape, np.nan)
-    half[measured] = rng.binomial(counts[measured].astype(np.int64), 0.5)
+    half = np.full_like(counts, np.nan)
+    for some in blocks(*counts.shape):  # draws are the same, however many spots are in a block
+        measured = ~np.isnan(counts[some])
+        half[some][measured] = rng.binomial(counts[some][measured].astype(np.int64), 0.5)
     return half
 
 
-def counts_without_biology(counts: Float, depth: Float, section: Labels, seed: int = 0) -> Float:
+def counts_without_biology(counts: Real, depth: Float, section: Labels, seed: int = 0) -> Real:
     """Counts drawn from the sections' mean shares at the real depths. No predictor should score on them."""
     rng = np.random.default_rng(seed)
     drawn = np.full_like(counts, np.nan)
-    for name in np.unique(section):
-        rows = section == name
-        share = counts[rows].sum(axis=0) / depth[rows].sum()
-        measured = ~np.isnan(share)
-        drawn[np.ix_(rows, measured)] = rng.poisson(depth[rows, None] * share[measured])
+    for rows in rows_of_sections(section):
+        share = counts[rows].sum(axis=0, dtype=np.float64) / depth[rows].sum()
+        measured = np.flatnonzero(~np.isnan(share))
+        for some in blocks(len(rows), len(measured)):
+            drawn[np.ix_(rows[some], measured)] = rng.poisson(depth[rows[some], None] * share[measured])
     return drawn
 
 
@@ -321,11 +283,7 @@ def rounded_mean(values: Float) -> float | None:
     return round(float(np.nanmean(values)), 4) if np.isfinite(values).any() else None
 
 
-def _mean(values: Float) -> float:
+def mean_of_all(values: Float) -> float:
     """Mean of known values; NaN if all are NaN."""
     known = np.isfinite(values)
-    return float(values.mean() if known.all() else np.nanmean(values) if known.any() else np.nan)
-
-
-def _mean_over_sections(section: Labels, score: Callable[[Bool], Float]) -> Float:
-    return mean_of_known(np.array([score(section == name) for name in np.unique(section)]))
+    return float(values[known].mean()) if known.any() else float("nan")

@@ -7,13 +7,16 @@ counts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 from scipy.special import stdtr
 
-from stpredict.arrays import Float, Labels
+from stpredict.arrays import Float, Int, Labels, Real
+from stpredict.statistics.blocks import gene_by_gene, rows_of_sections
 from stpredict.statistics.metrics import mean_of_known, pearson_residuals
 
 #: Spots within this many times the usual distance to the nearest are neighbours: four on a square lattice, six on a
@@ -72,20 +75,22 @@ def moran_i(values: Float, graph: csr_array) -> Float:
     return found
 
 
-def moran_per_gene(
-    predicted: Float, counts: Float, depth: Float, section: Labels, centres: Float
-) -> tuple[Float, Float]:
+def moran_per_gene(predicted: Real, counts: Real, depth: Float, section: Labels, centres: Float) -> tuple[Float, Float]:
     """Moran's I per gene, of the prediction and of the measured Pearson residuals.
 
     Each is the mean over the sections that measured the gene.
     """
-    both = []
-    for name in np.unique(section):
-        rows = section == name
-        graph, observed = spot_graph(centres[rows]), pearson_residuals(counts[rows], depth[rows])
-        predicted_i = np.where(np.isnan(observed[0]), np.nan, moran_i(predicted[rows], graph))
-        both.append([predicted_i, moran_i(observed, graph)])
-    found = np.array(both)
+
+    def both(rows: Int) -> Float:
+        graph, of_spots = spot_graph(centres[rows]), depth[rows]
+
+        def of_genes(p: Float, x: Float) -> Float:
+            observed = pearson_residuals(x, of_spots)
+            return np.array([np.where(np.isnan(observed[0]), np.nan, moran_i(p, graph)), moran_i(observed, graph)])
+
+        return gene_by_gene(of_genes, rows, predicted, counts)
+
+    found = np.array([both(rows) for rows in rows_of_sections(section)])
     return mean_of_known(found[:, 0]), mean_of_known(found[:, 1])
 
 
@@ -101,7 +106,7 @@ def modified_t_test(correlation: Float, variance: Float) -> Float:
     return p
 
 
-def correlation_error(predicted: Float, counts: Float, depth: Float, section: Labels, centres: Float) -> Float:
+def correlation_error(predicted: Real, counts: Real, depth: Float, section: Labels, centres: Float) -> Float:
     """Per gene: the standard error of the depth-controlled correlation, from `correlation_variance`.
 
     It holds for a gene that is not predicted; at a correlation r it is about 1 / (1 - r^2) times too large. It says how
@@ -112,7 +117,7 @@ def correlation_error(predicted: Float, counts: Float, depth: Float, section: La
     return np.where(1 + 1 / variance >= MIN_EFFECTIVE_SPOTS, np.sqrt(variance), np.nan)
 
 
-def correlation_variance(predicted: Float, counts: Float, depth: Float, section: Labels, centres: Float) -> Float:
+def correlation_variance(predicted: Real, counts: Real, depth: Float, section: Labels, centres: Float) -> Float:
     """Per gene: the variance of the depth-controlled correlation between unrelated maps as smooth as these.
 
     Within a section it is the sum over distance classes k of N_k C_k D_k / n^2 (Clifford, Richardson and Hemon 1989,
@@ -120,24 +125,29 @@ def correlation_variance(predicted: Float, counts: Float, depth: Float, section:
     pairs, of the standardised prediction and of the residuals. It is at least 1 / (n - 1), the variance for independent
     spots. The correlation is a mean over sections; the variance follows. NaN for genes never counted or not measured.
     """
-    variances = []
-    for name in np.unique(section):
-        rows = section == name
-        observed = pearson_residuals(counts[rows], depth[rows])
-        variance = _section_variance(_standardised(predicted[rows]), _standardised(observed), centres[rows])
-        variances.append(np.where(np.ptp(observed, axis=0) > 0, variance, np.nan))
-    found = np.array(variances)
+
+    def variance(rows: Int) -> Float:
+        of_section, of_spots = _variance_at(centres[rows]), depth[rows]
+
+        def of_genes(p: Float, x: Float) -> Float:
+            observed = pearson_residuals(x, of_spots)
+            found = of_section(_standardised(p), _standardised(observed))
+            return np.where(np.ptp(observed, axis=0) > 0, found, np.nan)
+
+        return gene_by_gene(of_genes, rows, predicted, counts)
+
+    found = np.array([variance(rows) for rows in rows_of_sections(section)])
     with np.errstate(invalid="ignore"):
         mean: Float = mean_of_known(found) / np.isfinite(found).sum(axis=0)
     return mean
 
 
-def _section_variance(predicted: Float, observed: Float, centres: Float) -> Float:
-    """Variance per gene of the correlation of two standardised maps (spots x genes) of one section.
+def _variance_at(centres: Float) -> Callable[[Float, Float], Float]:
+    """The variance per gene of the correlation of two standardised maps (spots x genes) with spots at `centres`.
 
     A Fourier transform sums the products of pairs, on a raster with pixels of half the spots' distance.
     """
-    n, n_genes = predicted.shape
+    n = len(centres)
     extent = np.ptp(centres, axis=0)
     pixel = max(spot_distance(centres) / 2, float(extent.max()) / MAX_RASTER) or 1.0
     place = np.rint((centres - centres.min(axis=0)) / pixel).astype(int)
@@ -155,9 +165,12 @@ def _section_variance(predicted: Float, observed: Float, centres: Float) -> Floa
 
     pairs = np.maximum(np.rint(sum_pairs(np.ones((n, 1)))), 1)
     step = max(1, RASTER_VALUES // cells)
-    parts = [slice(start, start + step) for start in range(0, n_genes, step)]
-    sums = [(sum_pairs(predicted[:, some]) * sum_pairs(observed[:, some]) / pairs).sum(axis=0) for some in parts]
-    variance: Float = np.maximum(np.concatenate(sums) / n**2, 1 / max(n - 1, 1))
+
+    def variance(predicted: Float, observed: Float) -> Float:
+        parts = [slice(start, start + step) for start in range(0, predicted.shape[1], step)]
+        sums = [(sum_pairs(predicted[:, some]) * sum_pairs(observed[:, some]) / pairs).sum(axis=0) for some in parts]
+        return np.maximum(np.concatenate(sums) / n**2, 1 / max(n - 1, 1))
+
     return variance
 
 

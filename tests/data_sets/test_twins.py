@@ -19,7 +19,7 @@ from stpredict.data.twins import Twins, find_twins, tied_patients, told_twins, w
 from stpredict.errors import UsageError
 from stpredict.evaluation.assessment import unseen
 from stpredict.evaluation.measured import measure
-from stpredict.evaluation.scores import predict_rows
+from stpredict.evaluation.scores import plan_splits
 from stpredict.slides.slide import Mpp
 from stpredict.training.folds import choose_validation, plan_folds
 from stpredict.training.protocols import m2ort_folds
@@ -160,11 +160,12 @@ def test_train_tells_of_them_and_refuses_to_part_them(tmp_path: Path, region: np
 
 
 def test_baselines_of_a_section_do_not_learn_from_it_under_another_name():
-    tiles, predicted, features = made_up(3, truth=True)
+    tiles, predicted, _ = made_up(3, truth=True)
     again = replace(tiles, patient=np.full(len(tiles.spot), "P"), twins=(Twins("P0s", "P1s", "equal counts"),))
     known = measure(again, predicted, predicted.index)
     assert sorted(set(known.part)) == ["P0s+P1s", "P2s"]
     every = np.ones(len(tiles.spot), np.bool_)
-    rows, _ = predict_rows(known, every, features, leak=False)
-    mean = rows["training mean"]
-    np.testing.assert_allclose(mean[tiles.section == "P0s"], mean[tiles.section == "P1s"][:60])  # both of P2s alone
+    splits, by = plan_splits(known, every, leak=False)
+    assert by == "sections"
+    learnt = {tuple(np.unique(one.section[one.test])): set(one.section[one.train]) for one in splits}
+    assert learnt == {("P0s", "P1s"): {"P2s"}, ("P2s",): {"P0s", "P1s"}}

@@ -6,12 +6,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stpredict.evaluation import described
+from stpredict.evaluation import described, scores
 from stpredict.evaluation.described import describe_drawn, is_described
-from stpredict.evaluation.measured import Measured, where_predicted
-from stpredict.evaluation.scores import depth_controlled, predict_rows
-from stpredict.evaluation.splits import NEIGHBOURS, RIDGE, TRAINING_MEAN, Split, evaluate_split
+from stpredict.evaluation.measured import Measured
+from stpredict.evaluation.scores import score_rows
+from stpredict.evaluation.splits import (
+    MODEL,
+    NEIGHBOURS,
+    RIDGE,
+    TRAINING_MEAN,
+    TRUE_DEPTH,
+    Split,
+    evaluate_split,
+    scores_of,
+)
 from stpredict.statistics.objectives import make_objective
+from stpredict.statistics.sampling import draw_evenly
 
 
 @pytest.fixture
@@ -60,8 +70,30 @@ def test_rows_of_an_assessment_hold_for_the_spots_that_they_say_something_of(spl
         whole.counts, whole.depth, whole.section, whole.patient, whole.centres, whole.per, whole.section
     )  # fmt: skip
     some = np.arange(160) % 4 > 0
-    rows, _ = predict_rows(measured, np.ones(160, bool), np.where(some[:, None], features, np.nan), False)
-    values, there = where_predicted(rows[RIDGE], measured)
-    assert len(values) == len(there.counts) == some.sum()
-    assert np.nanmean(depth_controlled(values, there)) > 0.2
-    assert where_predicted(rows[TRAINING_MEAN], measured)[1] is measured
+    every = np.ones(160, bool)
+    rows, _ = score_rows(measured, every, features, np.where(some[:, None], features, np.nan), False)
+    assert sum(piece.spots for piece in rows[RIDGE].pieces) == some.sum()
+    assert np.nanmean(rows[RIDGE].controlled) > 0.2
+    for row in (TRAINING_MEAN, MODEL):
+        assert sum(piece.spots for piece in rows[row].pieces) == 160
+
+
+def test_baselines_learn_from_as_many_spots_as_are_described(split, monkeypatch):
+    whole, features = split
+    measured = Measured(
+        whole.counts, whole.depth, whole.section, whole.patient, whole.centres, whole.per, whole.section
+    )  # fmt: skip
+    monkeypatch.setattr(scores, "MOST_DESCRIBED", 80)
+    taught = np.isin(np.arange(160), draw_evenly(whole.section, 80))
+    known = np.where(taught[:, None], features, np.nan)
+    rows, _ = score_rows(measured, np.ones(160, bool), features, known, False)
+    for own, sections in ((whole.test, ("B1", "B2")), (whole.train, ("A1", "A2"))):
+        rest = np.flatnonzero(own | taught)  # as if there were no other spots to learn from
+        part = Split(
+            whole.counts[rest], whole.depth[rest], whole.section[rest], whole.patient[rest], whole.centres[rest],
+            ~own[rest], own[rest],
+        )  # fmt: skip
+        objective = make_objective("residuals", part.counts, part.depth, part.section, part.train)
+        alone = evaluate_split(features[own], part, known[rest], objective)["rows"]
+        for name, row in rows.items():
+            assert scores_of(row.of(sections), name != TRUE_DEPTH)["log_cpm_rmse"] == alone[name]["log_cpm_rmse"], name

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from stpredict.statistics import metrics, spatial
+from stpredict.statistics import differences, metrics, spatial
 from stpredict.statistics.conformal import empirical_coverage, half_widths, patients_needed
 from stpredict.statistics.masks import measured_by_section
 
@@ -110,23 +110,24 @@ def test_nothing_is_drawn_for_what_was_not_measured(mask, seed):
 def test_groups_are_compared_on_the_genes_that_three_of_them_measured():
     mask = np.array([[1, 1, 0, 0, 1], [1, 1, 1, 0, 1], [1, 0, 1, 0, 1], [1, 1, 0, 0, 0]], dtype=bool)
     predicted, counts, depth, section, _ = made(mask, 0)
-    r, slope = metrics.between_groups(predicted, counts, depth, section)
+    r, slope = differences.between_groups(predicted, counts, depth, section)
     observed = metrics.log_cpm(counts, depth)
     pairs = []
     for gene in (0, 1, 4):
         rows = np.repeat(mask[:, gene], SPOTS)
         p, m = (
-            metrics.pseudobulk(x[rows][:, [gene]], depth[rows], section[rows]).ravel() for x in (predicted, observed)
+            differences.pseudobulk(x[rows][:, [gene]], depth[rows], section[rows]).ravel()
+            for x in (predicted, observed)
         )
         pairs.append((p - p.mean(), m - m.mean()))
     assert r == pytest.approx(np.mean([np.corrcoef(p, m)[0, 1] for p, m in pairs]))
     assert slope == pytest.approx(sum((p * m).sum() for p, m in pairs) / sum((p**2).sum() for p, _ in pairs))
-    assert np.isnan(metrics.between_groups(predicted[:, 2:4], counts[:, 2:4], depth, section)).all()
+    assert np.isnan(differences.between_groups(predicted[:, 2:4], counts[:, 2:4], depth, section)).all()
 
 
 def test_a_group_is_the_spots_of_its_sections_that_measured_a_gene():
     _, counts, depth, section, _ = made(np.array([[1, 1, 0, 1, 1], [1, 0, 0, 1, 1]], dtype=bool), 1)
-    (found,) = metrics.pseudobulk(metrics.log_cpm(counts, depth), depth, np.full(len(depth), "a patient"))
+    (found,) = differences.pseudobulk(metrics.log_cpm(counts, depth), depth, np.full(len(depth), "a patient"))
     first = section == "s0"
     assert found[0] == pytest.approx(np.log1p(1e6 * counts[:, 0].sum() / depth.sum()))
     assert found[1] == pytest.approx(np.log1p(1e6 * counts[first, 1].sum() / depth[first].sum()))
@@ -154,14 +155,14 @@ def test_calibration_and_what_is_constant_look_at_measured_genes_alone():
     found = metrics.count_constant(predicted, counts, section)
     assert (found.genes_never_counted, found.genes_not_counted_in_a_section) == (1, 2)
     assert found.predictions_constant_in_a_section == 1  # of the section that measured the gene
-    both = metrics.calibration(predicted, counts, depth, section)
-    of_two = metrics.calibration(predicted[:, 3:], counts[:, 3:], depth, section)
+    both = differences.calibration(predicted, counts, depth, section)
+    of_two = differences.calibration(predicted[:, 3:], counts[:, 3:], depth, section)
     first = section == "s0"
-    of_one = metrics.calibration(predicted[first, 1:2], counts[first, 1:2], depth[first], section[first])
+    of_one = differences.calibration(predicted[first, 1:2], counts[first, 1:2], depth[first], section[first])
     for together, two, one in zip(both, of_two, of_one, strict=True):
         np.testing.assert_allclose(together, (4 * two + one) / 5)
     empty = np.full_like(counts, np.nan)
-    assert np.isnan(metrics.calibration(predicted, empty, depth, section)).all()
+    assert np.isnan(differences.calibration(predicted, empty, depth, section)).all()
 
 
 @QUICK

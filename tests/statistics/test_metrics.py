@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from stpredict.statistics import metrics
+from stpredict.statistics import differences, metrics
 
 
 def simulated(seed: int = 0, spots: int = 400, genes: int = 60):
@@ -117,22 +117,22 @@ def test_between_sections_knows_direction_and_size():
     per_spot = np.repeat(share, 80, axis=0)
     counts = rng.poisson(depth[:, None] * per_spot).astype(float)
     truth = np.log1p(1e6 * per_spot)
-    r, slope = metrics.between_groups(truth, counts, depth, section)
+    r, slope = differences.between_groups(truth, counts, depth, section)
     assert r > 0.98
     assert slope == pytest.approx(1, abs=0.03)
     mean = truth.mean(axis=0)
-    overstated = metrics.between_groups(mean + 2 * (truth - mean), counts, depth, section)
+    overstated = differences.between_groups(mean + 2 * (truth - mean), counts, depth, section)
     assert overstated[0] > 0.98
     assert overstated[1] == pytest.approx(0.5, abs=0.05)
-    assert np.isnan(metrics.between_groups(truth, counts, depth, np.where(section < "C", "A", "B"))).all()
-    r, slope = metrics.between_groups(np.tile(mean, (480, 1)), counts, depth, section)
+    assert np.isnan(differences.between_groups(truth, counts, depth, np.where(section < "C", "A", "B"))).all()
+    r, slope = differences.between_groups(np.tile(mean, (480, 1)), counts, depth, section)
     assert r == 0
     assert np.isnan(slope)
 
 
 def test_pseudobulk_of_the_measured_is_that_of_the_summed_counts():
     counts, depth, section = simulated()
-    found = metrics.pseudobulk(metrics.log_cpm(counts, depth), depth, section)
+    found = differences.pseudobulk(metrics.log_cpm(counts, depth), depth, section)
     for row, name in zip(found, "AB", strict=True):
         own = section == name
         np.testing.assert_allclose(row, np.log1p(1e6 * counts[own].sum(axis=0) / depth[own].sum()))
@@ -143,14 +143,14 @@ def test_calibration_tells_right_from_overstated_and_from_noise():
     section, depth = np.repeat(["A", "B"], 500), np.full(1000, 5000.0)
     effect = rng.normal(0, 0.4, (1000, 15))
     counts = rng.poisson(depth[:, None] * 0.003 * np.exp(effect)).astype(float)
-    predicted, measured = metrics.calibration(np.log1p(3000 * np.exp(effect)), counts, depth, section)
+    predicted, measured = differences.calibration(np.log1p(3000 * np.exp(effect)), counts, depth, section)
     np.testing.assert_allclose(measured, predicted, rtol=0.05)
     assert (np.diff(measured) > 0).all()
-    predicted, measured = metrics.calibration(np.log1p(3000 * np.exp(2 * effect)), counts, depth, section)
+    predicted, measured = differences.calibration(np.log1p(3000 * np.exp(2 * effect)), counts, depth, section)
     assert measured[-1] < 0.8 * predicted[-1]
     noise = np.log1p(3000 * np.exp(rng.normal(0, 0.4, effect.shape)))
-    np.testing.assert_allclose(metrics.calibration(noise, counts, depth, section)[1], 1, atol=0.05)
-    assert np.isnan(metrics.calibration(noise[:5], counts[:5], depth[:5], section[:5])).all()
+    np.testing.assert_allclose(differences.calibration(noise, counts, depth, section)[1], 1, atol=0.05)
+    assert np.isnan(differences.calibration(noise[:5], counts[:5], depth[:5], section[:5])).all()
 
 
 def test_the_genes_of_pcc_h_are_chosen_over_all_sections_of_all_parts():
