@@ -40,7 +40,7 @@ flowchart TB
 | a published model that is known by name | its reader and its line (`KNOWN`) in `model/known_models.py`; its head in `networks/`, a line of `KINDS` |
 | what an encoder wants done to stains | a file in `stain/`, its name in `STAINS` of `networks/encoder.py` |
 | an engine | a file in `engines/`; `engine.py`, `opening.py` and `selection.py` there name it |
-| a score | `statistics/metrics.py`, or `spatial.py` if it looks at neighbours; then `evaluation/scores.py` and `tables.py` |
+| a score | `statistics/metrics.py`, or `spatial.py` if it looks at neighbours; then `evaluation/pieces.py`, `scores.py` and `tables.py` |
 | a picture | a file in `rendering/`, its line in `rendering/styles.py`, its suffix in `batch/folders.py` |
 | what a result records | `prediction/provenance.py`; what decides its numbers: `requested_settings` in `prediction/preparation.py` |
 | a reason to distrust a result | `prediction/doubts.py` |
