@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stpredict.arrays import Float, Labels, Real
+from stpredict.arrays import Float, Int, Labels, Real
 from stpredict.errors import UsageError
 from stpredict.statistics.masks import measured_alike
 
@@ -47,15 +47,15 @@ def half_widths(error: Real, patient: Labels, level: float) -> Float:
             continue
         weight = 1 / ((len(names) + 1) * spots[own])
         parts = (known[:, start : start + GENES_AT_A_TIME] for start in range(0, known.shape[1], GENES_AT_A_TIME))
-        width[alike.columns] = np.concatenate([_weighted_quantile(part, weight, level) for part in parts])
+        orders = ((part, np.argsort(part, axis=0)) for part in parts)
+        width[alike.columns] = np.concatenate([_quantile(part, order, weight[order], level) for part, order in orders])
     return width
 
 
-def _weighted_quantile(error: Real, weight: Float, level: float) -> Float:
-    """Per gene, the least error up to which the spots' weights add up to `level`."""
-    order = np.argsort(error, axis=0)
-    first = np.argmax(np.cumsum(weight[order], axis=0) >= level - 1e-9, axis=0)
-    found: Float = np.take_along_axis(error, np.take_along_axis(order, first[None], axis=0), axis=0)[0]
+def _quantile(error: Real, order: Int, weights: Float, level: float) -> Real:
+    """Per gene, the least error up to which the `weights` of spots, in the `order` of errors, add up to `level`."""
+    first = np.argmax(np.cumsum(weights, axis=0) >= level - 1e-9, axis=0)
+    found: Real = np.take_along_axis(error, np.take_along_axis(order, first[None], axis=0), axis=0)[0]
     return found
 
 
@@ -64,17 +64,25 @@ def empirical_coverage(error: Real, patient: Labels, level: float) -> float | No
 
     None if the others are too few. Genes that were not measured, or have no width, do not count.
     """
-    names = np.unique(patient)
+    names, own = np.unique(patient, return_inverse=True)
     if len(names) - 1 < patients_needed(level):
         return None
-    held = []
-    for name in names:
-        own = patient == name
-        width = half_widths(error[~own], patient[~own], level)
-        tested = np.isfinite(error[own]) & np.isfinite(width)
-        if tested.any():
-            held.append((error[own] <= width)[tested].mean())
-    return float(np.mean(held)) if held else None
+    held, tested = np.zeros((2, len(names)))
+    for alike in measured_alike(error):
+        known, of = alike.of(error), own[alike.rows]
+        others = len(np.unique(of)) - 1
+        if others < patients_needed(level):
+            continue
+        weight = 1 / ((others + 1) * np.bincount(of)[of])
+        for start in range(0, known.shape[1], GENES_AT_A_TIME):
+            part = known[:, start : start + GENES_AT_A_TIME]
+            order = np.argsort(part, axis=0)  # the same, whoever is left out
+            weights, owner = weight[order], of[order]
+            for name in np.unique(of):
+                width = _quantile(part, order, np.where(owner == name, 0, weights), level)
+                held[name] += (part[of == name] <= width).sum()
+                tested[name] += part[of == name].size
+    return float(np.mean(held[tested > 0] / tested[tested > 0])) if tested.any() else None
 
 
 def describe_intervals(intervals: Sequence[dict[str, Any]], n_patients: int, unit: str) -> Iterator[str]:
