@@ -80,17 +80,21 @@ class Baselines:
         if all(name in self.of_patient for name in names):
             rows[SAME_PATIENT_MEAN] = np.array([self.of_patient[name] for name in names])[own]
         rows |= true_depth(self.split, spots)
-        nearest = np.full((len(described), len(self.mean)), np.nan)
+
+        def everywhere(values: Float) -> Float:
+            if len(described) == len(spots):
+                return values
+            every = np.full(shape, np.nan)
+            every[described] = values
+            return every
+
+        asked = features[described]
+        rows["depth (ridge)"] = everywhere(self.at_depth.at(self.depth.predict(asked)))
+        rows[RIDGE] = everywhere(self.expression(self.ridge.predict(asked)))
+        nearest = np.full((len(asked), len(self.mean)), np.nan)
         for genes, fitted in self.neighbours:
-            nearest[:, genes] = fitted.predict(features[described])
-        found = {
-            "depth (ridge)": self.at_depth.at(self.depth.predict(features[described])),
-            RIDGE: self.expression(self.ridge.predict(features[described])),
-            NEIGHBOURS: self.expression(nearest),
-        }
-        for name, values in found.items():
-            rows[name] = np.full(shape, np.nan)
-            rows[name][described] = values
+            nearest[:, genes] = fitted.predict(asked)
+        rows[NEIGHBOURS] = everywhere(self.expression(nearest))
         return rows
 
 
