@@ -1,13 +1,14 @@
 """Gene programmes: how genes vary together, learnt from counts alone, and ridge regression along them.
 
-Counts are thinned into halves. Both halves have the same signal, and independent noise, so the covariance between them
-is that of the signal. That needs counts alone, so sections without an image help, too.
+If counts are thinned into halves, both have the same signal, and independent noise, so that the covariance between them
+is that of the signal. Its mean over all ways to thin the counts has a closed form. That needs counts alone, so sections
+without an image help, too.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from stpredict.data.twins import with_twins
 from stpredict.machine import one_blas_thread
 from stpredict.statistics.eigenvectors import widest
 from stpredict.statistics.masks import Alike, kinds_of
-from stpredict.statistics.metrics import pearson_residuals
+from stpredict.statistics.metrics import THETA
 from stpredict.statistics.moments import BLOCK
 from stpredict.statistics.normalisation import NORMALISATIONS, Normalisation
 from stpredict.statistics.regression import NEGLIGIBLE, Directions, LinearMap, find_directions, fit_each
@@ -26,29 +27,34 @@ from stpredict.statistics.regression import NEGLIGIBLE, Directions, LinearMap, f
 N_PROGRAMMES = 40
 #: Shallower spots show too little of how genes vary together. They are used only if there are no others.
 MIN_DEPTH = 500
-HALVINGS = 4
 STRENGTHS = np.logspace(1, 7, 25)
 
 
 def signal_covariance(counts: Float, depth: Float) -> Float:
     """Covariance of the genes' Pearson residuals in one section (spots x genes), without the counts' noise.
 
-    As an estimate of a difference, it may have negative eigenvalues.
+    It is the expected covariance between two halves of the counts over all ways to thin them binomially. As an estimate
+    of a difference, it may have negative eigenvalues.
     """
-    total = np.zeros((counts.shape[1], counts.shape[1]))
-    for a, b in _halved(counts, depth):
-        cross = a.T @ b
-        total += (cross + cross.T) / len(counts)  # twice the halves' covariance is the covariance of all counts
-    return total / HALVINGS
+    return _summed_covariance([(counts, depth)], [1.0])
 
 
-def _halved(counts: Float, depth: Float) -> Iterator[tuple[Float, Float]]:
-    """Pearson residuals of both halves of the counts, less their means, for each of the halvings."""
-    rng = np.random.default_rng(0)
-    for _ in range(HALVINGS):
-        half = rng.binomial(counts.astype(np.int64), 0.5).astype(float)
-        a, b = (pearson_residuals(part, depth / 2) for part in (half, counts - half))
-        yield a - a.mean(axis=0), b - b.mean(axis=0)
+def _halves(counts: Float, depth: Float) -> tuple[Float, Float]:
+    """What residuals of both halves of a section's counts have in common, spots x genes; and each gene's noise.
+
+    Given its count x, the halves of a gene are h and x - h, each x / 2 on average, and the mean of h (x - h) is
+    x (x - 1) / 4. So the product of their expected residuals exceeds the expected product by x over four variances.
+    Means over spots are 0. Residuals are clipped as in `pearson_residuals`, and then have no noise.
+    """
+    n, share = len(counts), counts.sum(axis=0, dtype=float) / depth.sum()
+    expected = depth[:, None] * (share / 2)
+    variance = expected + expected**2 / THETA
+    common = counts / 2 - expected
+    common = np.divide(common, np.sqrt(variance), out=np.zeros_like(expected), where=variance > 0)
+    noisy = (variance > 0) & (np.abs(common) <= np.sqrt(n))
+    noise = np.divide(counts / 4, variance, out=np.zeros_like(expected), where=noisy).sum(axis=0)
+    np.clip(common, -np.sqrt(n), np.sqrt(n), out=common)
+    return common - common.mean(axis=0), noise * (1 - 1 / n)
 
 
 def gene_covariance(
@@ -172,17 +178,25 @@ def _together(masks: Sequence[Bool]) -> Float:
 
 
 def _summed_covariance(sections: Iterable[tuple[Float, Float]], weights: Sequence[float]) -> Float:
-    """The sum of the signal covariances of sections (counts and depths of the same genes), each over its weight."""
+    """The sum of the signal covariances of sections (counts and depths of the same genes), each over its weight.
+
+    Small sections share a product, as pairs of genes are many more than their spots.
+    """
     total: Float | None = None
-    parts: list[tuple[Float, Float]] = []
+    parts: list[Float] = []
+    noise: Float | float = 0.0
     last = len(weights) - 1
     for i, ((counts, depth), weight) in enumerate(zip(sections, weights, strict=True)):
-        parts += [(a / (len(counts) * HALVINGS * weight), b) for a, b in _halved(counts, depth)]
-        if i == last or sum(len(a) for a, _ in parts) > BLOCK:
-            a, b = (np.concatenate(halves) for halves in zip(*parts, strict=True))
-            total, parts = a.T @ b if total is None else total + a.T @ b, []
+        common, own_noise = _halves(counts, depth)
+        scale = 2 / (len(counts) * weight)  # the halves' covariance is half of that of all counts
+        parts.append(common * np.sqrt(scale))
+        noise = noise + scale * own_noise
+        if i == last or sum(map(len, parts)) > BLOCK:
+            stacked, parts = np.concatenate(parts), []
+            total = stacked.T @ stacked if total is None else total + stacked.T @ stacked
     assert total is not None, "there are sections"
-    return total + total.T
+    total[np.diag_indices_from(total)] -= noise
+    return total
 
 
 def fit_programmes(features: Float, residuals: Float, covariance: Float, n: int = N_PROGRAMMES) -> LinearMap:

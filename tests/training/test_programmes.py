@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from stpredict.data.counts import in_memory
 from stpredict.data.gene_mask import GeneMask
 from stpredict.data.tiles import Counted, Tiles
+from stpredict.statistics.metrics import pearson_residuals
 from stpredict.training.programmes import (
     MIN_DEPTH,
     STRENGTHS,
@@ -43,6 +44,20 @@ def test_covariance_is_of_the_signal_and_not_of_the_noise():
             assert other.max() < -1.5
         else:
             assert np.abs(found).max() < 0.15
+
+
+def test_covariance_is_that_of_halves_of_the_counts():
+    """Over all ways to halve them, as many halvings show."""
+    rng = np.random.default_rng(0)
+    counts = draw_counts(rng, 50, 0.2)[:, :4].astype(float)
+    depth, halvings = rng.uniform(300, 900, 50), 4000
+    products = np.zeros((4, 4))
+    for _ in range(halvings):
+        half = rng.binomial(counts.astype(int), 0.5).astype(float)
+        a, b = (pearson_residuals(part, depth / 2) for part in (half, counts - half))
+        products += 2 * (a - a.mean(axis=0)).T @ (b - b.mean(axis=0)) / len(counts)
+    found = signal_covariance(counts, depth)
+    np.testing.assert_allclose(found, products / halvings, rtol=0.02, atol=0.02 * found.max())
 
 
 @settings(max_examples=20, deadline=None)
