@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stpredict.arrays import Float, Real
+from stpredict.arrays import Float, Int, Real
 from stpredict.comparison.cost import multiplications, parameters
 from stpredict.comparison.preparation import FROZEN, Prepared, threads_of
 from stpredict.comparison.request import BASELINES, folder_name, system_settings
@@ -21,6 +21,7 @@ from stpredict.console import Report
 from stpredict.data.section import demand_slides
 from stpredict.data.whole_depth import whole_depth
 from stpredict.errors import UsageError
+from stpredict.evaluation.described import is_described
 from stpredict.evaluation.splits import (
     SAME_PATIENT_MEAN,
     TRAINING_MEAN,
@@ -44,10 +45,11 @@ from stpredict.statistics.spatial import neighbour_mean
 from stpredict.training.crossvalidation import sections_of
 from stpredict.training.fit import empty_trunk
 from stpredict.training.folds import Fold, split_of
-from stpredict.training.one_network import Run, Trained, predict_held_out, train_network
+from stpredict.training.one_network import predict_held_out, train_network
 from stpredict.training.panels import Panel
 from stpredict.training.preparation import ENCODED
 from stpredict.training.processes import pick_device
+from stpredict.training.run import Run, Trained
 from stpredict.training.triplex import SURROUNDINGS
 from stpredict.training.whole_run import with_hierarchy
 
@@ -70,8 +72,9 @@ def carry_out(
     before, started = logged_seconds(folder), time.monotonic()
     trained = train_network(run, sections, validation, None, folder)
     seconds = before + time.monotonic() - started
-    split = split_of(run.tiles, fold, sections, trained.panel, trained.objective.depth, run.settings)
-    predicted, rate = predict(run, trained, split)
+    none = np.empty(0, np.int64)  # of training spots, as no baseline learns here
+    split, tested = split_of(run.tiles, fold, sections, trained.panel, trained.objective.depth, run.settings, none)
+    predicted, rate = predict(run, trained, tested)
     scores = {
         **shared, "validation": validation, "genes": trained.panel, "settings": asdict(run.settings),
         "spots": int(split.test.sum()), "epochs": trained.epochs, "penalty": trained.penalty,
@@ -119,9 +122,8 @@ def make_run(prepared: Prepared, system: str, seed: int, fold: Fold, report: Rep
         return with_hierarchy(run, *read_hierarchy(given, request.region_weights[system]), folder / ENCODED)
 
 
-def predict(run: Run, trained: Trained, split: Split) -> tuple[Float, float]:
-    """Expression of the held-out spots, and spots predicted per second in plain torch, reading of patches included."""
-    rows = np.flatnonzero(split.test)
+def predict(run: Run, trained: Trained, rows: Int) -> tuple[Float, float]:
+    """Expression of some spots, and spots predicted per second in plain torch, reading of patches included."""
     started = time.monotonic()
     predicted = trained.expression(predict_held_out(run, trained, rows))
     seconds = time.monotonic() - started
@@ -164,12 +166,13 @@ def score_baselines(run: Run, fold: Fold, sections: list[str]) -> dict[str, Any]
     counts = tiles.panel_counts(genes)
     normalisation = NORMALISATIONS[settings.normalisation]
     depth = normalisation.depth(counts, whole_depth(tiles, sections))
-    split = split_of(tiles, fold, sections, genes, depth, settings)
+    split, index = split_of(tiles, fold, sections, genes, depth, settings, is_described(run.features))
+    train = np.isin(np.arange(len(tiles.spot)), index[split.train])
     smooth = neighbour_mean(tiles.section, tiles.centres) if settings.smooth_labels else None
     name = settings.objective if settings.objective in ("residuals", "mse", "standardised-mse") else "residuals"
-    objective = make_objective(name, counts, depth, tiles.section, split.train, smooth, normalisation.per)
+    objective = make_objective(name, counts, depth, tiles.section, train, smooth, normalisation.per)
     rows = {}
-    for row, predicted in predict_baselines(split, run.features, objective).items():
+    for row, predicted in predict_baselines(split, run.features[index], objective.at(index)).items():
         if row in (TRAINING_MEAN, SAME_PATIENT_MEAN):
             scores = score(predicted, split) | dict.fromkeys(OVER_SPOTS)
             rows[row] = {"scores": scores, "per_gene": [], "per_patient": {}}
@@ -177,7 +180,7 @@ def score_baselines(run: Run, fold: Fold, sections: list[str]) -> dict[str, Any]
             rows[row] = score_one(*where_predicted(predicted, split))
         if row == TRUE_DEPTH:  # it has no unit of expression
             rows[row]["scores"] = score(predicted, split, across_genes=False)
-    tested = counts[split.test], depth[split.test], tiles.section[split.test]
+    tested = split.counts[split.test], split.depth[split.test], split.section[split.test]
     return {
         "genes": genes, "spots": int(split.test.sum()), "rows": rows,
         "noise_ceiling": listed(metrics.noise_ceiling(*tested)),

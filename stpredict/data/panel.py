@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -59,6 +59,32 @@ class Coverage:
         return np.asarray((n_sections >= max(1, COVERAGE_SHARE * len(patients))) & (n_patients >= few))
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a rule needs of one section's counts: which genes were counted, and a number for each.
+
+    The number is the gene's sum ("mean"), its variance, or that of its Pearson residuals ("variable", "coverage").
+    """
+
+    counted: Bool
+    value: Float
+
+
+def look_at(counts: csr_array, rule: str, among: Int | None = None) -> Look:
+    """What a rule of RULES needs of a section's counts (spots x genes), of all genes or those `among` them."""
+    if among is not None:
+        counts = counts[:, among]
+    sums = _sums(counts)
+    if rule == "mean":
+        return Look(sums > 0, sums)
+    return Look(sums > 0, _variance(counts) if rule == "variance" else _residual_variance(counts))
+
+
+def genes_among(rule: str, coverage: Coverage | None) -> Int | None:
+    """The genes that all sections measured, if a rule chooses among these and not all are; else None."""
+    return np.flatnonzero(coverage.measured.all(axis=0)) if coverage and rule != "coverage" else None
+
+
 def choose_panel(
     sections: Iterable[csr_array],
     genes: Sequence[str],
@@ -78,24 +104,34 @@ def choose_panel(
     sections measured. Raises UsageError for required genes that were not measured, and if no gene is chosen.
     """
     check_rule(rule)
+    among = genes_among(rule, coverage)
+    return choose_from(
+        (look_at(counts, rule, among) for counts in sections), genes, size, required, seed, rule, coverage
+    )
+
+
+def choose_from(
+    looks: Iterable[Look], genes: Sequence[str], size: int | None, required: Sequence[str], seed: int, rule: str,
+    coverage: Coverage | None,
+) -> list[str]:  # fmt: skip
+    """As `choose_panel`, from the looks at each training section that the rule needs."""
     match_genes(required, genes, "measured genes")
     if rule == "coverage":
-        chosen = [genes[i] for i in _by_coverage(sections, len(genes), coverage)[: size or COVERAGE_SIZE]]
+        chosen = [genes[i] for i in _by_coverage(looks, len(genes), coverage)[: size or COVERAGE_SIZE]]
         if not chosen and not required:
             raise UsageError(
                 "no gene was measured in as many training sections as are asked for; --min-sections asks for fewer."
             )
         return sorted({*chosen, *required})
-    if coverage:
-        everywhere = np.flatnonzero(coverage.measured.all(axis=0))
-        sections, genes = (counts[:, everywhere] for counts in sections), [genes[int(i)] for i in everywhere]
+    among = genes_among(rule, coverage)
+    genes = genes if among is None else [genes[int(i)] for i in among]
     if rule == "variance":
-        chosen = _variable_in_every_section(sections, genes)
+        chosen = _variable_in_every_section(looks, genes)
         if size is not None:
             place = dict(zip(genes, np.random.default_rng(seed).permutation(len(genes)), strict=True))
             chosen = sorted(chosen, key=place.__getitem__)[:size]
     else:
-        order = _by_mean(sections) if rule == "mean" else _by_excess_variance(sections, len(genes))
+        order = _by_mean(looks) if rule == "mean" else _by_excess_variance(looks, len(genes))
         chosen = [genes[i] for i in order[: size or DEFAULT_SIZE]]
     if not chosen and not required:
         raise UsageError("no gene varies in every section that is trained on; name genes with --genes-file.")
@@ -108,13 +144,12 @@ def check_rule(rule: str | None) -> None:
         raise UsageError(f"--panel {rule}: choose {', '.join(RULES)}, or name the genes with --genes-file.")
 
 
-def _variable_in_every_section(sections: Iterable[csr_array], genes: Sequence[str]) -> list[str]:
+def _variable_in_every_section(looks: Iterable[Look], genes: Sequence[str]) -> list[str]:
     variable = np.ones(len(genes), dtype=bool)
-    for counts in sections:
-        variance = _variance(counts)
+    for look in looks:
         top = np.zeros(len(genes), dtype=bool)
-        top[np.argsort(-variance, kind="stable")[:TOP_PER_SECTION]] = True
-        variable &= top & (variance > 0)
+        top[np.argsort(-look.value, kind="stable")[:TOP_PER_SECTION]] = True
+        variable &= top & (look.value > 0)
     return sorted(gene for gene, keep in zip(genes, variable, strict=True) if keep)
 
 
@@ -132,54 +167,53 @@ def _variance(counts: csr_array) -> Float:
     return np.where(variance > ROUNDING * squares / n, variance, 0.0)
 
 
-def _by_mean(sections: Iterable[csr_array]) -> Int:
+def _by_mean(looks: Iterable[Look]) -> Int:
     """Genes that were counted in every section, from the highest mean count per spot down."""
-    sums = np.array([_sums(counts) for counts in sections])
+    sums = np.array([look.value for look in looks])
     order = np.argsort(-sums.sum(axis=0), kind="stable")
     return np.asarray(order[sums.min(axis=0)[order] > 0])
 
 
-def _by_excess_variance(sections: Iterable[csr_array], n_genes: int) -> Int:
+def _by_excess_variance(looks: Iterable[Look], n_genes: int) -> Int:
     """Genes by their mean rank over sections, each ranked by variance of Pearson residuals; uncounted ones left out.
 
     scanpy.experimental.pp.highly_variable_genes (Lause, Berens and Kobak 2021), with a batch per section, takes the
     median rank of genes that are among the first in most batches. The mean rank needs no such limit.
     """
-    ranks, total = [], np.zeros(n_genes)
-    for counts, variance in _residual_variances(sections):
-        ranks.append(np.argsort(np.argsort(-variance, kind="stable"), kind="stable"))
-        total += _sums(counts)
+    ranks, counted = [], np.zeros(n_genes, dtype=bool)
+    for look in looks:
+        ranks.append(np.argsort(np.argsort(-look.value, kind="stable"), kind="stable"))
+        counted |= look.counted
     order = np.argsort(np.mean(ranks, axis=0), kind="stable")
-    return np.asarray(order[total[order] > 0])
+    return np.asarray(order[counted[order]])
 
 
-def _by_coverage(sections: Iterable[csr_array], n_genes: int, known: Coverage | None) -> Int:
+def _by_coverage(looks: Iterable[Look], n_genes: int, known: Coverage | None) -> Int:
     """Genes that enough sections measured, by their mean place by variance of Pearson residuals over these sections.
 
     The first of a few hundred genes gets the same place as the first of all, as small panels are already a choice.
     """
-    places, n_sections, total = (np.zeros(n_genes) for _ in range(3))
-    every = np.ones(n_genes, dtype=bool)
+    places, n_sections = np.zeros(n_genes), np.zeros(n_genes)
+    every, counted = np.ones(n_genes, dtype=bool), np.zeros(n_genes, dtype=bool)
     of_sections = known.measured if known else repeat(every)
-    for (counts, variance), own in zip(_residual_variances(sections), of_sections, strict=bool(known)):
-        order = np.argsort(np.where(own, -variance, np.inf), kind="stable")
+    for look, own in zip(looks, of_sections, strict=bool(known)):
+        order = np.argsort(np.where(own, -look.value, np.inf), kind="stable")
         place = np.argsort(order, kind="stable")
         places[own] += place[own]
         n_sections += own
-        total += _sums(counts)
+        counted |= look.counted
     order = np.argsort(places / np.maximum(n_sections, 1), kind="stable")
-    return np.asarray(order[((known.enough if known else every) & (total > 0))[order]])
+    return np.asarray(order[((known.enough if known else every) & counted)[order]])
 
 
-def _residual_variances(sections: Iterable[csr_array]) -> Iterator[tuple[csr_array, Float]]:
-    """Each section's counts, and the variance of each gene's Pearson residuals there."""
-    for counts in sections:
-        depth, by_gene = np.asarray(counts.sum(axis=1), dtype=float).ravel(), counts.tocsc()
-        block = max(1, DENSE_VALUES // max(len(depth), 1))
-        yield counts, np.concatenate([
-            pearson_residuals(by_gene[:, start : start + block].toarray().astype(float), depth).var(axis=0)
-            for start in range(0, counts.shape[1], block)
-        ])  # fmt: skip
+def _residual_variance(counts: csr_array) -> Float:
+    """The variance of each gene's Pearson residuals."""
+    depth, by_gene = np.asarray(counts.sum(axis=1), dtype=float).ravel(), counts.tocsc()
+    block = max(1, DENSE_VALUES // max(len(depth), 1))
+    return np.concatenate([
+        pearson_residuals(by_gene[:, start : start + block].toarray().astype(float), depth).var(axis=0)
+        for start in range(0, counts.shape[1], block)
+    ])  # fmt: skip
 
 
 def match_genes(wanted: Sequence[str], panel: Sequence[str], of_what: str = "genes of the model") -> list[int]:

@@ -19,6 +19,7 @@ from stpredict.data.coverage import widest
 from stpredict.data.gene_mask import GeneMask, differ, measured_genes
 from stpredict.data.genes import ids_of, one_table
 from stpredict.data.hdf5 import opened_hdf5
+from stpredict.data.panel import Look
 from stpredict.data.patch_formats import PatchSource
 from stpredict.data.patches_elsewhere import PatchFile, check_files, files_elsewhere, patches_of
 from stpredict.data.section import Section
@@ -91,6 +92,10 @@ class Tiles:
     measured: GeneMask | None = None  # which of the genes each section measured; None if all measured all
     technology: dict[str, str] = field(default_factory=dict)  # by section, if sections differ in genes
     jpeg_quality: int | None = None  # of the patches that were cut; None if they are stored as pixels
+    #: What a panel's rule needs of each section, by section and rule, once it was computed.
+    looks: dict[tuple[str, str, bytes | None], Look] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     _last: dict[tuple[str, ...], Float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property

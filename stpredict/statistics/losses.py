@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stpredict.arrays import Float, Int
+from stpredict.arrays import Int
 
 
 class Loss(Protocol):
@@ -23,21 +23,30 @@ class Loss(Protocol):
         """The same loss for these genes alone."""
 
 
+class Targets(Protocol):
+    """Spots x genes: an array, or what is read or computed when rows are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
 @dataclass(frozen=True)
 class TargetError:
     """The error of z against `targets`, spots x genes; `error` is one of torch's functions."""
 
-    targets: Float
+    targets: Targets
     error: Callable[..., Tensor]
 
     @cached_property
     def wanted(self) -> Tensor:
         """The targets as a tensor; heads that are fitted at once never ask for it."""
-        return torch.as_tensor(self.targets, dtype=torch.float32)
+        return torch.as_tensor(self.targets[:], dtype=torch.float32)
 
     @cached_property
     def gaps(self) -> bool:
-        return bool(np.isnan(self.targets).any())
+        return bool(np.isnan(self.targets[:]).any())
 
     def __call__(self, z: Tensor, index: Tensor) -> Tensor:
         wanted = self.wanted[index].to(z.device)
@@ -48,7 +57,7 @@ class TargetError:
         return total / known.sum().clamp(min=1)
 
     def of(self, genes: Int | slice) -> TargetError:
-        return replace(self, targets=self.targets[:, genes])
+        return replace(self, targets=self.targets[:][:, genes])
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,13 @@ def measured_alike(values: Real) -> list[Alike]:
     return [Alike(np.array(columns), np.flatnonzero(~unknown[:, columns[0]])) for columns in patterns.values()]
 
 
+def patterns_of(member: Bool) -> Iterator[tuple[Int, Bool]]:
+    """Groups of columns of a table that are true in the same rows, and these rows' mask."""
+    patterns, which = np.unique(member, axis=1, return_inverse=True)
+    for number, rows in enumerate(patterns.T):
+        yield np.flatnonzero(which.reshape(-1) == number), rows
+
+
 def known_among(values: Float, chosen: Bool) -> Iterator[tuple[Int | slice, Bool]]:
     """Groups of columns of `values`, each with the mask of `chosen` rows that measured it, if there are any."""
     for group in measured_alike(values):

@@ -47,13 +47,16 @@ def pearson_residuals(counts: Real, depth: Float) -> Float:
     Residuals are zero for a gene that was never counted, and NaN for one that was not measured.
     """
     counts = np.asarray(counts, dtype=np.float64)
-    share = counts.sum(axis=0) / depth.sum()
+    return residuals_of(counts, depth, counts.sum(axis=0) / depth.sum(), len(counts))
+
+
+def residuals_of(counts: Float, depth: Float, share: Float, n: int) -> Float:
+    """As `pearson_residuals`, for some of a section's `n` spots; `share` is each gene's in all of them."""
     expected = depth[:, None] * share
     spread = np.sqrt(expected + expected**2 / THETA)
     residuals = np.divide(counts - expected, spread, out=np.zeros_like(expected), where=spread > 0)
     residuals[:, np.isnan(share)] = np.nan
-    limit = np.sqrt(len(counts))
-    clipped: Float = np.clip(residuals, -limit, limit)
+    clipped: Float = np.clip(residuals, -np.sqrt(n), np.sqrt(n))
     return clipped
 
 

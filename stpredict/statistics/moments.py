@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stpredict.arrays import Float
+from stpredict.arrays import Float, Int
 
 #: Spots whose products are summed at a time.
 BLOCK = 4096
@@ -24,9 +24,17 @@ class Moments:
     total: Float
     products: Float
 
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of these spots and the others."""
+        return Moments(self.n + other.n, self.total + other.total, self.products + other.products)
+
     def __sub__(self, other: Moments) -> Moments:
         """The moments of these spots without the others."""
         return Moments(self.n - other.n, self.total - other.total, self.products - other.products)
+
+    def of(self, features: Int) -> Moments:
+        """The moments of some of the features."""
+        return Moments(self.n, self.total[features], self.products[np.ix_(features, features)])
 
     @property
     def mean(self) -> Float:

@@ -8,8 +8,8 @@ replace the million that multiplies shares, and the panel's sum may replace the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from stpredict.arrays import Bool, Float, Int, Labels
 from stpredict.errors import UsageError
 from stpredict.networks.head import Link
-from stpredict.statistics.losses import CountLikelihood, Loss, TargetError
+from stpredict.statistics.losses import CountLikelihood, Loss, TargetError, Targets
 from stpredict.statistics.masks import known_among, measured_alike, of_rows, per_gene
 from stpredict.statistics.metrics import PER_MILLION, THETA, log_cpm, pearson_residuals
 
@@ -28,6 +28,21 @@ ObjectiveName = Literal["residuals", "nb", "poisson", "mse", "standardised-mse",
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 #: Objectives that measure the distance to targets. Such targets may be averaged over spots.
 SQUARED_ERRORS = ("residuals", "mse", "standardised-mse", "smooth-l1")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The targets of the spots of an `index`, taken when they are asked for."""
+
+    targets: Targets
+    index: Int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.index), *self.targets.shape[1:]
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        return self.targets[self.index[rows]]
 
 
 @dataclass(frozen=True)
@@ -39,13 +54,17 @@ class Objective:
     """
 
     name: str
-    targets: Float
+    targets: Targets
     offset: Float
     slope: Float
     link: Link
     loss: Loss
     depth: Float  # per spot; shares are counts over it
     residual_scale: Float | None = None  # targets are Pearson residuals times this; None if they are something else
+
+    def at(self, index: Int) -> Objective:
+        """The objective of some spots; it has no loss for them, whose index counts all spots."""
+        return replace(self, targets=Chosen(self.targets, index), depth=self.depth[index])
 
     def expression(self, z: Float) -> Float:
         """Expression, from z."""
@@ -93,11 +112,7 @@ def make_objective(
         error = TargetError(targets, F.smooth_l1_loss if name == "smooth-l1" else F.mse_loss)
         return Objective(name, targets, mean, scale, "identity", error, depth)
 
-    share = _shares(counts, depth, fit)
-    offset = np.log(per * share)
-    expected = _median_depths(counts, depth, fit) * share
-    # The relative change of the share by a residual of one at the median depth; ln(1 + x) ~ x keeps it monotone.
-    relative = np.sqrt(expected + expected**2 / THETA) / expected
+    share, median_depth = _shares(counts, depth, fit), _median_depths(counts, depth, fit)
     residuals = np.zeros_like(counts)
     for label in np.unique(section):
         residuals[section == label] = pearson_residuals(counts[section == label], depth[section == label])
@@ -106,10 +121,7 @@ def make_objective(
     if name == "residuals":
         spread = per_gene(residuals, fit, _spread)
         targets = np.divide(residuals, spread, out=residuals)
-        slope = relative * spread
-        return Objective(
-            name, targets, offset, slope, "softplus", TargetError(targets, F.mse_loss), depth, 1 / spread
-        )  # fmt: skip
+        return residual_objective(share, median_depth, spread, targets, depth, per)
     theta = THETA if name == "nb" else None
     log_shares = np.log(_shares_where_measured(counts, depth, section, fit, share))
     likelihood = CountLikelihood(
@@ -117,7 +129,29 @@ def make_objective(
         torch.as_tensor(np.log(np.maximum(depth, 1))[:, None] + log_shares, dtype=torch.float32),
         torch.as_tensor(1 / np.sqrt(share * depth.mean()), dtype=torch.float32), theta,
     )  # fmt: skip
-    return Objective(name, residuals * relative, offset, np.ones(len(share)), "softplus", likelihood, depth, relative)
+    relative = _relative(share, median_depth)
+    return Objective(
+        name, residuals * relative, np.log(per * share), np.ones(len(share)), "softplus", likelihood, depth, relative
+    )
+
+
+def residual_objective(
+    share: Float, median_depth: Float, spread: Float, targets: Targets, depth: Float, per: float = PER_MILLION
+) -> Objective:
+    """The objective of `targets` that are Pearson residuals over each gene's `spread`.
+
+    `share` is each gene's share in the fitted spots that measured it, `median_depth` the median of their depths, and
+    `depth` that of all spots.
+    """
+    slope, error = _relative(share, median_depth) * spread, TargetError(targets, F.mse_loss)
+    return Objective("residuals", targets, np.log(per * share), slope, "softplus", error, depth, 1 / spread)
+
+
+def _relative(share: Float, depth: Float) -> Float:
+    """The relative change of the share by a residual of one at a depth; ln(1 + x) ~ x keeps it monotone."""
+    expected = depth * share
+    relative: Float = np.sqrt(expected + expected**2 / THETA) / expected
+    return relative
 
 
 def check_objective(name: str, smooth: bool) -> None:

@@ -82,24 +82,31 @@ class Directions:
 
 def find_directions(features: Float, scatter: Scatter | None = None) -> Directions:
     """The directions in which features (spots x features) vary, the widest first; `scatter` is theirs, if known."""
-    if scatter is None:
-        mean, spread = features.mean(axis=0), features.std(axis=0)
-    else:
-        mean, spread = scatter.mean, scatter.spread
-    varies = spread > NEGLIGIBLE * np.maximum(np.abs(mean), 1)
-    scale = np.divide(1, spread, out=np.zeros_like(spread), where=varies)
+    mean = features.mean(axis=0) if scatter is None else scatter.mean
     if len(features) < features.shape[1]:
+        scale = _scale(mean, features.std(axis=0) if scatter is None else scatter.spread)
         with one_blas_thread():
             _, s, vt = np.linalg.svd((features - mean) * scale, full_matrices=False)
         real = s > NEGLIGIBLE * max(s.max(), 1.0)
         return Directions(features, mean, scale, s[real], vt[real])
-    deviations = moments_of(features, mean).deviations if scatter is None else scatter.products
-    products = scale[:, None] * deviations * scale
+    scatter = scatter or Scatter(len(features), mean, moments_of(features, mean).deviations)
+    return directions_of(scatter, features)
+
+
+def directions_of(scatter: Scatter, features: Float | None = None) -> Directions:
+    """The directions of many features, the widest first, from their scatter; without the `features`, none has rows."""
+    mean, scale = scatter.mean, _scale(scatter.mean, scatter.spread)
     with one_blas_thread():
-        variance, vectors = np.linalg.eigh(products)
+        variance, vectors = np.linalg.eigh(scale[:, None] * scatter.products * scale)
     s, vt = np.sqrt(np.maximum(variance[::-1], 0)), vectors.T[::-1]
     real = s > NEGLIGIBLE_OF_SUMS * max(s.max(), 1.0)
-    return Directions(features, mean, scale, s[real], vt[real])
+    return Directions(np.empty((0, len(mean))) if features is None else features, mean, scale, s[real], vt[real])
+
+
+def _scale(mean: Float, spread: Float) -> Float:
+    """What features are multiplied by to have spread 1; 0 if they do not vary."""
+    varies = spread > NEGLIGIBLE * np.maximum(np.abs(mean), 1)
+    return np.divide(1, spread, out=np.zeros_like(spread), where=varies)
 
 
 def fit_ridge(features: Float, targets: Float, alphas: Float) -> LinearMap:

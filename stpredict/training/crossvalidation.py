@@ -15,6 +15,7 @@ import numpy as np
 
 from stpredict.data.tiles import Measured, Tiles
 from stpredict.errors import some, some_of
+from stpredict.evaluation.described import is_described
 from stpredict.evaluation.splits import DEPTH_CONTROLLED, evaluate_split
 from stpredict.model.card import better_baselines, make_card, write_model
 from stpredict.model.reference import make_feature_reference, parts_left_out
@@ -27,19 +28,25 @@ from stpredict.networks import (
 from stpredict.statistics.conformal import describe_intervals
 from stpredict.statistics.metrics import log_cpm
 from stpredict.statistics.normalisation import NORMALISATIONS
+from stpredict.statistics.sampling import draw_evenly
 from stpredict.storage.files import atomic_path
 from stpredict.training.anonymous import numbered, without_names
-from stpredict.training.folds import Fold, choose_validation, nothing_to_score, split_of
+from stpredict.training.at_once import with_sums
+from stpredict.training.folds import Fold, choose_validation, measured_some, nothing_to_score, split_of
 from stpredict.training.intervals import ERRORS, calibrate, save_errors
 from stpredict.training.jobs import MODEL, SCORES, do_all, named
-from stpredict.training.one_network import Run, Trained, express_and_read, predict_held_out, train_network
+from stpredict.training.one_network import express_and_read, predict_held_out, train_network
 from stpredict.training.panels import choose_genes
 from stpredict.training.processes import is_main_process, wait_for_all
 from stpredict.training.programmes import N_PROGRAMMES
 from stpredict.training.protocols import show_protocol
 from stpredict.training.retrieval import finds_exemplars
+from stpredict.training.run import Run, Trained
 from stpredict.training.settings import Settings
 from stpredict.training.triplex import SURROUNDINGS
+
+#: Spots of which a card tells how expression is spread, and a model file what usual patches are like.
+MOST_READ = 20_000
 
 
 def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
@@ -55,21 +62,21 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     run.report(f"hold out {fold.kind} {name}: train on {some(sections)}{how}")
     trained = train_network(run, sections, validation, None, folder)
     panel, objective = trained.panel, trained.objective
-    split = split_of(tiles, fold, sections, panel, objective.depth, run.settings)
-    test, held_out = split.test, np.isin(tiles.section, fold.test_sections)
-    predicted = trained.expression(predict_held_out(run, trained, np.flatnonzero(test)))
+    split, index = split_of(tiles, fold, sections, panel, objective.depth, run.settings, is_described(run.features))
+    test, held_out = split.test, np.isin(tiles.section, fold.test_sections) & measured_some(tiles, panel)
+    predicted = trained.expression(predict_held_out(run, trained, index[test]))
     scores = {
         "name": fold.name, "kind": fold.kind, "test": fold.test_sections, "train": sections,
         "validation": validation, "epochs": trained.epochs, "panel": panel,
         "min_depth": run.settings.min_depth,
-        "spots_left_out": int((held_out & ~test & ~np.isnan(split.counts).all(axis=1)).sum()),
+        "spots_left_out": int(held_out.sum() - test.sum()),
         **({"leak": fold.leak} if fold.leak and run.settings.validates else {}),
         **tiles.coarse(fold.test_sections),
-        **evaluate_split(predicted, split, run.features, objective),
+        **evaluate_split(predicted, split, run.features[index], objective.at(index)),
     }  # fmt: skip
     if is_main_process():
         missed = abs(predicted - log_cpm(split.counts[test], split.depth[test], split.per))
-        save_errors(folder / ERRORS, missed, tiles.kin[test], panel)
+        save_errors(folder / ERRORS, missed, split.patient[test], panel)
         rows = {k: v[DEPTH_CONTROLLED] for k, v in scores["rows"].items()}
         told = ", ".join(f"{row} {'-' if score is None else score}" for row, score in rows.items())
         run.report(f"held-out {name}: {told}")
@@ -117,6 +124,9 @@ def run_crossvalidation(
     if not folds:
         run.report("nothing is held out: the model's card will not say how good it is")
     jobs = {folder / name: fold for name, fold in named(folds).items()}
+    sections = sorted(set(run.tiles.section))
+    to_train = [fold for path, fold in jobs.items() if not (path / SCORES).exists()]
+    run = with_sums(run, [*(sections_of(run.tiles, run.settings, fold)[0] for fold in to_train), sections])
     held_out = do_all(jobs, partial(run_fold, run), run.report)
     unit = NORMALISATIONS[run.settings.normalisation].unit
     told = show_crossvalidation(held_out)
@@ -126,7 +136,6 @@ def run_crossvalidation(
         run.report(line)
     trained_by_epochs = run.settings.architecture not in FITTED
     chosen = [scores["epochs"] for scores in held_out if scores["validation"]] if trained_by_epochs else []
-    sections = sorted(set(run.tiles.section))
     validation = choose_validation(run.tiles, sections) if run.settings.validates and not chosen else []
     run.report(f"train on everything: {some(sections)}")
     trained = train_network(run, sections, validation, median_low(chosen) if chosen else None, folder / "all")
@@ -155,7 +164,8 @@ def write_trained(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the model with its card, which is returned."""
     rows = np.flatnonzero(np.isin(run.tiles.section, trained.sections) & (trained.objective.depth > 0))
-    expression, read = express_and_read(run, trained, rows)
+    drawn = rows[draw_evenly(run.tiles.section[rows], MOST_READ)]
+    expression, read = express_and_read(run, trained, drawn)
     training = {
         **trained_how(run.settings, trained),
         "licence": run.licence,
@@ -174,9 +184,9 @@ def write_trained(
     if run.anonymous:
         card = without_names(card, numbered(run.tiles))
     if is_main_process():
-        part = parts_left_out(run.tiles.kin[rows], run.tiles.section[rows])
+        part = parts_left_out(run.tiles.kin[drawn], run.tiles.section[drawn])
         reference = make_feature_reference(read, part)
-        write_model(path, card, trained.network, trained.objective, run.features[rows], part, reference)
+        write_model(path, card, trained.network, trained.objective, run.features[drawn], part, reference)
     return card
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stpredict.arrays import Float
+from stpredict.arrays import Bool, Float, Int
 from stpredict.data.tiles import Measured, Tiles
 from stpredict.data.twins import Twins, with_twins
 from stpredict.errors import UsageError, counted, some, some_of
@@ -104,21 +104,35 @@ def choose_validation(tiles: Tiles | Measured, sections: Sequence[str]) -> list[
 
 
 def split_of(
-    tiles: Tiles, fold: Fold, sections: Sequence[str], panel: Sequence[str], depth: Float, settings: Settings
-) -> Split:
-    """The spots of a fold's training `sections` and of its held-out ones; the latter without spots of few counts.
+    tiles: Tiles, fold: Fold, sections: Sequence[str], panel: Sequence[str], depth: Float, settings: Settings,
+    described: Int,
+) -> tuple[Split, Int]:  # fmt: skip
+    """The spots of a fold's training `sections` and of its held-out ones, and their indices.
 
-    A share is a count over the spot's `depth`. Sections that measured no gene of the panel are left out. Raises
+    Those of training are among `described` ones, of which baselines learn; those held out have not too few counts. A
+    share is a count over the spot's `depth`. Sections that measured no gene of the panel are left out. Raises
     UsageError if all held-out sections are.
     """
-    counts = tiles.panel_counts(panel)
-    there = (depth > 0) & ~np.isnan(counts).all(axis=1)
-    training = np.isin(tiles.section, sections) & there
-    test = np.isin(tiles.section, fold.test_sections) & there & (tiles.depth >= settings.min_depth)
-    if not test.any():
+    there = (depth > 0) & measured_some(tiles, panel)
+    training = np.intersect1d(np.flatnonzero(np.isin(tiles.section, sections) & there), described)
+    test = np.flatnonzero(np.isin(tiles.section, fold.test_sections) & there & (tiles.depth >= settings.min_depth))
+    if not len(test):
         raise nothing_to_score(fold, len(panel))
+    index: Int = np.union1d(training, test)
+    counts = tiles.panel_counts(panel, index)
     per = NORMALISATIONS[settings.normalisation].per
-    return Split(counts, depth, tiles.section, tiles.kin, tiles.centres, training, test, per)
+    split = Split(
+        counts, depth[index], tiles.section[index], tiles.kin[index], tiles.centres[index],
+        np.isin(index, training), np.isin(index, test), per,
+    )  # fmt: skip
+    return split, index
+
+
+def measured_some(tiles: Tiles, panel: Sequence[str]) -> Bool:
+    """Which spots are of sections that measured some gene of a panel."""
+    names, of_spot = np.unique(tiles.section, return_inverse=True)
+    some: Bool = np.any(tiles.measured_by(names.tolist(), panel), axis=1)
+    return some[of_spot]
 
 
 def nothing_to_score(fold: Fold, n_genes: int) -> UsageError:

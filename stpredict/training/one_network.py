@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,15 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from stpredict.arrays import Bool, Float, Int, Labels
-from stpredict.console import Report
+from stpredict.arrays import Float, Int, Labels
 from stpredict.data.coverage import about_panel, demand_genes, demand_spots
-from stpredict.data.section import Section
-from stpredict.data.tiles import Tiles
 from stpredict.data.whole_depth import whole_depth
 from stpredict.errors import counted
-from stpredict.networks import FITTED, BankNetwork, Network, SectionNetwork, TileNetwork, reads_sections, says_z
-from stpredict.networks.dictionary import Dictionary
+from stpredict.networks import FITTED, BankNetwork, Network, SectionNetwork, reads_sections, says_z
 from stpredict.networks.encoder import Encoded
 from stpredict.networks.hipt import Hipt
 from stpredict.networks.istar import IStar
@@ -33,6 +29,7 @@ from stpredict.statistics.moments import BLOCK
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.objectives import Objective, make_objective
 from stpredict.statistics.spatial import neighbour_mean
+from stpredict.training.at_once import fit_at_once, fit_many_at_once, has_sums
 from stpredict.training.curves import draw_curves
 from stpredict.training.dense import HasTokens, read_lessons, teach_densely
 from stpredict.training.dictionary import learn_windows
@@ -46,15 +43,14 @@ from stpredict.training.fit import (
     teach,
     train_on_spots,
 )
-from stpredict.training.heads import describe_patches, fit_map, fit_ridge_head, write_head, write_taught_head
+from stpredict.training.heads import describe_patches, fit_map, write_taught_head
 from stpredict.training.hierarchy import predict_from_superpixels, superpixel_step, with_genes
-from stpredict.training.linear_head import choose_penalty, fit_linear
 from stpredict.training.log import Log
-from stpredict.training.panels import Panel, choose_genes, partly_known, refuse_gaps
+from stpredict.training.panels import choose_genes, refuse_gaps
 from stpredict.training.processes import agree_on, is_main_process
 from stpredict.training.retrieval import Measurements, bank_step, fill_bank, predict_apart, prepare_bank
+from stpredict.training.run import Run, Trained
 from stpredict.training.sampling import Stage, groups_to_balance
-from stpredict.training.settings import Settings
 from stpredict.training.triplex import predict_triplex, prepare_triplex, triplex_step
 from stpredict.training.whole_sections import (
     cells_of_sections,
@@ -66,45 +62,6 @@ from stpredict.training.whole_sections import (
 )
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A network whose head predicts z, or expression itself, with its training objective and data."""
-
-    network: Network
-    objective: Objective
-    panel: list[str]
-    sections: Sequence[str]
-    epochs: int  # 0 if the network is fitted at once
-    penalty: float | None = None  # a linear head's
-    counts_from: Sequence[str] = ()  # sections that showed how genes vary together, if used
-    surroundings: Mapping[str, Surroundings] = field(default_factory=dict)  # for a network that reads them
-    measured: Measurements | None = None  # for a network with a bank, the bank's source
-
-    def expression(self, predicted: Float) -> Float:
-        """Expression, from the network's raw output."""
-        return self.objective.expression(predicted) if says_z(self.network) else predicted
-
-
-@dataclass(frozen=True)
-class Run:
-    """Shared by all networks of one training run."""
-
-    tiles: Tiles
-    features: Float
-    unlabelled_features: Float
-    panel: Panel
-    settings: Settings
-    licence: str
-    device: torch.device
-    report: Report
-    encoder: Encoded | TileNetwork | None = None  # with one gene and a head that is not fitted yet
-    encoded: Float | None = None  # its features of each spot, spots x features, or of the spot's superpixels
-    sections: Sequence[Section] = ()  # for a network that looks at slides beyond the spots' patches
-    weights: Mapping[str, torch.Tensor] | None = None  # with which its trunk begins
-    accumulate: int = 1  # the parts, one after the other, in which a batch is computed
-    anonymous: bool = False  # cards name neither sections nor patients
-
-
 def train_network(
     run: Run, sections: Sequence[str], validation: Sequence[str], epochs: int | None, folder: Path
 ) -> Trained:
@@ -113,11 +70,11 @@ def train_network(
     folder.mkdir(parents=True, exist_ok=True)
     in_training = np.isin(tiles.section, sections)
     panel = choose_genes(tiles, run.panel, sections, settings.seed)
-    counts = tiles.panel_counts(panel)
-    smooth = neighbour_mean(tiles.section, tiles.centres) if settings.smooth_labels else None
     normalisation = NORMALISATIONS[settings.normalisation]
-    refuse_gaps(settings, partly_known(counts if normalisation.of_panel else counts[in_training]))
-    depth = normalisation.depth(counts, whole_depth(tiles, sections))
+    whose = sorted(set(tiles.section.tolist())) if normalisation.of_panel else sections
+    refuse_gaps(settings, int((~tiles.measured_by(whose, panel)).any(axis=0).sum()))
+    of_panel = tiles.panel_counts(panel) if normalisation.of_panel else np.empty((len(tiles.spot), 0))
+    depth = normalisation.depth(of_panel, whole_depth(tiles, sections))
     run.report(about_panel(tiles.measured_by(sections, panel)))
     if left := len({*run.panel.genes, *run.panel.required} - set(panel)):
         run.report(f"{counted(left, 'gene')} that you name left out: none of these sections measured them")
@@ -127,55 +84,20 @@ def train_network(
     if uncounted := int((in_training & (depth == 0)).sum()):
         run.report(f"{uncounted} spots without counts in the panel are left out")
         in_training &= depth > 0
+    if has_sums(settings, int(in_training.sum())):
+        return fit_many_at_once(run, sections, panel, depth, in_training)
+    counts = tiles.panel_counts(panel)
+    smooth = neighbour_mean(tiles.section, tiles.centres) if settings.smooth_labels else None
     objective = make_objective(settings.objective, counts, depth, tiles.section, in_training, smooth, normalisation.per)
     if settings.architecture in FITTED:
         return fit_at_once(run, sections, validation, objective, panel, in_training)
     observed = log_cpm(counts, depth, normalisation.per)
     measured = Measurements(
-        torch.as_tensor(objective.targets, dtype=torch.float32),
+        torch.as_tensor(objective.targets[:], dtype=torch.float32),
         torch.as_tensor(observed if smooth is None else smooth @ observed, dtype=torch.float32),
         tiles.kin, np.flatnonzero(in_training), settings.seed,
     )  # fmt: skip
     return train_epochs(run, sections, validation, Trial(objective, panel, counts, measured), epochs, folder)
-
-
-def fit_at_once(
-    run: Run, sections: Sequence[str], validation: Sequence[str], objective: Objective, panel: list[str],
-    in_training: Bool,
-) -> Trained:  # fmt: skip
-    """Fit the head of a network that describes patches. `validation` chooses the penalty of a linear head."""
-    tiles, settings = run.tiles, run.settings
-    network = new_described_network(run, sections, len(panel))
-
-    def describe(rows: Int) -> Float:
-        if run.encoded is None:
-            return describe_patches(network, tiles, rows, run.device)
-        return np.asarray(run.encoded[rows], dtype=float)
-
-    rows = np.flatnonzero(in_training)
-    features = describe(rows)
-    if settings.head != "linear":
-        normalisation = NORMALISATIONS[settings.normalisation]
-        counts_from = fit_ridge_head(network, features, rows, tiles, panel, objective, normalisation)
-        return Trained(network, objective, panel, sections, 0, counts_from=counts_from)
-    unseen = np.flatnonzero(np.isin(tiles.section, validation) & ~in_training & (objective.depth > 0))
-    every = np.concatenate([rows, unseen])  # in a paper's protocol the validation is not part of the training
-    all_features = np.concatenate([features, describe(unseen)]) if len(unseen) else features
-    tested = np.isin(tiles.section[every], validation)
-    penalty = choose_penalty(all_features, every, tested, objective, run.device)
-    write_head(network, fit_linear(features, rows, objective, penalty, run.device))
-    return Trained(network, objective, panel, sections, 0, penalty=penalty)
-
-
-def new_described_network(run: Run, sections: Sequence[str], n_genes: int) -> Dictionary | Encoded | Hipt:
-    """A network that describes patches, with an unfitted head: the run's encoder, or a dictionary of `sections`."""
-    if isinstance(run.encoder, Hipt):
-        return with_genes(run.encoder, n_genes)
-    if not isinstance(run.encoder, Encoded):
-        return learn_windows(run.tiles, sections, n_genes, run.settings.seed)
-    network = Encoded(replace(run.encoder.config, n_genes=n_genes)).to(run.device)
-    network.encoder = run.encoder.encoder
-    return network
 
 
 def predict_held_out(run: Run, trained: Trained, rows: Int) -> Float:
@@ -284,7 +206,7 @@ def train_epochs(
             found, counts_from[:] = fit_map(said, rows, tiles, trial.panel, objective, normalisation)
             write_taught_head(student.network, lessons, found)
             student = replace(student, knows=True)
-        n_measured = np.isfinite(objective.targets).sum(axis=1)
+        n_measured = np.isfinite(objective.targets[:]).sum(axis=1)
         groups = groups_to_balance(tiles, settings.balance, tiles.section)
         stage = Stage(
             name, rows, n_epochs, settings.learning_rate, together, varied, n_measured, groups,

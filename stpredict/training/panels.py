@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from stpredict.arrays import Bool, Float
+from stpredict.arrays import Bool, Int
 from stpredict.data.coverage import CHOOSE_SECTIONS
-from stpredict.data.panel import Coverage, choose_panel
+from stpredict.data.panel import Coverage, Look, check_rule, choose_from, genes_among, look_at
 from stpredict.data.tiles import Measured, Tiles, shared_genes
 from stpredict.errors import UsageError, counted
 from stpredict.networks import has_bank
@@ -55,13 +55,24 @@ def choose_genes(tiles: Tiles, panel: Panel, sections: Sequence[str], seed: int)
     names = sorted(sections)
     chosen = list(dict.fromkeys([*panel.genes, *panel.required]))
     if not panel.genes:
-        counts, coverage = tiles.counts_of(names), coverage_of(tiles, names, panel)
-        rule = panel.rule_for(tiles)
-        chosen = choose_panel(counts, tiles.genes, panel.size, panel.required, seed, rule, coverage)
+        coverage, rule = coverage_of(tiles, names, panel), panel.rule_for(tiles)
+        check_rule(rule)
+        looks = looks_at(tiles, names, rule, genes_among(rule, coverage))
+        chosen = choose_from(looks, tiles.genes, panel.size, panel.required, seed, rule, coverage)
     known: Bool = np.any(tiles.measured_by(names, chosen), axis=0)
     if not known.any():
         raise UsageError(f"none of the genes of the panel was measured in {', '.join(names)}; name others.")
     return [gene for gene, there in zip(chosen, known, strict=True) if there]
+
+
+def looks_at(tiles: Tiles, sections: Sequence[str], rule: str, among: Int | None) -> Iterator[Look]:
+    """What a rule needs of each section's counts, which are read once for all parts of a run."""
+    asked = rule, None if among is None else among.tobytes()
+    for name in sections:
+        if (name, *asked) not in tiles.looks:
+            counts = next(tiles.counts_of([name]))
+            tiles.looks[name, *asked] = look_at(counts, rule, among)
+        yield tiles.looks[name, *asked]
 
 
 def coverage_of(found: Tiles | Measured, names: Sequence[str], panel: Panel) -> Coverage | None:
@@ -95,8 +106,3 @@ def refuse_gaps(settings: Settings, n_partly: int) -> None:
             f"{why}, and the panel may hold {counted(n_partly, 'gene')} that only some sections measured; take genes "
             f"that all measured (--panel variance), or {CHOOSE_SECTIONS}."
         )
-
-
-def partly_known(counts: Float) -> int:
-    """How many genes some spots of `counts`, spots x genes, did not measure."""
-    return int(np.isnan(counts).any(axis=0).sum())

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -39,35 +40,84 @@ def signal_covariance(counts: Float, depth: Float) -> Float:
     return _summed_covariance([(counts, depth)], [1.0])
 
 
-def _halves(counts: Float, depth: Float) -> tuple[Float, Float]:
-    """What residuals of both halves of a section's counts have in common, spots x genes; and each gene's noise.
+def _halves(counts: Float, depth: Float, share: Float, n: int) -> tuple[Float, Float]:
+    """What residuals of both halves of counts have in common, spots x genes; and the sum of each gene's noise.
 
-    Given its count x, the halves of a gene are h and x - h, each x / 2 on average, and the mean of h (x - h) is
-    x (x - 1) / 4. So the product of their expected residuals exceeds the expected product by x over four variances.
-    Means over spots are 0. Residuals are clipped as in `pearson_residuals`, and then have no noise.
+    These are some of a section's `n` spots, and `share` is that of each gene in the section. Given its count x, the
+    halves of a gene are h and x - h, each x / 2 on average, and the mean of h (x - h) is x (x - 1) / 4. So the product
+    of their expected residuals exceeds the expected product by x over four variances. Residuals are clipped as in
+    `pearson_residuals`, and then have no noise.
     """
-    n, share = len(counts), counts.sum(axis=0, dtype=float) / depth.sum()
     expected = depth[:, None] * (share / 2)
     variance = expected + expected**2 / THETA
     common = counts / 2 - expected
     common = np.divide(common, np.sqrt(variance), out=np.zeros_like(expected), where=variance > 0)
     noisy = (variance > 0) & (np.abs(common) <= np.sqrt(n))
     noise = np.divide(counts / 4, variance, out=np.zeros_like(expected), where=noisy).sum(axis=0)
-    np.clip(common, -np.sqrt(n), np.sqrt(n), out=common)
-    return common - common.mean(axis=0), noise * (1 - 1 / n)
+    return np.clip(common, -np.sqrt(n), np.sqrt(n)), noise
+
+
+@dataclass(frozen=True)
+class KeptCovariances:
+    """The mean signal covariance of a patient's sections, by their names, over `genes`: parts of a run share them."""
+
+    genes: Sequence[str]
+    _kept: dict[tuple[str, ...], Float] = field(default_factory=dict, repr=False)
+
+    def of(self, sections: tuple[str, ...], make: Callable[[], Float]) -> Float:
+        if sections not in self._kept:
+            self._kept[sections] = make()
+        return self._kept[sections]
 
 
 def gene_covariance(
-    tiles: Tiles, panel: Sequence[str], sections: Sequence[str], normalisation: Normalisation = NORMALISATIONS["total"]
-) -> tuple[Float, list[str]]:
+    tiles: Tiles, panel: Sequence[str], sections: Sequence[str], normalisation: Normalisation = NORMALISATIONS["total"],
+    kept: KeptCovariances | None = None,
+) -> tuple[Float, list[str]]:  # fmt: skip
     """Genes x genes: mean over patients of their sections' signal covariance; and the sections that it comes from.
 
     For two genes, it comes from sections that measured both; it is 0 if none did. The sections are the training
-    `sections` and sections without images. To keep the test unseen, the latter are left out if their patient has images
-    and is not in training, or if they are twins of a section with an image that is not in training.
+    `sections` and sections without images, as `sections_used` says. If all measured the panel and all genes of `kept`,
+    patients' covariances are taken from there and put there; counts must then be shares of all of a spot's.
     """
-    pictured = Counted(tiles.section, tiles.kin, tiles.counts)
-    counted = [pictured]
+    used = sections_used(tiles, panel, sections)
+    if not used:
+        return np.eye(len(panel)), []
+
+    def read(genes: Sequence[str], one: OfSection) -> tuple[Float, Float]:
+        counts = columns(one.of.counts, tiles.genes, genes, one.rows)
+        return counts, normalisation.depth(counts, one.of.depth[one.rows])
+
+    def read_measured(one: OfSection) -> tuple[Float, Float]:
+        counts, depth = read(panel, one)
+        return counts if one.measured.all() else counts[:, one.measured], depth
+
+    names = [one.name for one in used]
+    if not all(one.measured.all() for one in used):
+        return covariance_where_measured(used, read_measured), names
+    if kept and not tiles.measured_by(names, kept.genes).all():
+        kept = None
+    by_patient: dict[str, list[OfSection]] = defaultdict(list)
+    for one in used:
+        by_patient[one.patient].append(one)
+    genes = kept.genes if kept else panel
+    total = np.zeros((len(genes), len(genes)))
+    for own in by_patient.values():
+        make = partial(_summed_covariance, (read(genes, one) for one in own), [len(own)] * len(own))
+        total += kept.of(tuple(one.name for one in own), make) if kept else make()
+    total /= len(by_patient)
+    place = {gene: i for i, gene in enumerate(genes)}
+    chosen = [place[gene] for gene in panel]
+    return total[np.ix_(chosen, chosen)] if kept else total, names
+
+
+def sections_used(tiles: Tiles, panel: Sequence[str], sections: Sequence[str]) -> list[OfSection]:
+    """The spots that show how genes vary together: of the training `sections`, and of sections without images.
+
+    To keep the test unseen, the latter are left out if their patient has images and is not in training, or if they are
+    twins of a section with an image that is not in training.
+    """
+    counted = [Counted(tiles.section, tiles.kin, tiles.counts)]
     known = set(tiles.patient[np.isin(tiles.section, sections)])
     kept = set(sections)
     if tiles.counts_only is not None:
@@ -76,30 +126,11 @@ def gene_covariance(
         allowed = np.isin(more.patient, list(known)) | ~np.isin(more.patient, tiles.patient)
         held_out = set(tiles.section.tolist()) - set(sections)
         kept |= set(more.section[allowed]) - set(with_twins(held_out, tiles.twins))
-    used = deep_spots([
+    return deep_spots([
         OfSection(str(name), one, np.flatnonzero(one.section == name), tiles.measured_by([name], panel)[0])
         for one in counted
         for name in sorted(kept & set(one.section))
     ])  # fmt: skip
-    if not used:
-        return np.eye(len(panel)), []
-
-    def counts_and_depth(one: OfSection) -> tuple[Float, Float]:
-        if one.of is pictured:
-            counts = tiles.panel_counts(panel)[one.rows]
-        else:
-            counts = columns(one.of.counts, tiles.genes, panel, one.rows)
-        depth = normalisation.depth(counts, one.of.depth[one.rows])
-        return counts if one.measured.all() else counts[:, one.measured], depth
-
-    if all(one.measured.all() for one in used):
-        total = np.zeros((len(panel), len(panel)))
-        n_sections = Counter(one.patient for one in used)
-        for one in used:
-            total += signal_covariance(*counts_and_depth(one)) / (n_sections[one.patient] * len(n_sections))
-    else:
-        total = covariance_where_measured(used, counts_and_depth)
-    return total, [one.name for one in used]
 
 
 @dataclass(frozen=True)
@@ -182,21 +213,35 @@ def _summed_covariance(sections: Iterable[tuple[Float, Float]], weights: Sequenc
 
     Small sections share a product, as pairs of genes are many more than their spots.
     """
-    total: Float | None = None
-    parts: list[Float] = []
+    total: Float | float = 0.0
     noise: Float | float = 0.0
-    last = len(weights) - 1
-    for i, ((counts, depth), weight) in enumerate(zip(sections, weights, strict=True)):
-        common, own_noise = _halves(counts, depth)
-        scale = 2 / (len(counts) * weight)  # the halves' covariance is half of that of all counts
-        parts.append(common * np.sqrt(scale))
-        noise = noise + scale * own_noise
-        if i == last or sum(map(len, parts)) > BLOCK:
-            stacked, parts = np.concatenate(parts), []
-            total = stacked.T @ stacked if total is None else total + stacked.T @ stacked
-    assert total is not None, "there are sections"
-    total[np.diag_indices_from(total)] -= noise
-    return total
+    parts: list[Float] = []
+    means: list[Float] = []
+    for (counts, depth), weight in zip(sections, weights, strict=True):
+        n, share = len(counts), counts.sum(axis=0) / depth.sum()
+        scale, sums = (
+            2 / (n * weight),
+            np.zeros(counts.shape[1]),
+        )  # the halves' covariance is half of that of all counts
+        for start in range(0, n, BLOCK):
+            rows = slice(start, start + BLOCK)
+            common, of_block = _halves(counts[rows], depth[rows], share, n)
+            sums += common.sum(axis=0)
+            noise = noise + scale * (1 - 1 / n) * of_block
+            parts.append(common * np.sqrt(scale))
+            if sum(map(len, parts)) > BLOCK:
+                total, parts = total + _squared(parts), []
+        means.append(sums * np.sqrt(scale / n))
+    found: Float = total - _squared(means) + (_squared(parts) if parts else 0.0)
+    found[np.diag_indices_from(found)] -= noise
+    return found
+
+
+def _squared(rows: Sequence[Float]) -> Float:
+    """The products of the columns of some rows."""
+    stacked = np.vstack(rows)
+    product: Float = stacked.T @ stacked
+    return product
 
 
 def fit_programmes(features: Float, residuals: Float, covariance: Float, n: int = N_PROGRAMMES) -> LinearMap:
@@ -227,16 +272,25 @@ def _fit_along(
 
     `projected` are the programmes along the directions.
     """
-    # directions x programmes, for each strength
-    kept = [known.s[:, None] ** 2 / (known.s[:, None] ** 2 + strength / prior) for strength in STRENGTHS]
+    kept = shrinkages(known, prior)
     errors = np.zeros(len(kept))
     for rows, u in known.blocks():
         squares = np.square(u)
         for i, own in enumerate(kept):
             left = np.maximum(1 - 1 / len(programmes) - squares @ own, NEGLIGIBLE)
             errors[i] += float((((programmes[rows] - u @ (own * projected)) / left) ** 2).sum())
-    best = kept[int(np.argmin(errors))]
-    weight = known.vt.T @ (best / known.s[:, None] * projected) @ vectors.T
+    return to_genes(known, kept[int(np.argmin(errors))] * projected, centre, vectors)
+
+
+def shrinkages(known: Directions, prior: Float) -> list[Float]:
+    """What each of STRENGTHS leaves of programmes along the directions, directions x programmes."""
+    variance = known.s[:, None] ** 2
+    return [variance / (variance + strength / prior) for strength in STRENGTHS]
+
+
+def to_genes(known: Directions, along: Float, centre: Float, vectors: Float) -> LinearMap:
+    """The map to genes, from programmes (directions x programmes) with a `centre`; `vectors` are genes x programmes."""
+    weight = (known.vt.T / known.s) @ along @ vectors.T
     return LinearMap(known.mean, known.scale, weight, centre @ vectors.T)
 
 

@@ -39,7 +39,6 @@ from stpredict.training.folds import Fold, check_split, plan_folds
 from stpredict.training.heads import describe_patches
 from stpredict.training.hierarchy import describe_spots, frozen_network
 from stpredict.training.jobs import SCORES, demand_named, do_one, named
-from stpredict.training.one_network import Run
 from stpredict.training.panels import Panel
 from stpredict.training.preparation import (
     ENCODED,
@@ -58,6 +57,7 @@ from stpredict.training.preparation import (
 )
 from stpredict.training.processes import agree_on, is_main_process, pick_device, process_group, wait_for_all
 from stpredict.training.protocols import find_protocol
+from stpredict.training.run import Run
 from stpredict.training.settings import TrainingRequest
 from stpredict.training.triplex import SURROUNDINGS
 

@@ -37,9 +37,10 @@ from stpredict.training.fit import (
 )
 from stpredict.training.heads import describe_patches, fit_ridge_head
 from stpredict.training.log import Log
-from stpredict.training.one_network import Run, predict_rows, train_network
+from stpredict.training.one_network import predict_rows, train_network
 from stpredict.training.panels import Panel
 from stpredict.training.programmes import fit_programmes
+from stpredict.training.run import Run
 from stpredict.training.sampling import Stage
 from stpredict.training.settings import Settings
 from stpredict.training.triplex import teach_trunk

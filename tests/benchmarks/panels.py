@@ -22,8 +22,9 @@ from stpredict.data.tiles import Tiles, shared_genes
 from stpredict.machine import limit_threads
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.statistics.metrics import depth_controlled_correlation
-from stpredict.training.one_network import Run, predict_held_out, train_network
+from stpredict.training.one_network import predict_held_out, train_network
 from stpredict.training.panels import Panel
+from stpredict.training.run import Run
 from stpredict.training.settings import Settings
 
 VISIUM, XENIUM = [f"V{i:02}" for i in range(12)], ["X0", "X1", "X2"]

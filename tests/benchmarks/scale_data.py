@@ -20,8 +20,8 @@ from stpredict.evaluation.measured import Predicted, Shares
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.slides.slide import Mpp
 from stpredict.statistics.normalisation import NORMALISATIONS
-from stpredict.training.one_network import Run
 from stpredict.training.panels import Panel
+from stpredict.training.run import Run
 from stpredict.training.settings import Settings
 
 #: Genes that vary, further entries of a spot, sections, and features as wide as a dictionary's.

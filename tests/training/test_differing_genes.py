@@ -197,3 +197,20 @@ def test_systems_are_compared_where_sections_measured_the_genes(trained: tuple[P
     genes = pd.read_csv(out / "genes.csv").set_index("gene")
     assert genes["sections"].to_dict() == {gene: 4 if gene in PANEL else 3 for gene in WIDE}
     assert genes["dictionary"].notna().all()
+
+
+def test_of_many_spots_sums_give_the_same_model(differing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where some genes were measured in few spots, which are read again."""
+    monkeypatch.setattr("stpredict.training.programmes.STRENGTHS", np.array([100.0]))
+    options = ("--arch", "dictionary", "--folds", "none", "--hold-out", "D")
+    train(differing, tmp_path / "all.safetensors", *options)
+    n_spots = len(read_tiles(tmp_path / "all.run" / "dataset.tiles.h5").spot)
+    for module in ("at_once", "head_sums"):
+        monkeypatch.setattr(f"stpredict.training.{module}.FEW_SPOTS", n_spots * 3 // 5)
+    train(differing, tmp_path / "sums.safetensors", *options)
+    whole, sums = (load_model(tmp_path / f"{name}.safetensors") for name in ("all", "sums"))
+    for name, tensor in whole.tensors.items():
+        np.testing.assert_allclose(tensor, sums.tensors[name], rtol=1e-3, atol=1e-3)
+    assert whole.card["genes"] == sums.card["genes"]
+    per_gene = [model.card["held_out"][0]["per_gene"]["correlation"] for model in (whole, sums)]
+    np.testing.assert_allclose(*per_gene, atol=2e-3)

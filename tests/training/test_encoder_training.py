@@ -15,6 +15,7 @@ from stpredict.engines.eager import run_reference
 from stpredict.model.file import load_model
 from stpredict.model.self_test import fixed_images, self_test_of
 from stpredict.result.file import read_result
+from stpredict.training.shared_sums import SharedSums
 
 OPTIONS = ("--mpp", "0.69", "--encoder-licence", "MIT", "--min-depth", "1")
 
@@ -113,3 +114,23 @@ def test_what_is_missing_is_said(dataset: Path, encoder: Path, tmp_path: Path):
     missing = run("train", dataset, "-o", out, "--encoder", tmp_path / "nowhere.pt2", "--mpp", "0.69")
     assert missing.exit_code == 2
     assert "nowhere.pt2" in missing.stderr
+
+
+def test_of_many_spots_sums_that_all_parts_share_give_the_same_model(
+    dataset: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("stpredict.training.programmes.STRENGTHS", np.array([100.0]))
+    call = ("train", dataset, "--encoder", encoder, *OPTIONS, "--threads", "1", "-o")
+    assert run(*call, tmp_path / "all.safetensors").exit_code == 0
+    for module in ("at_once", "head_sums"):
+        monkeypatch.setattr(f"stpredict.training.{module}.FEW_SPOTS", 5)
+    monkeypatch.setattr(SharedSums, "of_one", lambda *_: pytest.fail("nothing is shared"))
+    assert run(*call, tmp_path / "sums.safetensors").exit_code == 0
+    whole, sums = (load_model(tmp_path / f"{name}.safetensors") for name in ("all", "sums"))
+    assert whole.tensors.keys() == sums.tensors.keys()
+    for name, tensor in whole.tensors.items():
+        np.testing.assert_allclose(tensor, sums.tensors[name], rtol=1e-3, atol=1e-3)
+    for one, other in zip(whole.card["held_out"], sums.card["held_out"], strict=True):
+        scores = [held_out["rows"]["model"]["depth_controlled"] for held_out in (one, other)]
+        assert scores[0] == pytest.approx(scores[1], abs=2e-3)
+        assert one["spots"] == other["spots"]

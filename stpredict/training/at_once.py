@@ -1,0 +1,118 @@
+"""Fit networks whose features are fixed at once: of a dictionary, a frozen encoder, or HIPT's lower networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from stpredict.arrays import Bool, Float, Int
+from stpredict.networks import FITTED
+from stpredict.networks.dictionary import Dictionary
+from stpredict.networks.encoder import Encoded
+from stpredict.networks.hipt import Hipt
+from stpredict.statistics.normalisation import NORMALISATIONS
+from stpredict.statistics.objectives import Objective
+from stpredict.training.dictionary import learn_windows
+from stpredict.training.head_sums import FEW_SPOTS, Describe, fit_sums, spread_of
+from stpredict.training.heads import describe_patches, fit_ridge_head, write_head
+from stpredict.training.hierarchy import with_genes
+from stpredict.training.linear_head import choose_penalty, fit_linear
+from stpredict.training.panels import choose_genes
+from stpredict.training.programmes import N_PROGRAMMES, gene_covariance
+from stpredict.training.residuals import objective_of
+from stpredict.training.run import Run, Trained
+from stpredict.training.settings import Settings
+from stpredict.training.shared_sums import SharedSums, share_sums
+
+
+def fit_at_once(
+    run: Run, sections: Sequence[str], validation: Sequence[str], objective: Objective, panel: list[str],
+    in_training: Bool,
+) -> Trained:  # fmt: skip
+    """Fit the head of a network that describes patches. `validation` chooses the penalty of a linear head."""
+    tiles, settings = run.tiles, run.settings
+    network = new_described_network(run, sections, len(panel))
+    describe, rows = describe_by(run, network), np.flatnonzero(in_training)
+    features = describe(rows)
+    if settings.head != "linear":
+        normalisation = NORMALISATIONS[settings.normalisation]
+        counts_from = fit_ridge_head(network, features, rows, tiles, panel, objective, normalisation)
+        return Trained(network, objective, panel, sections, 0, counts_from=counts_from)
+    unseen = np.flatnonzero(np.isin(tiles.section, validation) & ~in_training & (objective.depth > 0))
+    every = np.concatenate([rows, unseen])  # in a paper's protocol the validation is not part of the training
+    all_features = np.concatenate([features, describe(unseen)]) if len(unseen) else features
+    tested = np.isin(tiles.section[every], validation)
+    penalty = choose_penalty(all_features, every, tested, objective, run.device)
+    write_head(network, fit_linear(features, rows, objective, penalty, run.device))
+    return Trained(network, objective, panel, sections, 0, penalty=penalty)
+
+
+def has_sums(settings: Settings, n_spots: int) -> bool:
+    """Whether sums over so many spots are all that the head of a network needs."""
+    return (
+        settings.architecture in FITTED
+        and settings.head != "linear"
+        and settings.objective == "residuals"
+        and not settings.smooth_labels
+        and not NORMALISATIONS[settings.normalisation].of_panel
+        and n_spots > FEW_SPOTS
+    )
+
+
+def fit_many_at_once(
+    run: Run, sections: Sequence[str], panel: list[str], depth: Float, in_training: Bool
+) -> Trained:  # fmt: skip
+    """As `fit_at_once`, of so many spots that the head is fitted from sums over them. `depth` is that of all spots."""
+    tiles, normalisation = run.tiles, NORMALISATIONS[run.settings.normalisation]
+    network = new_described_network(run, sections, len(panel))
+    describe = describe_by(run, network)
+    shared = run.sums if run.sums and run.sums.serves(sections, panel) else None
+    shared = shared or SharedSums.of_one(tiles, sections, panel, describe)
+    kinds = shared.of(sections, panel)
+    residuals, spread = shared.residuals.of(panel), spread_of(kinds, len(panel))
+    covariance, used = gene_covariance(tiles, panel, sections, normalisation, shared.covariances)
+
+    def few(gene: Int) -> tuple[Float, Float]:
+        names = np.array(sections, dtype=object)[tiles.measured_by(sections, [panel[int(gene)]])[:, 0]]
+        rows = np.flatnonzero(in_training & np.isin(tiles.section, names))
+        return describe(rows), residuals[rows]
+
+    n = N_PROGRAMMES if used else len(panel)  # each gene by itself if nothing shows how they vary together
+    found = fit_sums(kinds, covariance, n, few)
+    write_head(network, replace(found, weight=found.weight / spread, bias=found.bias / spread))
+    objective = objective_of(residuals, sections, spread, depth, in_training, normalisation.per)
+    return Trained(network, objective, panel, sections, 0, counts_from=used)
+
+
+def with_sums(run: Run, parts: Sequence[Sequence[str]]) -> Run:
+    """The run with sums that its parts share, each the sections that it trains on, if their heads need no more."""
+    encoded, tiles = run.encoded, run.tiles
+    if encoded is None or len(parts) < 2:
+        return run
+    spots = [int((np.isin(tiles.section, part) & (tiles.depth > 0)).sum()) for part in parts]
+    large = [part for part, n in zip(parts, spots, strict=True) if has_sums(run.settings, n)]
+    if len(large) < 2:
+        return run
+    panels = [choose_genes(tiles, run.panel, part, run.settings.seed) for part in large]
+    return replace(run, sums=share_sums(tiles, panels, large, lambda rows: np.asarray(encoded[rows], dtype=float)))
+
+
+def new_described_network(run: Run, sections: Sequence[str], n_genes: int) -> Dictionary | Encoded | Hipt:
+    """A network that describes patches, with an unfitted head: the run's encoder, or a dictionary of `sections`."""
+    if isinstance(run.encoder, Hipt):
+        return with_genes(run.encoder, n_genes)
+    if not isinstance(run.encoder, Encoded):
+        return learn_windows(run.tiles, sections, n_genes, run.settings.seed)
+    network = Encoded(replace(run.encoder.config, n_genes=n_genes)).to(run.device)
+    network.encoder = run.encoder.encoder
+    return network
+
+
+def describe_by(run: Run, network: Dictionary | Encoded | Hipt) -> Describe:
+    """What gives the features of spots: those that the run has, or the network."""
+    encoded = run.encoded
+    if encoded is None:
+        return lambda rows: describe_patches(network, run.tiles, rows, run.device)
+    return lambda rows: np.asarray(encoded[rows], dtype=float)

@@ -1,0 +1,124 @@
+"""Fit a linear head from sums over spots, so that none of them stays in memory.
+
+Sections that the same parts of a cross-validation train on are summed together, once, and serve all these parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import numpy as np
+
+from stpredict.arrays import Float, Int
+from stpredict.statistics.eigenvectors import widest
+from stpredict.statistics.masks import Alike, patterns_of
+from stpredict.statistics.moments import BLOCK, Moments, Scatter, moments_of
+from stpredict.statistics.regression import NEGLIGIBLE, LinearMap, directions_of, join_maps
+from stpredict.training.programmes import fit_programmes, shrinkages, to_genes
+from stpredict.training.residuals import Residuals
+
+#: With so many spots or fewer, each is predicted from the others to choose a penalty, and all are in memory.
+FEW_SPOTS = BLOCK
+#: The features of some spots, spots x features.
+Describe = Callable[[Int], Float]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Over spots whose sections measured the same `genes` (indices into a panel): the moments of their features, less
+    a `middle`, and of their residuals, side by side."""
+
+    genes: Int
+    middle: Float
+    moments: Moments
+
+    def __add__(self, other: Sums) -> Sums:
+        return replace(self, moments=self.moments + other.moments)
+
+    def of(self, genes: Int) -> Sums:
+        """The sums of some genes of the panel, by their place in `genes`."""
+        known = np.flatnonzero(np.isin(genes, self.genes))
+        width = len(self.middle)
+        kept = np.concatenate([np.arange(width), width + np.searchsorted(self.genes, genes[known])])
+        return Sums(known, self.middle, self.moments.of(kept))
+
+    @property
+    def residuals(self) -> tuple[Float, Float]:
+        """The sum of each gene's residuals, and of their squares."""
+        width = len(self.middle)
+        return self.moments.total[width:], np.diag(self.moments.products)[width:]
+
+
+def sum_sections(residuals: Residuals, sections: Sequence[str], describe: Describe, middle: Float) -> list[Sums]:
+    """Sums over the spots with counts of some sections, for each set of genes that sections measured."""
+    tiles, found = residuals.tiles, dict[bytes, Sums]()
+    for name, measured in zip(sections, tiles.measured_by(sections, residuals.genes), strict=True):
+        rows, genes = np.flatnonzero((tiles.section == name) & (tiles.depth > 0)), np.flatnonzero(measured)
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            beside = np.hstack([describe(block) - middle, residuals[block][:, genes]])
+            own, key = Sums(genes, middle, moments_of(beside)), measured.tobytes()
+            found[key] = found[key] + own if key in found else own
+    return [sums for sums in found.values() if len(sums.genes)]
+
+
+def spread_of(kinds: Sequence[Sums], n_genes: int) -> Float:
+    """The standard deviation of each gene's residuals over the spots that measured it; 1 if they do not differ."""
+    n, total, squares = np.zeros((3, n_genes))
+    for sums in kinds:
+        n[sums.genes] += sums.moments.n
+        for each, own in zip((total, squares), sums.residuals, strict=True):
+            each[sums.genes] += own
+    n = np.maximum(n, 1)
+    spread: Float = np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0))
+    return np.where(spread > 0, spread, 1.0)
+
+
+def fit_sums(kinds: Sequence[Sums], covariance: Float, n: int, few: Callable[[Int], tuple[Float, Float]]) -> LinearMap:
+    """As `fit_programmes_where_measured`, from sums: features to residuals, along `n` programmes of a `covariance`.
+
+    Generalised cross-validation chooses the penalty (Golub, Heath and Wahba 1979, Technometrics 21:215): as each spot
+    predicted from the others, but with the mean leverage of all spots, so that it needs no spot. It is good for many
+    spots alone. `few` gives the features and residuals of all spots that measured a gene, for genes that few measured.
+    """
+    member = np.zeros((len(kinds), len(covariance)), dtype=bool)
+    for row, sums in zip(member, kinds, strict=True):
+        row[sums.genes] = True
+    parts = []
+    for columns, there in patterns_of(member):
+        if not there.any():
+            continue
+        genes = np.flatnonzero(member[there].all(axis=0))
+        own, wanted = covariance[np.ix_(genes, genes)], np.searchsorted(genes, columns)
+        chosen = [sums for sums, one in zip(kinds, there, strict=True) if one]
+        joined = reduce(Sums.__add__, (sums.of(genes) for sums in chosen))
+        if joined.moments.n > FEW_SPOTS:
+            found = _fit_joined(joined, own, n, wanted)
+        else:
+            features, residuals = few(columns[0])
+            found = fit_programmes(features, residuals[:, genes], own, n)
+            found = replace(found, weight=found.weight[:, wanted], bias=found.bias[wanted])
+        parts.append((Alike(columns, np.arange(joined.moments.n)), found))
+    joined_map = join_maps(parts, len(covariance))
+    return replace(joined_map, bias=np.nan_to_num(joined_map.bias))
+
+
+def _fit_joined(sums: Sums, covariance: Float, n: int, wanted: Int) -> LinearMap:
+    """The map to the `wanted` ones of the genes of a `covariance`."""
+    moments, width = sums.moments, len(sums.middle)
+    deviations = moments.deviations
+    known = directions_of(Scatter(moments.n, moments.mean[:width] + sums.middle, deviations[:width, :width]))
+    variance, vectors = widest(covariance, n)
+    real = variance > NEGLIGIBLE * variance[0]
+    variance, vectors = variance[real], vectors[:, real]
+    projected = known.turning.T @ (deviations[:width, width:] @ vectors)
+    squares = (deviations[width:, width:] @ vectors * vectors).sum(axis=0)
+    kept = shrinkages(known, variance**2 / variance[0])
+    errors = [
+        ((squares - (own * (2 - own) * projected**2).sum(axis=0)) / (1 - (1 + own.sum(axis=0)) / moments.n) ** 2).sum()
+        for own in kept
+    ]
+    best = kept[int(np.argmin(errors))]
+    return to_genes(known, best * projected, moments.mean[width:] @ vectors, vectors[wanted])

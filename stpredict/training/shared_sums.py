@@ -1,0 +1,91 @@
+"""Sums over sections' spots that several parts of a cross-validation share, so that a further part costs no reading."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from stpredict.arrays import Float
+from stpredict.data.tiles import Tiles
+from stpredict.training.head_sums import Describe, Sums, sum_sections
+from stpredict.training.programmes import KeptCovariances
+from stpredict.training.residuals import Residuals
+
+#: The most memory that sums of several parts take.
+MOST_BYTES = 1 << 30
+#: Spots whose mean features stand for all, as a middle from which rounding does not matter.
+A_FEW = 64
+
+
+@dataclass(frozen=True)
+class SharedSums:
+    """Sums for `parts`, each the sections that it trains on. Sections that the same parts train on are summed together.
+
+    They are of all genes that a part's panel has, and are made when a part first asks for them.
+    """
+
+    residuals: Residuals
+    parts: Sequence[frozenset[str]]
+    describe: Describe
+    covariances: KeptCovariances
+    _kept: dict[frozenset[int], list[Sums]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_one(cls, tiles: Tiles, sections: Sequence[str], panel: Sequence[str], describe: Describe) -> SharedSums:
+        """The sums of one part alone."""
+        return cls(Residuals(tiles, panel), [frozenset(sections)], describe, KeptCovariances(panel))
+
+    def serves(self, sections: Sequence[str], panel: Sequence[str]) -> bool:
+        """Whether these are the sections of a part, and all of its genes are here."""
+        return frozenset(sections) in self.parts and set(panel) <= set(self.residuals.genes)
+
+    def of(self, sections: Sequence[str], panel: Sequence[str]) -> list[Sums]:
+        """The sums of a part's sections over a panel's genes."""
+        place = {gene: i for i, gene in enumerate(self.residuals.genes)}
+        genes, number = np.array([place[gene] for gene in panel]), self.parts.index(frozenset(sections))
+        found: dict[bytes, Sums] = {}
+        for together in self.groups:
+            for sums in self._sums(together) if number in together else ():
+                own = sums.of(genes)
+                if len(own.genes):
+                    key = own.genes.tobytes()
+                    found[key] = found[key] + own if key in found else own
+        return list(found.values())
+
+    @cached_property
+    def groups(self) -> dict[frozenset[int], list[str]]:
+        """Sections by the parts that train on them."""
+        groups: dict[frozenset[int], list[str]] = defaultdict(list)
+        for name in sorted(frozenset[str]().union(*self.parts)):
+            groups[frozenset(i for i, part in enumerate(self.parts) if name in part)].append(name)
+        return groups
+
+    def _sums(self, together: frozenset[int]) -> list[Sums]:
+        if together not in self._kept:
+            self._kept[together] = sum_sections(self.residuals, self.groups[together], self.describe, self.middle)
+        return self._kept[together]
+
+    @cached_property
+    def middle(self) -> Float:
+        middle: Float = self.describe(np.arange(min(A_FEW, self.residuals.shape[0]))).mean(axis=0)
+        return middle
+
+
+def share_sums(
+    tiles: Tiles, panels: Sequence[Sequence[str]], parts: Sequence[Sequence[str]], describe: Describe
+) -> SharedSums | None:
+    """What parts with these sections and panels can share; None if the sums would take too much memory."""
+    genes = sorted(set().union(*panels))
+    shared = SharedSums(Residuals(tiles, genes), [frozenset(part) for part in parts], describe, KeptCovariances(genes))
+    widths = [
+        len(shared.middle) + int(kind.sum())
+        for names in shared.groups.values()
+        for kind in np.unique(tiles.measured_by(names, genes), axis=0)
+    ]
+    patients = {*tiles.patient.tolist(), *(tiles.counts_only.patient.tolist() if tiles.counts_only else ())}
+    n_bytes = 8 * (sum(width**2 for width in widths) + len(patients) * len(genes) ** 2)
+    return shared if n_bytes <= MOST_BYTES else None

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stpredict.data.counts import in_memory
+from stpredict.data.gene_mask import GeneMask
+from stpredict.data.tiles import Tiles
+from stpredict.statistics.metrics import pearson_residuals
+from stpredict.statistics.objectives import make_objective
+from stpredict.statistics.regression import find_directions
+from stpredict.training import head_sums
+from stpredict.training.head_sums import fit_sums, spread_of, sum_sections
+from stpredict.training.programmes import (
+    STRENGTHS,
+    fit_programmes,
+    fit_programmes_where_measured,
+    gene_covariance,
+    shrinkages,
+)
+from stpredict.training.residuals import Residuals, objective_of
+from stpredict.training.shared_sums import share_sums
+
+GENES, SECTIONS = [f"G{i:02}" for i in range(10)], ["A1", "A2", "B1", "C1"]
+EACH, WIDTH = 30, 4
+
+
+def make_tiles(masked: bool, seed: int = 0) -> tuple[Tiles, np.ndarray]:
+    """Four sections of three patients, and features that move their counts; B1 and C1 may lack some genes."""
+    rng = np.random.default_rng(seed)
+    section = np.repeat(SECTIONS, EACH)
+    features = rng.normal(size=(len(section), WIDTH)) + 5 * (section == "B1")[:, None]
+    mean = rng.uniform(20, 90, (len(section), 1)) * np.exp(features @ rng.normal(0, 0.2, (WIDTH, len(GENES))))
+    counts = rng.poisson(np.minimum(mean, 4000))
+    counts[3] = 0
+    measured = np.ones((len(SECTIONS), len(GENES)), dtype=bool)
+    if masked:
+        measured[2, :3], measured[3, 6:9] = False, False
+        counts = counts * measured[np.repeat(np.arange(len(SECTIONS)), EACH)]
+    tiles = Tiles(
+        None, 64, 0.69, 100.0, 200.0, np.arange(len(section)).astype(str), section, np.array([s[0] for s in section]),
+        np.zeros((len(section), 2)), GENES, in_memory(counts), np.array([], dtype=object),
+        measured=GeneMask(SECTIONS, measured) if masked else None,
+    )  # fmt: skip
+    return tiles, features
+
+
+def raw_residuals(tiles: Tiles, panel: Sequence[str]) -> np.ndarray:
+    counts = tiles.panel_counts(panel)
+    own = [tiles.section == name for name in SECTIONS]
+    return np.concatenate([pearson_residuals(counts[rows], tiles.depth[rows]) for rows in own])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_residuals_of_some_spots_are_those_of_whole_sections(masked: bool):
+    tiles, _ = make_tiles(masked)
+    whole, read = raw_residuals(tiles, GENES[2:8]), Residuals(tiles, GENES[2:8])
+    np.testing.assert_allclose(read[:], whole)
+    np.testing.assert_allclose(read[np.array([70, 3, 41])], whole[[70, 3, 41]])
+    np.testing.assert_allclose(replace(read, scale=2.0)[tiles.depth > 500], 2 * whole[tiles.depth > 500])
+    np.testing.assert_allclose(read.of(GENES[5:7])[:], whole[:, 3:5])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_objective_from_sums_is_that_of_all_counts(masked: bool):
+    tiles, features = make_tiles(masked)
+    sections, residuals = ["A1", "A2", "B1"], Residuals(tiles, GENES)
+    fit = np.isin(tiles.section, sections) & (tiles.depth > 0)
+    whole = make_objective("residuals", tiles.panel_counts(GENES), tiles.depth, tiles.section, fit)
+    kinds = sum_sections(residuals, sections, features.__getitem__, features.mean(axis=0))
+    found = objective_of(residuals, sections, spread_of(kinds, len(GENES)), tiles.depth, fit)
+    for name in ("offset", "slope", "residual_scale"):
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-9)
+    np.testing.assert_allclose(found.targets[fit], whole.targets[fit], rtol=1e-9, atol=1e-9)
+    index = np.array([2, 50, 80])
+    np.testing.assert_allclose(found.at(index).targets[1:], whole.targets[[50, 80]], rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.booleans())
+def test_a_head_from_sums_is_that_of_all_spots(seed: int, masked: bool):
+    """At one strength; and whether few or many spots measured a gene."""
+    tiles, features = make_tiles(masked, seed)
+    sections, residuals = ["A1", "B1", "C1"], Residuals(tiles, GENES)
+    rows = np.flatnonzero(np.isin(tiles.section, sections) & (tiles.depth > 0))
+    covariance, _ = gene_covariance(tiles, GENES, sections)
+
+    def few(gene: int) -> tuple[np.ndarray, np.ndarray]:
+        own = rows[~np.isnan(residuals[rows][:, gene])]
+        return features[own], residuals[own]
+
+    kinds = sum_sections(residuals, sections, features.__getitem__, features[:5].mean(axis=0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stpredict.training.programmes.STRENGTHS", np.array([30.0]))
+        wanted = fit_programmes_where_measured(features[rows], raw_residuals(tiles, GENES)[rows], covariance, 6)
+        for n_few in (0, 65, 1000):
+            patch.setattr(head_sums, "FEW_SPOTS", n_few)
+            found = fit_sums(kinds, covariance, 6, few)
+            np.testing.assert_allclose(found.predict(features), wanted.predict(features), rtol=1e-6, atol=1e-7)
+
+
+def test_the_penalty_has_the_least_error_at_the_mean_leverage(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(head_sums, "FEW_SPOTS", 0)
+    tiles, telling = make_tiles(masked=False)
+    features = 0.3 * telling + np.random.default_rng(1).normal(size=telling.shape)
+    rows, covariance = np.flatnonzero(tiles.depth > 0), np.eye(len(GENES))
+    x, y = features[rows], raw_residuals(tiles, GENES)[rows]
+    kinds = sum_sections(Residuals(tiles, GENES), SECTIONS, features.__getitem__, np.zeros(WIDTH))
+    found = fit_sums(kinds, covariance, len(GENES), lambda _: (x, y)).predict(x)
+    known, errors, fits = find_directions(x), [], []
+    for kept in shrinkages(known, np.ones(len(GENES))):
+        fits.append(y.mean(axis=0) + known.u @ (kept[:, :1] * known.project(y)))
+        leverage = (1 + kept[:, 0].sum()) / len(x)
+        errors.append((((fits[-1] - y) / (1 - leverage)) ** 2).sum())
+    assert 0 < np.argmin(errors) < len(STRENGTHS) - 1
+    np.testing.assert_allclose(found, fits[int(np.argmin(errors))], atol=1e-8)
+    # Of many spots, that is what leaving each out in turn chooses.
+    np.testing.assert_allclose(found, fit_programmes(x, y, covariance, len(GENES)).predict(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_parts_that_share_sums_have_their_own(masked: bool):
+    tiles, features = make_tiles(masked)
+    parts = [["A1", "A2", "B1"], ["C1", "B1"], ["A1", "C1"], SECTIONS]
+    panels = [GENES[:8], GENES[2:], GENES[1:9], GENES]
+    read: list[int] = []
+
+    def describe(rows: np.ndarray) -> np.ndarray:
+        read.extend(rows.tolist())
+        return features[rows]
+
+    shared = share_sums(tiles, panels, parts, describe)
+    assert shared
+    shared.middle  # noqa: B018 (it reads a few spots again)
+    read.clear()
+    for part, panel in zip(parts, panels, strict=True):
+        assert shared.serves(part[::-1], panel)
+        assert not shared.serves(part, [*panel, "other"])
+        own = sum_sections(Residuals(tiles, panel), part, features.__getitem__, shared.middle)
+        found = {sums.genes.tobytes(): sums for sums in shared.of(part, panel)}
+        assert len(found) == len(own)
+        for sums in own:
+            joined = found[sums.genes.tobytes()]
+            assert joined.moments.n == sums.moments.n
+            np.testing.assert_allclose(joined.moments.total, sums.moments.total, atol=1e-9)
+            np.testing.assert_allclose(joined.moments.products, sums.moments.products, rtol=1e-9, atol=1e-9)
+        alone, used = gene_covariance(tiles, panel, part)
+        kept, used_too = gene_covariance(tiles, panel, part, kept=shared.covariances)
+        assert used == used_too
+        np.testing.assert_allclose(kept, alone, rtol=1e-9, atol=1e-12)
+    assert sorted(read) == np.flatnonzero(tiles.depth > 0).tolist()  # each spot once
+    assert not shared.serves(["A1"], GENES)
+
+
+def test_sums_that_would_fill_the_memory_are_not_shared(monkeypatch: pytest.MonkeyPatch):
+    tiles, features = make_tiles(masked=False)
+    parts = [["A1", "A2"], ["B1", "C1"]]
+    assert share_sums(tiles, [GENES, GENES], parts, features.__getitem__)
+    monkeypatch.setattr("stpredict.training.shared_sums.MOST_BYTES", 1000)
+    assert share_sums(tiles, [GENES, GENES], parts, features.__getitem__) is None
