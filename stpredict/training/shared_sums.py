@@ -15,7 +15,7 @@ from stpredict.training.head_sums import Describe, Sums, sum_sections
 from stpredict.training.programmes import KeptCovariances
 from stpredict.training.residuals import Residuals
 
-#: The most memory that sums of several parts take.
+#: The most memory that sums of several parts take, and that covariances of patients do.
 MOST_BYTES = 1 << 30
 #: Spots whose mean features stand for all, as a middle from which rounding does not matter.
 A_FEW = 64
@@ -31,13 +31,13 @@ class SharedSums:
     residuals: Residuals
     parts: Sequence[frozenset[str]]
     describe: Describe
-    covariances: KeptCovariances
+    covariances: KeptCovariances | None
     _kept: dict[frozenset[int], list[Sums]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of_one(cls, tiles: Tiles, sections: Sequence[str], panel: Sequence[str], describe: Describe) -> SharedSums:
         """The sums of one part alone."""
-        return cls(Residuals(tiles, panel), [frozenset(sections)], describe, KeptCovariances(panel))
+        return cls(Residuals(tiles, panel), [frozenset(sections)], describe, None)
 
     def serves(self, sections: Sequence[str], panel: Sequence[str]) -> bool:
         """Whether these are the sections of a part, and all of its genes are here."""
@@ -80,12 +80,17 @@ def share_sums(
 ) -> SharedSums | None:
     """What parts with these sections and panels can share; None if the sums would take too much memory."""
     genes = sorted(set().union(*panels))
-    shared = SharedSums(Residuals(tiles, genes), [frozenset(part) for part in parts], describe, KeptCovariances(genes))
+    patients = {*tiles.patient.tolist(), *(tiles.counts_only.patient.tolist() if tiles.counts_only else ())}
+    covariances = KeptCovariances(genes) if _in_bytes([len(genes)] * len(patients)) <= MOST_BYTES else None
+    shared = SharedSums(Residuals(tiles, genes), [frozenset(part) for part in parts], describe, covariances)
     widths = [
         len(shared.middle) + int(kind.sum())
         for names in shared.groups.values()
         for kind in np.unique(tiles.measured_by(names, genes), axis=0)
     ]
-    patients = {*tiles.patient.tolist(), *(tiles.counts_only.patient.tolist() if tiles.counts_only else ())}
-    n_bytes = 8 * (sum(width**2 for width in widths) + len(patients) * len(genes) ** 2)
-    return shared if n_bytes <= MOST_BYTES else None
+    return shared if _in_bytes(widths) <= MOST_BYTES else None
+
+
+def _in_bytes(widths: Sequence[int]) -> int:
+    """What square matrices take."""
+    return 8 * sum(width**2 for width in widths)

@@ -46,6 +46,7 @@ from stpredict.evaluation.baselines import fit_nearest_neighbours
 from stpredict.evaluation.scores import score_all
 from stpredict.model.reference import make_feature_reference
 from stpredict.statistics.colour_texture import colour_texture_features
+from stpredict.training.at_once import with_sums
 from stpredict.training.crossvalidation import run_crossvalidation
 from stpredict.training.fit import Course, fit, plain_step
 from stpredict.training.folds import plan_folds
@@ -89,6 +90,24 @@ def measure_evaluate(spots: int, genes: int, folder: Path) -> dict[str, float]:
     made, started = peak_gib(), time.process_time()
     score_all("made up", [], tiles, predicted, predicted.index, described)
     return {"cpu_s": time.process_time() - started, "peak_gib": peak_gib(), "made_gib": made}
+
+
+def measure_heads(spots: int, genes: int, folder: Path) -> dict[str, float]:
+    """A head of all sections alone; and that together with those that leave a patient out, or a section."""
+    run, found = make_run(spots, genes, folder), {}
+    limit()
+    for name, by in (("alone_s", "none"), ("patients_s", "patient"), ("sections_s", "section")):
+        fresh, started = replace(run, tiles=replace(run.tiles)), time.process_time()  # that nothing was read of
+        sections = sorted(set(run.tiles.section.tolist()))
+        parts = [
+            *([n for n in sections if n not in fold.test_sections] for fold in plan_folds(run.tiles, by)),
+            sections,
+        ]
+        fresh = with_sums(fresh, parts)
+        for part in parts:
+            train_network(fresh, part, [], None, folder)
+        found[name] = time.process_time() - started
+    return found
 
 
 def measure_differing(spots: int, genes: int, folder: Path) -> dict[str, float]:
@@ -218,6 +237,7 @@ MEASURES: dict[str, Callable[..., dict[str, float]]] = {
     "fit": lambda spots, genes, folder: measure_fit(spots, genes, folder, "4"),
     "fit_without_folds": lambda spots, genes, folder: measure_fit(spots, genes, folder, "none"),
     "evaluate": measure_evaluate,
+    "heads": measure_heads,
     "differing": measure_differing,
     "counts": measure_counts,
     "reference_6": lambda spots, _genes, _folder: measure_reference(spots, 6),
