@@ -107,7 +107,24 @@ def alone(lease_path: Path, meanwhile: str, report: Report) -> Iterator[None]:
 
 
 def _create(path: Path, content: str) -> None:
-    """Make a file. Raises FileExistsError, and OSError if the disk is full; then no file is left."""
+    """Make a file, which is never there without its content where the file system has hard links.
+
+    Raises FileExistsError, and OSError if the disk is full; then no file is left.
+    """
+    written = path.with_name(f".{secrets.token_hex(8)}.tmp.lease")
+    try:
+        written.write_text(content)
+        os.link(written, path)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links, or no room
+        _create_empty(path, content)
+    finally:
+        written.unlink(missing_ok=True)
+
+
+def _create_empty(path: Path, content: str) -> None:
+    """As `_create`; a process that is killed may leave the file without its content."""
     file = path.open("x")
     try:
         with file:

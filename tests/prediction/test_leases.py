@@ -60,6 +60,28 @@ def elsewhere(path: Path, age_s: float) -> None:
     os.utime(path, (time.time() - age_s,) * 2)
 
 
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, OSError])
+def test_a_lease_is_whole_or_missing(tmp_path, monkeypatch, ends):
+    """A process that ends while it makes one leaves none; a file system without hard links has leases, too."""
+    path = tmp_path / "a.lease"
+
+    def end(*_):
+        raise ends
+
+    monkeypatch.setattr("os.link", end)
+    if ends is OSError:
+        lease = take_lease(path)
+        assert lease
+        assert take_lease(path) is None
+        lease.release()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            take_lease(path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert take_lease(path)
+
+
 def test_another_machines_lease_is_respected_until_it_lapses(tmp_path):
     path = tmp_path / "slide.lease"
     elsewhere(path, 60)
