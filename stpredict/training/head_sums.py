@@ -5,6 +5,7 @@ Sections that the same parts of a cross-validation train on are summed together,
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -21,14 +22,18 @@ from stpredict.training.residuals import Residuals
 
 #: With so many spots or fewer, each is predicted from the others to choose a penalty, and all are in memory.
 FEW_SPOTS = BLOCK
+#: With as many spots as this a feature or more, the mean leverage stands for that of each spot.
+SPOTS_PER_FEATURE = 4
 #: The features of some spots, spots x features.
 Describe = Callable[[Int], Float]
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Over spots whose sections measured the same `genes` (indices into a panel): the moments of their features, less
-    a `middle`, and of their residuals, side by side."""
+    """Moments of spots whose sections measured the same `genes` (indices into a panel).
+
+    They are of the spots' features, less a `middle`, and of their residuals, side by side.
+    """
 
     genes: Int
     middle: Float
@@ -54,13 +59,22 @@ class Sums:
 def sum_sections(residuals: Residuals, sections: Sequence[str], describe: Describe, middle: Float) -> list[Sums]:
     """Sums over the spots with counts of some sections, for each set of genes that sections measured."""
     tiles, found = residuals.tiles, dict[bytes, Sums]()
+    waiting: dict[bytes, list[Float]] = defaultdict(list)  # small sections share a product
+
+    def add_waiting() -> None:
+        for measured, rows in waiting.items():
+            own = Sums(np.flatnonzero(np.frombuffer(measured, bool)), middle, moments_of(np.concatenate(rows)))
+            found[measured] = found[measured] + own if measured in found else own
+        waiting.clear()
+
     for name, measured in zip(sections, tiles.measured_by(sections, residuals.genes), strict=True):
-        rows, genes = np.flatnonzero((tiles.section == name) & (tiles.depth > 0)), np.flatnonzero(measured)
+        rows = np.flatnonzero((tiles.section == name) & (tiles.depth > 0))
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
-            beside = np.hstack([describe(block) - middle, residuals[block][:, genes]])
-            own, key = Sums(genes, middle, moments_of(beside)), measured.tobytes()
-            found[key] = found[key] + own if key in found else own
+            waiting[measured.tobytes()].append(np.hstack([describe(block) - middle, residuals[block][:, measured]]))
+            if sum(len(part) for parts in waiting.values() for part in parts) >= BLOCK:
+                add_waiting()
+    add_waiting()
     return [sums for sums in found.values() if len(sums.genes)]
 
 
@@ -94,7 +108,7 @@ def fit_sums(kinds: Sequence[Sums], covariance: Float, n: int, few: Callable[[In
         own, wanted = covariance[np.ix_(genes, genes)], np.searchsorted(genes, columns)
         chosen = [sums for sums, one in zip(kinds, there, strict=True) if one]
         joined = reduce(Sums.__add__, (sums.of(genes) for sums in chosen))
-        if joined.moments.n > FEW_SPOTS:
+        if joined.moments.n >= SPOTS_PER_FEATURE * len(joined.middle):
             found = _fit_joined(joined, own, n, wanted)
         else:
             features, residuals = few(columns[0])

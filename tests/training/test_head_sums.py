@@ -98,14 +98,13 @@ def test_a_head_from_sums_is_that_of_all_spots(seed: int, masked: bool):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stpredict.training.programmes.STRENGTHS", np.array([30.0]))
         wanted = fit_programmes_where_measured(features[rows], raw_residuals(tiles, GENES)[rows], covariance, 6)
-        for n_few in (0, 65, 1000):
-            patch.setattr(head_sums, "FEW_SPOTS", n_few)
+        for per_feature in (0, 20, 1000):
+            patch.setattr(head_sums, "SPOTS_PER_FEATURE", per_feature)
             found = fit_sums(kinds, covariance, 6, few)
             np.testing.assert_allclose(found.predict(features), wanted.predict(features), rtol=1e-6, atol=1e-7)
 
 
-def test_the_penalty_has_the_least_error_at_the_mean_leverage(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(head_sums, "FEW_SPOTS", 0)
+def test_the_penalty_has_the_least_error_at_the_mean_leverage():
     tiles, telling = make_tiles(masked=False)
     features = 0.3 * telling + np.random.default_rng(1).normal(size=telling.shape)
     rows, covariance = np.flatnonzero(tiles.depth > 0), np.eye(len(GENES))
