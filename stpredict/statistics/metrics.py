@@ -50,7 +50,7 @@ def pearson_residuals(counts: Real, depth: Float) -> Float:
     return residuals_of(counts, depth, counts.sum(axis=0) / depth.sum(), len(counts))
 
 
-def residuals_of(counts: Float, depth: Float, share: Float, n: int) -> Float:
+def residuals_of(counts: Real, depth: Float, share: Float, n: int) -> Float:
     """As `pearson_residuals`, for some of a section's `n` spots; `share` is each gene's in all of them."""
     expected = depth[:, None] * share
     spread = np.sqrt(expected + expected**2 / THETA)
