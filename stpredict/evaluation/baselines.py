@@ -19,7 +19,7 @@ ALPHAS = np.logspace(0, 6, 25)
 NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 #: Most spots among which neighbours are sought, and most spots for which the number of neighbours is chosen. More of
 #: them change little, and time grows with their product.
-MOST_KNOWN, MOST_TRIED = 50_000, 4096
+MOST_KNOWN, MOST_TRIED = 20_000, 4096
 #: Spots whose neighbours are in memory at a time.
 BLOCK = 2000
 

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from stpredict.arrays import Bool, Float, Int, Real
 from stpredict.data.tiles import Tiles
-from stpredict.evaluation.described import MOST_DESCRIBED, is_described
+from stpredict.evaluation.described import MOST_TAUGHT, is_described
 from stpredict.evaluation.maps import GeneMap, choose_maps
 from stpredict.evaluation.measured import Measured, Predicted, at, measure
 from stpredict.evaluation.notes import (
@@ -150,7 +150,7 @@ def plan_splits(known: Measured, scored: Bool, leak: bool) -> tuple[list[Split],
     described.
     """
     by, groups = ("patients", known.patient) if len(set(known.patient)) > 1 and not leak else ("sections", known.part)
-    taught = np.isin(np.arange(len(scored)), draw_evenly(known.section, MOST_DESCRIBED))
+    taught = np.isin(np.arange(len(scored)), draw_evenly(known.section, MOST_TAUGHT))
     spots = known.counts, known.depth, known.section, known.patient, known.centres
     own = (groups == group for group in np.unique(groups[scored]))
     return [Split(*spots, taught & ~test, scored & test, known.per) for test in own], by

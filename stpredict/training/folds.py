@@ -11,8 +11,10 @@ from stpredict.arrays import Bool, Float, Int
 from stpredict.data.tiles import Measured, Tiles
 from stpredict.data.twins import Twins, with_twins
 from stpredict.errors import UsageError, counted, some, some_of
+from stpredict.evaluation.described import MOST_TAUGHT
 from stpredict.evaluation.splits import Split
 from stpredict.statistics.normalisation import NORMALISATIONS
+from stpredict.statistics.sampling import draw_evenly
 from stpredict.training.settings import Settings
 
 #: Fewer spots have no correlation.
@@ -109,12 +111,13 @@ def split_of(
 ) -> tuple[Split, Int]:  # fmt: skip
     """The spots of a fold's training `sections` and of its held-out ones, and their indices.
 
-    Those of training are among `described` ones, of which baselines learn; those held out have not too few counts. A
-    share is a count over the spot's `depth`. Sections that measured no gene of the panel are left out. Raises
+    Those of training are some of the `described` ones, from which baselines learn; those held out have not too few
+    counts. A share is a count over the spot's `depth`. Sections that measured no gene of the panel are left out. Raises
     UsageError if all held-out sections are.
     """
     there = (depth > 0) & measured_some(tiles, panel)
     training = np.intersect1d(np.flatnonzero(np.isin(tiles.section, sections) & there), described)
+    training = training[draw_evenly(tiles.section[training], MOST_TAUGHT)]
     test = np.flatnonzero(np.isin(tiles.section, fold.test_sections) & there & (tiles.depth >= settings.min_depth))
     if not len(test):
         raise nothing_to_score(fold, len(panel))

@@ -2,48 +2,47 @@
 
 Each figure is taken in a process of its own. Counts are made up: Poisson in the first thousand genes, moved by features
 that stand for an encoder's, and ones among the others. No network describes or predicts patches, so that what is left
-are counts, panel, targets, heads, baselines, scores and reference. `--against` measures another checkout, too.
+are counts, panel, targets, heads, baselines, scores and reference.
 
-python tests/benchmarks/scale.py [--spots 2000] [--genes 18000] [--against FOLDER] [--write]
+python tests/benchmarks/scale.py [--spots 30000] [--many 100000] [--genes 18000] [--write]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import torch
 from scale_data import (
-    HOT,
     PATCHES,
-    RARE,
     SECTIONS,
     WIDTH,
+    describe,
     make_features,
     make_prediction,
     make_run,
     make_section,
     make_tiles,
 )
-from scale_table import report
+from scale_table import Taken, report
 from torch import nn
 
 from stpredict.data.cutting import write_tiles
 from stpredict.data.reading import read_each
 from stpredict.data.tiles import read_tiles
 from stpredict.evaluation.baselines import fit_nearest_neighbours
+from stpredict.evaluation.described import MOST_DESCRIBED
 from stpredict.evaluation.scores import score_all
+from stpredict.machine import limit_threads
 from stpredict.model.reference import make_feature_reference
 from stpredict.statistics.colour_texture import colour_texture_features
 from stpredict.training.at_once import with_sums
@@ -59,18 +58,13 @@ from stpredict.training.settings import Settings
 RESULT = Path(__file__).with_suffix(".md")
 #: Spots of a section where sections' counts are read and written.
 OF_SECTION = 300
-#: Spots of HEST-1k or more, to which a patch's time is extrapolated.
-MANY = 1_500_000
+#: Spots of HEST-1k, to which a patch's time is extrapolated.
+OF_HEST = 1_500_000
 
 
 def limit() -> None:
-    """One thread, where a checkout can be told: before that was torch's business alone."""
-    try:
-        from stpredict.machine import limit_threads
-    except ImportError:
-        torch.set_num_threads(1)
-    else:
-        limit_threads(1)
+    """One thread, for all libraries."""
+    limit_threads(1)
 
 
 def measure_fit(spots: int, genes: int, folder: Path, folds: str) -> dict[str, float]:
@@ -84,7 +78,7 @@ def measure_fit(spots: int, genes: int, folder: Path, folds: str) -> dict[str, f
 def measure_evaluate(spots: int, genes: int, folder: Path) -> dict[str, float]:
     """All scores of a prediction of 700 genes, and of the baselines beside it."""
     tiles, features = make_tiles(spots, genes, folder), make_features(spots)
-    predicted, described = make_prediction(tiles, features, 700), features[:, :52].copy()
+    predicted, described = make_prediction(tiles, features, 700), describe(features, tiles)
     del features
     limit()
     made, started = peak_gib(), time.process_time()
@@ -166,17 +160,7 @@ def measure_colour() -> dict[str, float]:
     started = time.process_time()
     colour_texture_features(patches, 1)
     per_patch = (time.process_time() - started) / len(patches)
-    most = drawn_at_most()
-    return {"ms_a_patch": 1000 * per_patch, "min_of_many": per_patch * min(MANY, most or MANY) / 60}
-
-
-def drawn_at_most() -> int | None:
-    """How many spots of a data set are described; None in a checkout that describes all."""
-    try:
-        from stpredict.evaluation.described import MOST_DESCRIBED
-    except ImportError:
-        return None
-    return MOST_DESCRIBED
+    return {"ms_a_patch": 1000 * per_patch, "min_of_many": per_patch * min(OF_HEST, MOST_DESCRIBED) / 60}
 
 
 def measure_loop(folder: Path) -> dict[str, float]:
@@ -234,7 +218,7 @@ def peak_gib() -> float:
 
 
 MEASURES: dict[str, Callable[..., dict[str, float]]] = {
-    "fit": lambda spots, genes, folder: measure_fit(spots, genes, folder, "4"),
+    "fit": lambda spots, genes, folder: measure_fit(spots, genes, folder, "5"),
     "fit_without_folds": lambda spots, genes, folder: measure_fit(spots, genes, folder, "none"),
     "evaluate": measure_evaluate,
     "heads": measure_heads,
@@ -247,60 +231,40 @@ MEASURES: dict[str, Callable[..., dict[str, float]]] = {
     "loop": lambda _spots, _genes, folder: measure_loop(folder),
     "disk": lambda _spots, _genes, folder: measure_disk(folder),
 }
+#: Those whose memory grows with spots, if anything does.
+OF_MANY = ("fit", "fit_without_folds", "evaluate", "counts")
+#: The first heading that `--write` leaves as it is.
+AFTER = "## A folder like HEST-1k's"
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One figure: its measure, spots, genes, and the checkout that it is taken of."""
-
-    measure: str
-    spots: int
-    genes: int
-    checkout: Path
-
-    def take(self) -> dict[str, float] | None:
-        """None where the process ended without figures, which stderr explains."""
-        env = {**os.environ, "PYTHONPATH": str(self.checkout)}
-        asked = [sys.executable, __file__, "--measure", self.measure, "--spots", str(self.spots)]
-        done = subprocess.run(
-            [*asked, "--genes", str(self.genes)], env=env, stdout=subprocess.PIPE, text=True, check=False
-        )
-        return dict(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 else None
-
-
-def take_all(spots: int, genes: int, checkout: Path) -> dict[str, Any]:
-    """Every measure, those of memory at a third of the spots too."""
-    found: dict[str, Any] = {}
-    for name in MEASURES:
-        found[name] = Asked(name, spots, genes, checkout).take()
-        if name in ("fit", "evaluate", "counts"):
-            found[f"{name}_third"] = Asked(name, spots // 3, genes, checkout).take()
-        print(checkout.name, name, found[name], file=sys.stderr, flush=True)
+def take(measure: str, spots: int, genes: int) -> dict[str, float]:
+    """A measure's figures, taken in a process of its own."""
+    asked = [sys.executable, __file__, "--measure", measure, "--spots", str(spots), "--genes", str(genes)]
+    done = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(measure, spots, found, file=sys.stderr, flush=True)
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spots", type=int, default=2000)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--spots", type=int, default=30_000)
+    parser.add_argument("--many", type=int, default=100_000, help="spots of the rows on memory")
     parser.add_argument("--genes", type=int, default=18_000)
-    parser.add_argument("--against", type=Path)
     parser.add_argument("--measure", choices=MEASURES)
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
+    parser.add_argument("--write", action="store_true", help=f"write the table of {RESULT.name}")
     asked = parser.parse_args()
     if asked.measure:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(MEASURES[asked.measure](asked.spots, asked.genes, Path(folder))))
         return
-    ours = take_all(asked.spots, asked.genes, Path(__file__).parents[2])
-    theirs = take_all(asked.spots, asked.genes, asked.against.resolve()) if asked.against else None
-    data = (
-        f"{asked.spots} made-up spots of {asked.genes} genes, {HOT + RARE} of which have counts in a spot, in "
-        f"{SECTIONS} sections of four patients"
-    )
-    text = "\n".join(report(asked.spots, asked.genes, data, ours, theirs))
+    found = {name: take(name, asked.spots, asked.genes) for name in MEASURES}
+    of_many = {name: take(name, asked.many, asked.genes) for name in OF_MANY}
+    text = "\n".join(report(Taken(asked.spots, found, asked.many, of_many)))
     print(text)
     if asked.write:
-        RESULT.write_text(text + "\n")
+        _, heading, rest = RESULT.read_text().partition("\n" + AFTER)
+        RESULT.write_text(text + "\n" + heading + rest)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,23 @@ import torch
 from scipy.sparse import csr_array
 from torch import nn
 
+from stpredict.data.counts import in_memory
 from stpredict.data.cutting import write_tiles
 from stpredict.data.section import Section
 from stpredict.data.stored_patches import StoredPatches
 from stpredict.data.tiles import Tiles, read_tiles
+from stpredict.evaluation.described import MOST_DESCRIBED
 from stpredict.evaluation.measured import Predicted, Shares
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.slides.slide import Mpp
 from stpredict.statistics.normalisation import NORMALISATIONS
+from stpredict.statistics.sampling import draw_evenly
 from stpredict.training.panels import Panel
 from stpredict.training.run import Run
 from stpredict.training.settings import Settings
 
 #: Genes that vary, further entries of a spot, sections, and features as wide as a dictionary's.
-HOT, RARE, SECTIONS, WIDTH = 1000, 2000, 8, 588
+HOT, RARE, SECTIONS, WIDTH = 1000, 2000, 10, 588
 PATCHES, PATCH_PX = 48, 224
 
 
@@ -56,23 +59,18 @@ def make_counts(spots: int, genes: int, seed: int, features: Any) -> csr_array:
     return csr_array((data[kept], columns[kept], starts.astype(np.int32)), (spots, genes))
 
 
-def as_read(counts: csr_array) -> Any:
-    """The counts as a checkout's readers give them."""
-    try:
-        from stpredict.data.counts import in_memory
-    except ImportError:
-        return csr_array(counts)
-    return in_memory(counts)
-
-
 def make_features(spots: int) -> Any:
     """Made-up features of spots in equal sections."""
     return np.random.default_rng(0).normal(size=(spots // SECTIONS * SECTIONS, WIDTH)).astype(np.float64)
 
 
 def write_run(spots: int, genes: int, path: Path, differing: bool) -> None:
-    """Write tiles without patches, of four patients. If sections are `differing`, six measured panels of their own."""
+    """Write tiles without patches, of five patients, and the features beside them, in half precision as a run has them.
+
+    If sections are `differing`, six measured panels of their own.
+    """
     features, per, rng = make_features(spots), spots // SECTIONS, np.random.default_rng(1)
+    np.save(path.with_suffix(".npy"), features.astype(np.float16))
     side, names, sections = int(np.ceil(per**0.5)), np.array([f"G{g:05}" for g in range(genes)]), []
     for s in range(SECTIONS):
         there = np.ones(genes, dtype=bool)
@@ -82,7 +80,7 @@ def write_run(spots: int, genes: int, path: Path, differing: bool) -> None:
         sections.append(Section(
             f"S{s}", f"P{s // 2}", path.with_name("no.tif"), Mpp(0.5, 0.5), [f"{i}" for i in range(per)],
             np.c_[np.arange(per) % side, np.arange(per) // side] * 200.0, names[there].tolist(),
-            as_read(counts[:, there]), spot_diameter_um=55.0, pitch_um=100.0,
+            in_memory(counts[:, there]), spot_diameter_um=55.0, pitch_um=100.0,
             names_all_genes=True, technology="made up",
         ))  # fmt: skip
     write_tiles(sections, path, with_patches=False, keep_table=False, report=lambda _: None)
@@ -110,14 +108,23 @@ def make_prediction(tiles: Tiles, features: Any, genes: int) -> Predicted:
 
 def make_run(spots: int, genes: int, folder: Path, differing: bool = False) -> Run:
     """A run on made-up spots, their features given."""
-    features, tiles = make_features(spots), make_tiles(spots, genes, folder, differing)
+    tiles = make_tiles(spots, genes, folder, differing)
+    features = np.load(tiles.path.with_suffix(".npy"), mmap_mode="r")
     network = Encoded(EncoderConfig(1, WIDTH, "free", "0" * 64, (0.5,) * 3, (0.5,) * 3, PATCH_PX))
     network.encoder = Free()
     return Run(
-        tiles, features[:, :52].copy(), np.empty((0, 52)), Panel(size=700), Settings("encoder"), "",
+        tiles, describe(features, tiles), np.empty((0, 52)), Panel(size=700), Settings("encoder"), "",
         torch.device("cpu"),
         lambda _: None, network, features,
     )  # fmt: skip
+
+
+def describe(features: Any, tiles: Tiles) -> Any:
+    """Stand-ins for colour and texture, of as many spots as a run describes."""
+    described = np.full((len(features), 52), np.nan)
+    drawn = draw_evenly(tiles.section, MOST_DESCRIBED)
+    described[drawn] = features[drawn, :52]
+    return described
 
 
 def make_section(name: str, spots: int, genes: int, folder: Path, patches: int = 0, seed: int = 3) -> Section:
@@ -132,5 +139,5 @@ def make_section(name: str, spots: int, genes: int, folder: Path, patches: int =
         stored = StoredPatches(image, PATCH_PX, 0.5, tuple(range(patches)))
     return Section(
         name, name, image, Mpp(0.5, 0.5), [f"{i}" for i in range(spots)], rng.uniform(0, 9999, (spots, 2)),
-        [f"G{g:05}" for g in range(genes)], as_read(counts), names_all_genes=True, patches=stored,
+        [f"G{g:05}" for g in range(genes)], in_memory(counts), names_all_genes=True, patches=stored,
     )  # fmt: skip
