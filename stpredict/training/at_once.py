@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stpredict.arrays import Bool, Float, Int
+from stpredict.arrays import Bool, Float
 from stpredict.networks import FITTED
 from stpredict.networks.dictionary import Dictionary
 from stpredict.networks.encoder import Encoded
@@ -15,12 +15,11 @@ from stpredict.networks.hipt import Hipt
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.objectives import Objective
 from stpredict.training.dictionary import learn_windows
-from stpredict.training.head_sums import FEW_SPOTS, Describe, fit_sums, spread_of
-from stpredict.training.heads import describe_patches, fit_ridge_head, write_head
+from stpredict.training.head_sums import FEW_SPOTS, Describe, spread_of
+from stpredict.training.heads import describe_patches, fit_ridge_head, map_from_sums, write_head
 from stpredict.training.hierarchy import with_genes
 from stpredict.training.linear_head import choose_penalty, fit_linear
 from stpredict.training.panels import choose_genes
-from stpredict.training.programmes import N_PROGRAMMES, gene_covariance
 from stpredict.training.residuals import objective_of
 from stpredict.training.run import Run, Trained
 from stpredict.training.settings import Settings
@@ -49,18 +48,6 @@ def fit_at_once(
     return Trained(network, objective, panel, sections, 0, penalty=penalty)
 
 
-def has_sums(settings: Settings, n_spots: int) -> bool:
-    """Whether sums over so many spots are all that the head of a network needs."""
-    return (
-        settings.architecture in FITTED
-        and settings.head != "linear"
-        and settings.objective == "residuals"
-        and not settings.smooth_labels
-        and not NORMALISATIONS[settings.normalisation].of_panel
-        and n_spots > FEW_SPOTS
-    )
-
-
 def fit_many_at_once(
     run: Run, sections: Sequence[str], panel: list[str], depth: Float, in_training: Bool
 ) -> Trained:  # fmt: skip
@@ -71,28 +58,30 @@ def fit_many_at_once(
     shared = run.sums if run.sums and run.sums.serves(sections, panel) else None
     shared = shared or SharedSums.of_one(tiles, sections, panel, describe)
     kinds = shared.of(sections, panel)
-    residuals, spread = shared.residuals.of(panel), spread_of(kinds, len(panel))
-    covariance, used = gene_covariance(tiles, panel, sections, normalisation, shared.covariances)
-
-    def few(gene: Int) -> tuple[Float, Float]:
-        names = np.array(sections, dtype=object)[tiles.measured_by(sections, [panel[int(gene)]])[:, 0]]
-        rows = np.flatnonzero(in_training & np.isin(tiles.section, names))
-        return describe(rows), residuals[rows]
-
-    n = N_PROGRAMMES if used else len(panel)  # each gene by itself if nothing shows how they vary together
-    found = fit_sums(kinds, covariance, n, few)
-    write_head(network, replace(found, weight=found.weight / spread, bias=found.bias / spread))
-    objective = objective_of(residuals, sections, spread, depth, in_training, normalisation.per)
+    residuals = shared.residuals.of(panel)
+    objective = objective_of(residuals, sections, spread_of(kinds, len(panel)), depth, in_training, normalisation.per)
+    found, used = map_from_sums(kinds, residuals, sections, describe, normalisation, shared.covariances)
+    write_head(network, found)
     return Trained(network, objective, panel, sections, 0, counts_from=used)
+
+
+def reads_targets(settings: Settings, n_spots: int) -> bool:
+    """Whether training reads the targets of so many spots from their counts when it needs them."""
+    return (
+        n_spots > FEW_SPOTS
+        and settings.objective == "residuals"
+        and not settings.smooth_labels
+        and not NORMALISATIONS[settings.normalisation].of_panel
+    )
 
 
 def with_sums(run: Run, parts: Sequence[Sequence[str]]) -> Run:
     """The run with sums that its parts share, each the sections that it trains on, if their heads need no more."""
     encoded, tiles = run.encoded, run.tiles
-    if encoded is None or len(parts) < 2:
+    if encoded is None or run.settings.architecture not in FITTED or run.settings.head == "linear":
         return run
     spots = [int((np.isin(tiles.section, part) & (tiles.depth > 0)).sum()) for part in parts]
-    large = [part for part, n in zip(parts, spots, strict=True) if has_sums(run.settings, n)]
+    large = [part for part, n in zip(parts, spots, strict=True) if reads_targets(run.settings, n)]
     if len(large) < 2:
         return run
     panels = [choose_genes(tiles, run.panel, part, run.settings.seed) for part in large]

@@ -32,11 +32,11 @@ from stpredict.statistics.sampling import draw_evenly
 from stpredict.storage.files import atomic_path
 from stpredict.training.anonymous import numbered, without_names
 from stpredict.training.at_once import with_sums
-from stpredict.training.folds import Fold, choose_validation, measured_some, nothing_to_score, split_of
+from stpredict.training.folds import Fold, choose_validation, nothing_to_score, split_of
 from stpredict.training.intervals import ERRORS, calibrate, save_errors
 from stpredict.training.jobs import MODEL, SCORES, do_all, named
 from stpredict.training.one_network import express_and_read, predict_held_out, train_network
-from stpredict.training.panels import choose_genes
+from stpredict.training.panels import choose_genes, n_genes_measured
 from stpredict.training.processes import is_main_process, wait_for_all
 from stpredict.training.programmes import N_PROGRAMMES
 from stpredict.training.protocols import show_protocol
@@ -63,7 +63,7 @@ def run_fold(run: Run, fold: Fold, folder: Path) -> dict[str, Any]:
     trained = train_network(run, sections, validation, None, folder)
     panel, objective = trained.panel, trained.objective
     split, index = split_of(tiles, fold, sections, panel, objective.depth, run.settings, is_described(run.features))
-    test, held_out = split.test, np.isin(tiles.section, fold.test_sections) & measured_some(tiles, panel)
+    test, held_out = split.test, np.isin(tiles.section, fold.test_sections) & (n_genes_measured(tiles, panel) > 0)
     predicted = trained.expression(predict_held_out(run, trained, index[test]))
     scores = {
         "name": fold.name, "kind": fold.kind, "test": fold.test_sections, "train": sections,

@@ -300,13 +300,13 @@ def teach(network: Network, tiles: Tiles, taught: Float, places: Int, course: Co
 
 
 def train_on_spots(
-    student: Student, tiles: Tiles, objective: Objective, panel_counts: Float, stage: Stage, validation: Int,
-    course: Course,
+    student: Student, tiles: Tiles, objective: Objective, counts_of: Callable[[Int], Float], stage: Stage,
+    validation: Int, course: Course,
 ) -> None:  # fmt: skip
     """Train on a `stage`'s spots. Log the score on spots `validation`, if any, after each epoch.
 
-    There is no score if the validation measured none of the genes. If the student knows something, its score before the
-    first epoch is logged, too.
+    `counts_of` gives the counts of spots, spots x genes. There is no score if the validation measured none of the
+    genes. If the student knows something, its score before the first epoch is logged, too.
     """
 
     def score() -> float | None:
@@ -315,7 +315,7 @@ def train_on_spots(
         predicted = student.predict(validation)
         expression = objective.expression(predicted) if student.says_z else predicted
         per_gene = metrics.depth_controlled_correlation(
-            expression, panel_counts[validation], objective.depth[validation], tiles.section[validation]
+            expression, counts_of(validation), objective.depth[validation], tiles.section[validation]
         )
         known = per_gene[np.isfinite(per_gene)]
         return float(known.mean()) if len(known) else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stpredict.arrays import Bool, Float, Int
+from stpredict.arrays import Float, Int
 from stpredict.data.tiles import Measured, Tiles
 from stpredict.data.twins import Twins, with_twins
 from stpredict.errors import UsageError, counted, some, some_of
@@ -15,6 +15,7 @@ from stpredict.evaluation.described import MOST_TAUGHT
 from stpredict.evaluation.splits import Split
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.sampling import draw_evenly
+from stpredict.training.panels import n_genes_measured
 from stpredict.training.settings import Settings
 
 #: Fewer spots have no correlation.
@@ -115,7 +116,7 @@ def split_of(
     counts. A share is a count over the spot's `depth`. Sections that measured no gene of the panel are left out. Raises
     UsageError if all held-out sections are.
     """
-    there = (depth > 0) & measured_some(tiles, panel)
+    there = (depth > 0) & (n_genes_measured(tiles, panel) > 0)
     training = np.intersect1d(np.flatnonzero(np.isin(tiles.section, sections) & there), described)
     training = training[draw_evenly(tiles.section[training], MOST_TAUGHT)]
     test = np.flatnonzero(np.isin(tiles.section, fold.test_sections) & there & (tiles.depth >= settings.min_depth))
@@ -129,13 +130,6 @@ def split_of(
         np.isin(index, training), np.isin(index, test), per,
     )  # fmt: skip
     return split, index
-
-
-def measured_some(tiles: Tiles, panel: Sequence[str]) -> Bool:
-    """Which spots are of sections that measured some gene of a panel."""
-    names, of_spot = np.unique(tiles.section, return_inverse=True)
-    some: Bool = np.any(tiles.measured_by(names.tolist(), panel), axis=1)
-    return some[of_spot]
 
 
 def nothing_to_score(fold: Fold, n_genes: int) -> UsageError:

@@ -12,13 +12,15 @@ from functools import reduce
 
 import numpy as np
 
-from stpredict.arrays import Float, Int
+from stpredict.arrays import Bool, Float, Int
+from stpredict.data.tiles import Tiles
 from stpredict.statistics.eigenvectors import widest
 from stpredict.statistics.masks import Alike, patterns_of
 from stpredict.statistics.moments import BLOCK, Moments, Scatter, moments_of
+from stpredict.statistics.objectives import Objective
 from stpredict.statistics.regression import NEGLIGIBLE, LinearMap, directions_of, join_maps
 from stpredict.training.programmes import fit_programmes, shrinkages, to_genes
-from stpredict.training.residuals import Residuals
+from stpredict.training.residuals import Residuals, objective_of
 
 #: With so many spots or fewer, each is predicted from the others to choose a penalty, and all are in memory.
 FEW_SPOTS = BLOCK
@@ -88,6 +90,15 @@ def spread_of(kinds: Sequence[Sums], n_genes: int) -> Float:
     n = np.maximum(n, 1)
     spread: Float = np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0))
     return np.where(spread > 0, spread, 1.0)
+
+
+def objective_of_many(
+    tiles: Tiles, panel: Sequence[str], sections: Sequence[str], depth: Float, fit: Bool, per: float
+) -> Objective:
+    """The objective of residuals for the spots `fit` of some sections, whose targets are read when they are needed."""
+    residuals, none = Residuals(tiles, panel), np.empty(0)
+    kinds = sum_sections(residuals, sections, lambda rows: np.empty((len(rows), 0)), none)
+    return objective_of(residuals, sections, spread_of(kinds, len(panel)), depth, fit, per)
 
 
 def fit_sums(kinds: Sequence[Sums], covariance: Float, n: int, few: Callable[[Int], tuple[Float, Float]]) -> LinearMap:

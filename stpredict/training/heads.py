@@ -20,7 +20,14 @@ from stpredict.networks.m2ost import M2OST
 from stpredict.statistics.normalisation import Normalisation
 from stpredict.statistics.objectives import Objective
 from stpredict.statistics.regression import LinearMap
-from stpredict.training.programmes import N_PROGRAMMES, fit_programmes_where_measured, gene_covariance
+from stpredict.training.head_sums import Describe, Sums, fit_sums, spread_of, sum_sections
+from stpredict.training.programmes import (
+    N_PROGRAMMES,
+    KeptCovariances,
+    fit_programmes_where_measured,
+    gene_covariance,
+)
+from stpredict.training.residuals import Residuals
 
 BATCH = 16
 HasFeatures = Dictionary | Encoded | Hipt | M2ORT | M2OST
@@ -60,17 +67,44 @@ def fit_map(
     """
     used: list[str] = []
     scale = objective.residual_scale
+    sections = sorted(set(tiles.section[rows]))
+    if isinstance(objective.targets, Residuals):
+        unscaled = replace(objective.targets, scale=1.0)
+        describe: Describe = lambda some: features[np.searchsorted(rows, some)]  # noqa: E731
+        kinds = sum_sections(unscaled, sections, describe, features[0])
+        return map_from_sums(kinds, unscaled, sections, describe, normalisation)
     if scale is None:
         found = fit_ridge(features, objective.targets[rows])
         found = replace(found, bias=np.nan_to_num(found.bias))
         scale = np.ones(len(panel))
     else:
-        covariance, used = gene_covariance(tiles, panel, sorted(set(tiles.section[rows])), normalisation)
+        covariance, used = gene_covariance(tiles, panel, sections, normalisation)
         n = N_PROGRAMMES if used else len(panel)  # each gene by itself if nothing shows how they vary together
         residuals = objective.targets[rows]
         residuals /= scale
         found = fit_programmes_where_measured(features, residuals, covariance, n)
     return replace(found, weight=found.weight * scale, bias=found.bias * scale), used
+
+
+def map_from_sums(
+    kinds: Sequence[Sums], residuals: Residuals, sections: Sequence[str], describe: Describe,
+    normalisation: Normalisation, kept: KeptCovariances | None = None,
+) -> tuple[LinearMap, list[str]]:  # fmt: skip
+    """As `fit_map`, from sums over the spots of `sections` for each set of genes that sections measured.
+
+    `describe` gives the features of spots, `residuals` their residuals, not scaled.
+    """
+    tiles, panel = residuals.tiles, residuals.genes
+    covariance, used = gene_covariance(tiles, panel, sections, normalisation, kept)
+
+    def few(gene: Int) -> tuple[Float, Float]:
+        names = np.array(sections, dtype=object)[tiles.measured_by(sections, [panel[int(gene)]])[:, 0]]
+        rows = np.flatnonzero(np.isin(tiles.section, names) & (tiles.depth > 0))
+        return describe(rows), residuals[rows]
+
+    found = fit_sums(kinds, covariance, N_PROGRAMMES if used else len(panel), few)
+    spread = spread_of(kinds, len(panel))
+    return replace(found, weight=found.weight / spread, bias=found.bias / spread), used
 
 
 def write_taught_head(network: M2ORT | M2OST, lessons: nn.Linear, found: LinearMap) -> None:

@@ -16,7 +16,7 @@ from stpredict.arrays import Float, Int, Labels
 from stpredict.data.coverage import about_panel, demand_genes, demand_spots
 from stpredict.data.whole_depth import whole_depth
 from stpredict.errors import counted
-from stpredict.networks import FITTED, BankNetwork, Network, SectionNetwork, reads_sections, says_z
+from stpredict.networks import FITTED, BankNetwork, Network, SectionNetwork, has_bank, reads_sections, says_z
 from stpredict.networks.encoder import Encoded
 from stpredict.networks.hipt import Hipt
 from stpredict.networks.istar import IStar
@@ -29,7 +29,7 @@ from stpredict.statistics.moments import BLOCK
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.objectives import Objective, make_objective
 from stpredict.statistics.spatial import neighbour_mean
-from stpredict.training.at_once import fit_at_once, fit_many_at_once, has_sums
+from stpredict.training.at_once import fit_at_once, fit_many_at_once, reads_targets
 from stpredict.training.curves import draw_curves
 from stpredict.training.dense import HasTokens, read_lessons, teach_densely
 from stpredict.training.dictionary import learn_windows
@@ -43,10 +43,11 @@ from stpredict.training.fit import (
     teach,
     train_on_spots,
 )
+from stpredict.training.head_sums import objective_of_many
 from stpredict.training.heads import describe_patches, fit_map, write_taught_head
 from stpredict.training.hierarchy import predict_from_superpixels, superpixel_step, with_genes
 from stpredict.training.log import Log
-from stpredict.training.panels import choose_genes, refuse_gaps
+from stpredict.training.panels import choose_genes, n_genes_measured, refuse_gaps
 from stpredict.training.processes import agree_on, is_main_process
 from stpredict.training.retrieval import Measurements, bank_step, fill_bank, predict_apart, prepare_bank
 from stpredict.training.run import Run, Trained
@@ -84,20 +85,27 @@ def train_network(
     if uncounted := int((in_training & (depth == 0)).sum()):
         run.report(f"{uncounted} spots without counts in the panel are left out")
         in_training &= depth > 0
-    if has_sums(settings, int(in_training.sum())):
+    many = reads_targets(settings, int(in_training.sum()))
+    if many and settings.architecture in FITTED and settings.head != "linear":
         return fit_many_at_once(run, sections, panel, depth, in_training)
-    counts = tiles.panel_counts(panel)
     smooth = neighbour_mean(tiles.section, tiles.centres) if settings.smooth_labels else None
-    objective = make_objective(settings.objective, counts, depth, tiles.section, in_training, smooth, normalisation.per)
+    if many:
+        objective = objective_of_many(tiles, panel, sections, depth, in_training, normalisation.per)
+    else:
+        objective = make_objective(
+            settings.objective, tiles.panel_counts(panel), depth, tiles.section, in_training, smooth, normalisation.per
+        )
     if settings.architecture in FITTED:
         return fit_at_once(run, sections, validation, objective, panel, in_training)
-    observed = log_cpm(counts, depth, normalisation.per)
-    measured = Measurements(
-        torch.as_tensor(objective.targets[:], dtype=torch.float32),
-        torch.as_tensor(observed if smooth is None else smooth @ observed, dtype=torch.float32),
-        tiles.kin, np.flatnonzero(in_training), settings.seed,
-    )  # fmt: skip
-    return train_epochs(run, sections, validation, Trial(objective, panel, counts, measured), epochs, folder)
+    measured = None
+    if has_bank(settings.architecture):
+        observed = log_cpm(tiles.panel_counts(panel), depth, normalisation.per)
+        measured = Measurements(
+            torch.as_tensor(objective.targets[:], dtype=torch.float32),
+            torch.as_tensor(observed if smooth is None else smooth @ observed, dtype=torch.float32),
+            tiles.kin, np.flatnonzero(in_training), settings.seed,
+        )  # fmt: skip
+    return train_epochs(run, sections, validation, Trial(objective, panel, measured), epochs, folder)
 
 
 def predict_held_out(run: Run, trained: Trained, rows: Int) -> Float:
@@ -145,12 +153,11 @@ def express_and_read(run: Run, trained: Trained, rows: Int) -> tuple[Float, Floa
 
 @dataclass(frozen=True)
 class Trial:
-    """The task of a network: the objective, the panel with its counts (spots x genes), and the source of a bank."""
+    """The task of a network: the objective, the panel, and the source of its bank, if it has one."""
 
     objective: Objective
     panel: list[str]
-    counts: Float
-    measured: Measurements
+    measured: Measurements | None
 
 
 def train_epochs(
@@ -160,9 +167,7 @@ def train_epochs(
 
     If a network was taught densely, its head is fitted first, and it may be best before any epoch on spots.
     """
-    tiles, settings, objective, counts, measured = (
-        run.tiles, run.settings, trial.objective, trial.counts, trial.measured,
-    )  # fmt: skip
+    tiles, settings, objective, measured = run.tiles, run.settings, trial.objective, trial.measured
     counted = objective.depth > 0
     in_training, in_validation = (np.isin(tiles.section, names) & counted for names in (sections, validation))
     course = Course(settings, Log(folder / "log.csv", run.report), folder, run.device, run.accumulate)
@@ -186,7 +191,7 @@ def train_epochs(
         surroundings = prepare_triplex(
             network, run.weights, run.sections, sections, tiles, run.unlabelled_features, course
         )
-    elif isinstance(network, BankNetwork):
+    elif isinstance(network, BankNetwork) and measured:
         measured = prepare_bank(network, run.weights, measured, tiles, run.unlabelled_features, places, course)
     elif isinstance(network, PatchNetwork) and run.weights is not None:
         network.trunk.load_state_dict(run.weights)
@@ -198,7 +203,7 @@ def train_epochs(
             teach(network, tiles, taught, places, course)
 
     def train(name: str, rows: Int, tested: Int, n_epochs: int) -> Network:
-        own = measured.of(rows, tiles)
+        own = measured and measured.of(rows, tiles)
         student, together, varied = as_student(run, copy.deepcopy(network), trial, own, surroundings, cells)
         if lessons is not None and isinstance(student.network, HasTokens):
             said = read_lessons(lessons, describe_patches(student.network, tiles, rows, run.device))
@@ -206,13 +211,13 @@ def train_epochs(
             found, counts_from[:] = fit_map(said, rows, tiles, trial.panel, objective, normalisation)
             write_taught_head(student.network, lessons, found)
             student = replace(student, knows=True)
-        n_measured = np.isfinite(objective.targets[:]).sum(axis=1)
+        n_measured = n_genes_measured(tiles, trial.panel)
         groups = groups_to_balance(tiles, settings.balance, tiles.section)
         stage = Stage(
             name, rows, n_epochs, settings.learning_rate, together, varied, n_measured, groups,
             isinstance(network, BankNetwork),
         )  # fmt: skip
-        train_on_spots(student, tiles, objective, counts, stage, tested, course)
+        train_on_spots(student, tiles, objective, partial(tiles.panel_counts, trial.panel), stage, tested, course)
         return student.network
 
     if epochs is None and len(validation):
@@ -225,7 +230,7 @@ def train_epochs(
     student = train("train", np.flatnonzero(in_training), np.empty(0, np.int64), epochs)
     if is_main_process():
         draw_curves(course.log, folder / "curves.png")
-    if isinstance(student, BankNetwork):
+    if isinstance(student, BankNetwork) and measured:
         measured = measured.of(measured.rows, tiles)
         fill_bank(student, measured, measured.rows)
     return Trained(
@@ -235,12 +240,12 @@ def train_epochs(
 
 
 def as_student(
-    run: Run, network: Network, trial: Trial, measured: Measurements, surroundings: Mapping[str, Surroundings],
+    run: Run, network: Network, trial: Trial, measured: Measurements | None, surroundings: Mapping[str, Surroundings],
     cells: Int | None,
 ) -> tuple[Student, Labels | None, bool]:  # fmt: skip
     """How a network is trained on measured spots: the student, and `together` and `varied` of its `Stage`."""
     tiles, device, objective = run.tiles, run.device, trial.objective
-    if isinstance(network, BankNetwork):
+    if isinstance(network, BankNetwork) and measured:
         step = bank_step(network.to(device), measured, objective, device)
         predict = partial(predict_apart, network, measured, tiles, device=device)
         return Student(network, step, predict, tiles.read_patches, says_z(network)), None, True
@@ -251,7 +256,7 @@ def as_student(
         predict = partial(predict_triplex, network, surroundings, tiles, device=device)
         return Student(network, step, predict, tiles.read_patches), None, True
     if isinstance(network, SectionNetwork) and cells is not None:
-        step = section_step(network, cells, objective, trial.counts, device)
+        step = section_step(network, cells, objective, tiles.panel_counts(trial.panel), device)
         predict = partial(predict_in_own_sections, network, tiles, cells, device=device)
         return (
             Student(network, step, predict, partial(read_middle, tiles, network.config.image_px)),

@@ -106,3 +106,10 @@ def refuse_gaps(settings: Settings, n_partly: int) -> None:
             f"{why}, and the panel may hold {counted(n_partly, 'gene')} that only some sections measured; take genes "
             f"that all measured (--panel variance), or {CHOOSE_SECTIONS}."
         )
+
+
+def n_genes_measured(tiles: Tiles, panel: Sequence[str]) -> Int:
+    """How many of a panel's genes each spot's section measured."""
+    names, of_spot = np.unique(tiles.section, return_inverse=True)
+    measured: Int = tiles.measured_by(names.tolist(), panel).sum(axis=1)
+    return measured[of_spot]

@@ -140,7 +140,7 @@ def train_student(row: str, part: Part, seed: int) -> Float:
             network, plain_step(objective.loss), partial(predict_z, network, tiles, device=CPU), tiles.read_patches
         )
         stage = Stage("train", rows, recipe.epochs, settings.learning_rate)
-        train_on_spots(student, tiles, objective, part.counts, stage, np.empty(0, np.int64), course)
+        train_on_spots(student, tiles, objective, part.counts.__getitem__, stage, np.empty(0, np.int64), course)
     if not recipe.fitted_head:
         return objective.expression(predict_z(network, tiles, tested, CPU))
     network.eval()

@@ -53,7 +53,7 @@ def test_a_stage_that_is_done_keeps_the_scores_of_its_epochs(tmp_path: Path, mea
             network, plain_step(objective.loss), lambda rows: rng.normal(size=(len(rows), 3)), small, knows=True
         )
         course = Course(SETTINGS, Log(tmp_path / "log.csv", lambda _line: None), tmp_path, CPU)
-        train_on_spots(student, tiles, objective, counts, STAGE, validation, course)
+        train_on_spots(student, tiles, objective, counts.__getitem__, STAGE, validation, course)
         return Log(tmp_path / "log.csv", print)
 
     first, again = call(), call()
