@@ -22,8 +22,10 @@ from stpredict.data.patch_formats import JPEG_SHARE
 from stpredict.data.tiles import Measured, Tiles, aligned
 from stpredict.data.waiting_counts import ENTRY_BYTES, SMALL_BYTES
 from stpredict.errors import counted, some
+from stpredict.evaluation.described import MOST_TAUGHT
 from stpredict.networks import FITTED, architecture_views, has_bank, reads_sections, reads_slides
 from stpredict.slides.views import patch_shape
+from stpredict.training.at_once import reads_targets
 from stpredict.training.crossvalidation import sections_of
 from stpredict.training.fit import Descent, new_network, plain_step
 from stpredict.training.folds import choose_validation
@@ -41,9 +43,9 @@ MEASURE_S, MEASURED_AT_ONCE = 3.0, 16
 BYTES_PER_PARAMETER = 12
 #: The most memory that a call holds, in bytes: the libraries; an entry of one section's counts, and what a panel's rule
 #: makes of it; arrays of spots x panel of a fit, of its scores and of its baselines; those of genes x genes; the
-#: features of a spot, as many as a dictionary's, and copies. The factor of what a batch's backward pass keeps is for
-#: gradients.
-LIBRARIES, ENTRY, DENSE, PAIRS, FEATURES, GRADIENTS = 480 << 20, 32, 7 * 8, 4 * 8, 3 * 600 * 8, 1.3
+#: features of a spot, as many as a dictionary's, and copies. A network that is trained on many spots holds a TARGET of
+#: each gene. The factor of what a batch's backward pass keeps is for gradients.
+LIBRARIES, ENTRY, DENSE, PAIRS, FEATURES, TARGET, GRADIENTS = 480 << 20, 32, 7 * 8, 4 * 8, 3 * 600 * 8, 4, 1.3
 
 
 def plan_run(request: TrainingRequest, panel: Panel, report: Report) -> Iterator[str]:
@@ -67,7 +69,7 @@ def plan_run(request: TrainingRequest, panel: Panel, report: Report) -> Iterator
     if patches and not (reads_slides(request.settings.architecture) or has_bank(request.settings.architecture)):
         px, device = patch_px_of(request), pick_device(request.device)
         rate = training_rate(request.settings, px, len(genes), device, request.accumulate)
-    yield about_memory(peak_memory(checked, len(genes)), rate)
+    yield about_memory(peak_memory(checked, request, len(genes)), rate)
     if patches:
         yield from about_time(rate, patches)
 
@@ -191,14 +193,20 @@ def about_split(split: Split, found: Tiles | Measured, settings: Settings, stage
     return f"{split.name}: {held_out}{trained}" + (f"; epochs x steps: {', '.join(steps)}" if steps else "")
 
 
-def peak_memory(checked: Checked, n_genes: int) -> int:
+def peak_memory(checked: Checked, request: TrainingRequest, n_genes: int) -> int:
     """The most bytes that a call holds beside the network, of a panel of `n_genes`."""
     found, n_spots = checked.found, len(checked.found.section)
     if isinstance(found, Tiles):
         entries = [np.diff(found.counts.starts)[found.section == name].sum() for name in set(found.section)]
     else:
         entries = [section.counts.n_entries for section in (*checked.sections, *checked.more)]
-    return LIBRARIES + ENTRY * int(max(entries)) + (DENSE * n_genes + FEATURES) * n_spots + PAIRS * n_genes**2
+    of_section, pairs = ENTRY * int(max(entries)), PAIRS * n_genes**2
+    if not reads_targets(request.settings, n_spots):
+        return LIBRARIES + of_section + (DENSE * n_genes + FEATURES) * n_spots + pairs
+    tested = [int(np.isin(found.section, fold.test_sections).sum()) for fold in checked.folds]
+    n_held = min(n_spots, MOST_TAUGHT + max(tested, default=0))
+    targets = 0 if request.settings.architecture in FITTED else TARGET * n_genes * n_spots
+    return LIBRARIES + max(of_section, DENSE * n_genes * n_held) + pairs + targets
 
 
 def about_memory(n_bytes: int, rate: Rate | None) -> str:
