@@ -45,7 +45,7 @@ from stpredict.statistics.spatial import neighbour_mean
 from stpredict.training.crossvalidation import sections_of
 from stpredict.training.fit import empty_trunk
 from stpredict.training.folds import Fold, split_of
-from stpredict.training.one_network import predict_held_out, train_network
+from stpredict.training.one_network import express_held_out, train_network
 from stpredict.training.panels import Panel
 from stpredict.training.preparation import ENCODED
 from stpredict.training.processes import pick_device
@@ -122,10 +122,10 @@ def make_run(prepared: Prepared, system: str, seed: int, fold: Fold, report: Rep
         return with_hierarchy(run, *read_hierarchy(given, request.region_weights[system]), folder / ENCODED)
 
 
-def predict(run: Run, trained: Trained, rows: Int) -> tuple[Float, float]:
+def predict(run: Run, trained: Trained, rows: Int) -> tuple[Real, float]:
     """Expression of some spots, and spots predicted per second in plain torch, reading of patches included."""
     started = time.monotonic()
-    predicted = trained.expression(predict_held_out(run, trained, rows))
+    predicted = express_held_out(run, trained, rows)
     seconds = time.monotonic() - started
     network = trained.network
     first_pass: Callable[[torch.Tensor], object] | None = None  # if it was done before the network was trained

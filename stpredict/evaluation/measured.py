@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stpredict.arrays import Float, Int, Labels, Real
+from stpredict.arrays import Float, Float32, Int, Labels, Real
 from stpredict.data.tiles import Tiles
 from stpredict.data.twins import tied_patients
 from stpredict.statistics.blocks import blocks
@@ -52,14 +53,19 @@ class Measured:
 
 def measure(tiles: Tiles, predicted: Predicted, index: Int) -> Measured:
     """The measurements in the spots of a rising `index`, counts in float32."""
-    counts = np.empty((len(index), len(predicted.panel)), np.float32)
-    for some in blocks(*counts.shape):
-        counts[some] = tiles.panel_counts(predicted.panel, index[some])
     return Measured(
-        counts, predicted.shares.depth[index], tiles.section[index],
+        read_counts(tiles, predicted.panel, index), predicted.shares.depth[index], tiles.section[index],
         tiles.kin[index], tiles.centres[index], predicted.shares.normalisation.per,
         tied_patients(tiles.section, tiles.section, tiles.twins)[index],
     )  # fmt: skip
+
+
+def read_counts(tiles: Tiles, panel: Sequence[str], index: Int) -> Float32:
+    """As `Tiles.panel_counts`, of the spots of a rising `index`, in float32, which holds counts up to 2^24 exactly."""
+    counts = np.empty((len(index), len(panel)), np.float32)
+    for some in blocks(*counts.shape):
+        counts[some] = tiles.panel_counts(panel, index[some])
+    return counts
 
 
 def at(measured: Measured, spots: Int) -> Measured:

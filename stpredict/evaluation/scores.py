@@ -255,10 +255,11 @@ def score_model(
         "intervals": [
             {
                 "level": level,
-                "median_half_width": _median(per_gene[f"half_width_{level:.0%}"]),
+                "median_half_width": width,
                 "coverage": empirical_coverage(error, measured.patient, level),
             }
             for level in possible
+            if (width := _median(per_gene[f"half_width_{level:.0%}"])) is not None
         ],
         "calibration": {
             name: [_number(x) for x in values]

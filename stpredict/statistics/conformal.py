@@ -93,6 +93,8 @@ def describe_intervals(intervals: Sequence[dict[str, Any]], n_patients: int, uni
             f"intervals to hold {one['level']:.0%} of the noisy measurements, {unit}: "
             f"+- {one['median_half_width']:.2f} for the median gene; coverage of patients left out: {coverage}"
         )
-    if not intervals:
-        needed = patients_needed(LEVELS[0])
+    needed = patients_needed(LEVELS[0])
+    if not intervals and n_patients < needed:
         yield f"prediction intervals of {LEVELS[0]:.0%} need {needed} patients; there are {n_patients}"
+    elif not intervals:
+        yield f"no gene was measured in the {needed} patients that prediction intervals of {LEVELS[0]:.0%} need"

@@ -12,6 +12,7 @@ from stpredict.data.tiles import Measured, Tiles
 from stpredict.data.twins import Twins, with_twins
 from stpredict.errors import UsageError, counted, some, some_of
 from stpredict.evaluation.described import MOST_TAUGHT
+from stpredict.evaluation.measured import read_counts
 from stpredict.evaluation.splits import Split
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.sampling import draw_evenly
@@ -123,7 +124,7 @@ def split_of(
     if not len(test):
         raise nothing_to_score(fold, len(panel))
     index: Int = np.union1d(training, test)
-    counts = tiles.panel_counts(panel, index)
+    counts = read_counts(tiles, panel, index)
     per = NORMALISATIONS[settings.normalisation].per
     split = Split(
         counts, depth[index], tiles.section[index], tiles.kin[index], tiles.centres[index],

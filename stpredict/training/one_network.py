@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stpredict.arrays import Float, Int, Labels
+from stpredict.arrays import Float, Float32, Int, Labels
 from stpredict.data.coverage import about_panel, demand_genes, demand_spots
 from stpredict.data.whole_depth import whole_depth
 from stpredict.errors import counted
@@ -108,9 +108,22 @@ def train_network(
     return train_epochs(run, sections, validation, Trial(objective, panel, measured), epochs, folder)
 
 
-def predict_held_out(run: Run, trained: Trained, rows: Int) -> Float:
-    """The network's raw output, spots x genes, for spots to be scored, predicted as its recipe says."""
-    return predict_rows(run, trained, rows, SYMMETRIES if run.settings.how.test_time_mean else 1)
+def express_held_out(run: Run, trained: Trained, rows: Int) -> Float32:
+    """Expression of spots to be scored, spots x genes, predicted as the network's recipe says."""
+    turns = SYMMETRIES if run.settings.how.test_time_mean else 1
+    expression = np.empty((len(rows), len(trained.panel)), np.float32)
+    for some in _at_once(run, trained, len(rows)):
+        expression[some] = trained.expression(predict_rows(run, trained, rows[some], turns))
+    return expression
+
+
+def _at_once(run: Run, trained: Trained, n: int) -> list[slice]:
+    """Parts of `n` spots that are predicted together.
+
+    What a head makes of features that are there takes no time, but memory if it is of all spots at once.
+    """
+    step = BLOCK if run.encoded is not None and isinstance(trained.network, Encoded | Hipt) else max(n, 1)
+    return [slice(start, start + step) for start in range(0, max(n, 1), step)]
 
 
 def predict_rows(run: Run, trained: Trained, rows: Int, turns: int = 1) -> Float:
@@ -137,14 +150,11 @@ def predict_rows(run: Run, trained: Trained, rows: Int, turns: int = 1) -> Float
 def express_and_read(run: Run, trained: Trained, rows: Int) -> tuple[Float, Float]:
     """Expression of some spots, spots x genes, and the features that the network's head reads, spots x features."""
     head = trained.network.head
-    # What a head makes of features that are there takes no time, but memory if it is of all spots at once.
-    step = BLOCK if run.encoded is not None and isinstance(trained.network, Encoded | Hipt) else max(len(rows), 1)
     expression, read = np.empty((len(rows), head.out_features)), np.empty((0, 0))
     head.beside = nn.Identity()
-    for start in range(0, max(len(rows), 1), step):
-        some = slice(start, start + step)
+    for some in _at_once(run, trained, len(rows)):
         both = predict_rows(run, trained, rows[some])
-        if not start:
+        if not some.start:
             read = np.empty((len(rows), both.shape[1] - head.out_features))
         expression[some], read[some] = trained.expression(both[:, : head.out_features]), both[:, head.out_features :]
     head.beside = None

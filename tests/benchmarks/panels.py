@@ -22,7 +22,7 @@ from stpredict.data.tiles import Tiles, shared_genes
 from stpredict.machine import limit_threads
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.statistics.metrics import depth_controlled_correlation
-from stpredict.training.one_network import predict_held_out, train_network
+from stpredict.training.one_network import express_held_out, train_network
 from stpredict.training.panels import Panel
 from stpredict.training.run import Run
 from stpredict.training.settings import Settings
@@ -77,7 +77,7 @@ def main() -> None:
         counts, on_xenium = tiles.panel_counts(mixed.panel)[test], tiles.measured_by(XENIUM, mixed.panel).any(axis=0)
         print(f"{settings.objective}: {int((mixed.objective.depth > 0).sum())} of {len(test)} spots have a depth")
         for name, trained in (("all", mixed), ("Visium", alone)):
-            expression = trained.expression(predict_held_out(run, trained, np.flatnonzero(test)))
+            expression = express_held_out(run, trained, np.flatnonzero(test))
             found = depth_controlled_correlation(expression, counts, trained.objective.depth[test], tiles.section[test])
             print(
                 f"trained on {name}: held-out Visium {np.nanmean(found[~on_xenium]):.4f} in {(~on_xenium).sum()} genes "

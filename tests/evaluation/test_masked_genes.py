@@ -87,6 +87,16 @@ def test_maps_say_how_many_sections_measured_the_gene():
     assert (best.gene, best.section, best.sections) == ("G3", "P0s", "the 1 of 3 sections that measured it")
 
 
+def test_where_no_gene_was_measured_in_patients_enough_there_are_no_intervals():
+    """Each of four patients lacks a third of the genes, so that none was measured in all four."""
+    lacking = {f"P{patient}s": list(range(patient % 3, 12, 3)) for patient in range(4)}
+    tiles, knows, features = partly(lacking)
+    found = score_all("t", [], tiles, knows, knows.index, features)
+    assert found.whole["intervals"] == []
+    assert "prediction intervals of 80% need 4 patients; there are 4" not in found.notes
+    assert "no gene was measured in the 4 patients that prediction intervals of 80% need" in found.notes
+
+
 def split_of_last(tiles, knows) -> Split:
     counts = tiles.panel_counts(knows.panel)
     test = tiles.patient == "P3"
