@@ -24,7 +24,7 @@ from stpredict.data.twins import told_twins
 from stpredict.errors import ResultError, UsageError
 from stpredict.machine import usable_cores
 from stpredict.networks import ENCODER, architecture_views, check_architecture, reads_tiles
-from stpredict.prediction.leases import alone, is_held
+from stpredict.prediction.leases import alone, is_held, leases_in
 from stpredict.slides.views import ONE_VIEW, Views
 from stpredict.statistics.normalisation import check_normalisation
 from stpredict.statistics.objectives import check_objective
@@ -197,7 +197,7 @@ def write_record(record: Path, wanted: dict[str, Any]) -> None:
 
 def discard(out: Path) -> None:
     """Remove what earlier calls left. Raises ResultError while one of them is at work."""
-    if any(is_held(lease) for lease in out.rglob("*.lease")):
+    if any(is_held(lease) for lease in leases_in(out)):
         raise ResultError(f"{out}: another call is at work there; --overwrite would take its files away.")
     for folder in (out / JOBS, out / FROZEN, *out.glob("views-*.patches")):
         shutil.rmtree(folder, ignore_errors=True)

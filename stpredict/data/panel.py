@@ -69,10 +69,17 @@ class Look:
     counted: Bool
     value: Float
 
+    def of(self, genes: Int) -> Look:
+        """The look at some of the genes."""
+        return Look(self.counted[genes], self.value[genes])
+
 
 def look_at(counts: csr_array, rule: str, among: Int | None = None) -> Look:
-    """What a rule of RULES needs of a section's counts (spots x genes), of all genes or those `among` them."""
-    if among is not None:
+    """What a rule of RULES needs of a section's counts, spots x genes.
+
+    By the rule "variable" it is of the genes `among` them, if there are any, as a spot's depth is their sum.
+    """
+    if among is not None and rule == "variable":
         counts = counts[:, among]
     sums = _sums(counts)
     if rule == "mean":
@@ -124,7 +131,9 @@ def choose_from(
             )
         return sorted({*chosen, *required})
     among = genes_among(rule, coverage)
-    genes = genes if among is None else [genes[int(i)] for i in among]
+    if among is not None:
+        genes = [genes[int(i)] for i in among]
+        looks = looks if rule == "variable" else (look.of(among) for look in looks)
     if rule == "variance":
         chosen = _variable_in_every_section(looks, genes)
         if size is not None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stpredict.console import Report
+from stpredict.storage.files import TEMPORARY
 
 RENEW_S = 20.0
 LAPSED_S = 120.0
@@ -57,6 +58,11 @@ def is_held(path: Path) -> bool:
         return _has_lapsed(path) is False
     except OSError:
         return True
+
+
+def leases_in(folder: Path) -> Iterator[Path]:
+    """The leases below a folder, without those that are being written."""
+    return (path for path in folder.rglob("*.lease") if not TEMPORARY.fullmatch(path.name))
 
 
 def is_lease(path: Path) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stpredict.arrays import Int
+from stpredict.statistics.blocks import blocks
 
 
 class Loss(Protocol):
@@ -27,7 +28,7 @@ class Targets(Protocol):
     """Spots x genes: an array, or what is read or computed when rows are asked for."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, int]: ...
 
     def __getitem__(self, rows: Any, /) -> Any: ...
 
@@ -42,11 +43,14 @@ class TargetError:
     @cached_property
     def wanted(self) -> Tensor:
         """The targets as a tensor; heads that are fitted at once never ask for it."""
-        return torch.as_tensor(self.targets[:], dtype=torch.float32)
+        wanted = torch.empty(self.targets.shape, dtype=torch.float32)
+        for some in blocks(*self.targets.shape):
+            wanted[some] = torch.as_tensor(self.targets[some], dtype=torch.float32)
+        return wanted
 
     @cached_property
     def gaps(self) -> bool:
-        return bool(np.isnan(self.targets[:]).any())
+        return bool(torch.isnan(self.wanted).any())
 
     def __call__(self, z: Tensor, index: Tensor) -> Tensor:
         wanted = self.wanted[index].to(z.device)

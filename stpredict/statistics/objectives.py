@@ -38,8 +38,8 @@ class Chosen:
     index: Int
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return len(self.index), *self.targets.shape[1:]
+    def shape(self) -> tuple[int, int]:
+        return len(self.index), self.targets.shape[1]
 
     def __getitem__(self, rows: Any, /) -> Any:
         return self.targets[self.index[rows]]

@@ -23,7 +23,7 @@ from stpredict.training.panels import choose_genes
 from stpredict.training.residuals import objective_of
 from stpredict.training.run import Run, Trained
 from stpredict.training.settings import Settings
-from stpredict.training.shared_sums import SharedSums, share_sums
+from stpredict.training.shared_sums import SharedSums
 
 
 def fit_at_once(
@@ -56,11 +56,13 @@ def fit_many_at_once(
     network = new_described_network(run, sections, len(panel))
     describe = describe_by(run, network)
     shared = run.sums if run.sums and run.sums.serves(sections, panel) else None
-    shared = shared or SharedSums.of_one(tiles, sections, panel, describe)
+    shared = shared or SharedSums.of_parts(tiles, [sections], panel, describe)
     kinds = shared.of(sections, panel)
-    residuals = shared.residuals.of(panel)
-    objective = objective_of(residuals, sections, spread_of(kinds, len(panel)), depth, in_training, normalisation.per)
-    found, used = map_from_sums(kinds, residuals, sections, describe, normalisation, shared.covariances)
+    residuals, spread = shared.residuals.of(panel), spread_of(kinds, len(panel))
+    objective = objective_of(residuals, sections, spread, depth, in_training, normalisation.per)
+    found, used = map_from_sums(
+        kinds, residuals, 1 / spread, sections, describe, normalisation, shared.covariances
+    )  # fmt: skip
     write_head(network, found)
     return Trained(network, objective, panel, sections, 0, counts_from=used)
 
@@ -70,22 +72,27 @@ def reads_targets(settings: Settings, n_spots: int) -> bool:
     return (
         n_spots > FEW_SPOTS
         and settings.objective == "residuals"
+        and settings.head != "linear"
         and not settings.smooth_labels
         and not NORMALISATIONS[settings.normalisation].of_panel
     )
 
 
 def with_sums(run: Run, parts: Sequence[Sequence[str]]) -> Run:
-    """The run with sums that its parts share, each the sections that it trains on, if their heads need no more."""
+    """The run with sums for its parts, if these are all that heads on the run's features need.
+
+    Each part is the sections that it trains on.
+    """
     encoded, tiles = run.encoded, run.tiles
-    if encoded is None or run.settings.architecture not in FITTED or run.settings.head == "linear":
+    if encoded is None or run.settings.architecture not in FITTED:
         return run
     spots = [int((np.isin(tiles.section, part) & (tiles.depth > 0)).sum()) for part in parts]
     large = [part for part, n in zip(parts, spots, strict=True) if reads_targets(run.settings, n)]
     if len(large) < 2:
         return run
     panels = [choose_genes(tiles, run.panel, part, run.settings.seed) for part in large]
-    return replace(run, sums=share_sums(tiles, panels, large, lambda rows: np.asarray(encoded[rows], dtype=float)))
+    genes, describe = sorted(set().union(*panels)), lambda rows: np.asarray(encoded[rows], dtype=float)
+    return replace(run, sums=SharedSums.of_parts(tiles, large, genes, describe))
 
 
 def new_described_network(run: Run, sections: Sequence[str], n_genes: int) -> Dictionary | Encoded | Hipt:

@@ -174,7 +174,8 @@ def write_trained(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the model with its card, which is returned."""
     rows = np.flatnonzero(np.isin(run.tiles.section, trained.sections) & (trained.objective.depth > 0))
-    drawn = rows[draw_evenly(run.tiles.section[rows], MOST_READ)]
+    described = np.intersect1d(rows, is_described(run.features))
+    drawn = described[draw_evenly(run.tiles.section[described], MOST_READ)]
     expression, read = express_and_read(run, trained, drawn)
     training = {
         **trained_how(run.settings, trained),

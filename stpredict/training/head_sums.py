@@ -1,6 +1,6 @@
 """Fit a linear head from sums over spots, so that none of them stays in memory.
 
-Sections that the same parts of a cross-validation train on are summed together, once, and serve all these parts.
+Where features are the same for all parts of a cross-validation, sections that the same parts train on are summed once.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ def objective_of_many(
 def fit_sums(kinds: Sequence[Sums], covariance: Float, n: int, few: Callable[[Int], tuple[Float, Float]]) -> LinearMap:
     """As `fit_programmes_where_measured`, from sums: features to residuals, along `n` programmes of a `covariance`.
 
-    Generalised cross-validation chooses the penalty (Golub, Heath and Wahba 1979, Technometrics 21:215): as each spot
-    predicted from the others, but with the mean leverage of all spots, so that it needs no spot. It is good for many
-    spots alone. `few` gives the features and residuals of all spots that measured a gene, for genes that few measured.
+    Generalised cross-validation chooses the penalty (Golub, Heath and Wahba 1979, Technometrics 21:215). It predicts
+    each spot from the others, but with the mean leverage of all spots, so that it needs no spot. If few spots measured
+    a gene, each is left out in turn: `few` gives the features and residuals of all spots that measured it.
     """
     member = np.zeros((len(kinds), len(covariance)), dtype=bool)
     for row, sums in zip(member, kinds, strict=True):
@@ -140,7 +140,7 @@ def _fit_joined(sums: Sums, covariance: Float, n: int, wanted: Int) -> LinearMap
     variance, vectors = variance[real], vectors[:, real]
     projected = known.turning.T @ (deviations[:width, width:] @ vectors)
     squares = (deviations[width:, width:] @ vectors * vectors).sum(axis=0)
-    kept = shrinkages(known, variance**2 / variance[0])
+    kept = shrinkages(known, variance**2 / variance[:1])
     errors = [
         ((squares - (own * (2 - own) * projected**2).sum(axis=0)) / (1 - (1 + own.sum(axis=0)) / moments.n) ** 2).sum()
         for own in kept

@@ -20,13 +20,9 @@ from stpredict.networks.m2ost import M2OST
 from stpredict.statistics.normalisation import Normalisation
 from stpredict.statistics.objectives import Objective
 from stpredict.statistics.regression import LinearMap
-from stpredict.training.head_sums import Describe, Sums, fit_sums, spread_of, sum_sections
-from stpredict.training.programmes import (
-    N_PROGRAMMES,
-    KeptCovariances,
-    fit_programmes_where_measured,
-    gene_covariance,
-)
+from stpredict.training.covariances import KeptCovariances, gene_covariance
+from stpredict.training.head_sums import Describe, Sums, fit_sums, sum_sections
+from stpredict.training.programmes import N_PROGRAMMES, fit_programmes_where_measured
 from stpredict.training.residuals import Residuals
 
 BATCH = 16
@@ -68,11 +64,11 @@ def fit_map(
     used: list[str] = []
     scale = objective.residual_scale
     sections = sorted(set(tiles.section[rows]))
-    if isinstance(objective.targets, Residuals):
+    if isinstance(objective.targets, Residuals) and scale is not None:
         unscaled = replace(objective.targets, scale=1.0)
         describe: Describe = lambda some: features[np.searchsorted(rows, some)]  # noqa: E731
         kinds = sum_sections(unscaled, sections, describe, features[0])
-        return map_from_sums(kinds, unscaled, sections, describe, normalisation)
+        return map_from_sums(kinds, unscaled, scale, sections, describe, normalisation)
     if scale is None:
         found = fit_ridge(features, objective.targets[rows])
         found = replace(found, bias=np.nan_to_num(found.bias))
@@ -87,12 +83,12 @@ def fit_map(
 
 
 def map_from_sums(
-    kinds: Sequence[Sums], residuals: Residuals, sections: Sequence[str], describe: Describe,
+    kinds: Sequence[Sums], residuals: Residuals, scale: Float, sections: Sequence[str], describe: Describe,
     normalisation: Normalisation, kept: KeptCovariances | None = None,
 ) -> tuple[LinearMap, list[str]]:  # fmt: skip
     """As `fit_map`, from sums over the spots of `sections` for each set of genes that sections measured.
 
-    `describe` gives the features of spots, `residuals` their residuals, not scaled.
+    `describe` gives the features of spots, `residuals` their residuals; z are residuals times the `scale` of each gene.
     """
     tiles, panel = residuals.tiles, residuals.genes
     covariance, used = gene_covariance(tiles, panel, sections, normalisation, kept)
@@ -103,8 +99,7 @@ def map_from_sums(
         return describe(rows), residuals[rows]
 
     found = fit_sums(kinds, covariance, N_PROGRAMMES if used else len(panel), few)
-    spread = spread_of(kinds, len(panel))
-    return replace(found, weight=found.weight / spread, bias=found.bias / spread), used
+    return replace(found, weight=found.weight * scale, bias=found.bias * scale), used
 
 
 def write_taught_head(network: M2ORT | M2OST, lessons: nn.Linear, found: LinearMap) -> None:

@@ -86,7 +86,7 @@ def train_network(
         run.report(f"{uncounted} spots without counts in the panel are left out")
         in_training &= depth > 0
     many = reads_targets(settings, int(in_training.sum()))
-    if many and settings.architecture in FITTED and settings.head != "linear":
+    if many and settings.architecture in FITTED:
         return fit_many_at_once(run, sections, panel, depth, in_training)
     smooth = neighbour_mean(tiles.section, tiles.centres) if settings.smooth_labels else None
     if many:
@@ -266,7 +266,7 @@ def as_student(
         predict = partial(predict_triplex, network, surroundings, tiles, device=device)
         return Student(network, step, predict, tiles.read_patches), None, True
     if isinstance(network, SectionNetwork) and cells is not None:
-        step = section_step(network, cells, objective, tiles.panel_counts(trial.panel), device)
+        step = section_step(network, cells, objective, partial(tiles.panel_counts, trial.panel), device)
         predict = partial(predict_in_own_sections, network, tiles, cells, device=device)
         return (
             Student(network, step, predict, partial(read_middle, tiles, network.config.image_px)),

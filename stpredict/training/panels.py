@@ -67,7 +67,7 @@ def choose_genes(tiles: Tiles, panel: Panel, sections: Sequence[str], seed: int)
 
 def looks_at(tiles: Tiles, sections: Sequence[str], rule: str, among: Int | None) -> Iterator[Look]:
     """What a rule needs of each section's counts, which are read once for all parts of a run."""
-    asked = rule, None if among is None else among.tobytes()
+    asked = rule, among.tobytes() if among is not None and rule == "variable" else None
     for name in sections:
         if (name, *asked) not in tiles.looks:
             counts = next(tiles.counts_of([name]))

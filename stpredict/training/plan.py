@@ -35,6 +35,7 @@ from stpredict.training.panels import Panel, choose_genes, coverage_of
 from stpredict.training.preparation import Checked, check_run, is_finished, patch_px_of, run_folder
 from stpredict.training.processes import pick_device
 from stpredict.training.settings import Settings, TrainingRequest
+from stpredict.training.shared_sums import MOST_BYTES
 from stpredict.training.whole_run import check_request, parts_of, recorded
 
 #: How long the rate of training is measured, in seconds, and on how many patches at a time, both at most.
@@ -42,10 +43,13 @@ MEASURE_S, MEASURED_AT_ONCE = 3.0, 16
 #: Memory of a parameter with AdamW: the parameter and its two moments, in fp32.
 BYTES_PER_PARAMETER = 12
 #: The most memory that a call holds, in bytes: the libraries; an entry of one section's counts, and what a panel's rule
-#: makes of it; arrays of spots x panel of a fit, of its scores and of its baselines; those of genes x genes; the
-#: features of a spot, as many as a dictionary's, and copies. A network that is trained on many spots holds a TARGET of
-#: each gene. The factor of what a batch's backward pass keeps is for gradients.
-LIBRARIES, ENTRY, DENSE, PAIRS, FEATURES, TARGET, GRADIENTS = 480 << 20, 32, 7 * 8, 4 * 8, 3 * 600 * 8, 4, 1.3
+#: makes of it; arrays of spots x panel of a fit, of its scores and of its baselines; those of genes x genes. A network
+#: that is trained on many spots holds a TARGET of each gene. The factor of what a batch's backward pass keeps is for
+#: gradients.
+LIBRARIES, ENTRY, DENSE, PAIRS, TARGET, GRADIENTS = 480 << 20, 32, 7 * 8, 4 * 8, 4, 1.3
+#: As many features as a dictionary has.
+WIDTH = 600
+FEATURES = 3 * WIDTH * 8
 
 
 def plan_run(request: TrainingRequest, panel: Panel, report: Report) -> Iterator[str]:
@@ -205,8 +209,12 @@ def peak_memory(checked: Checked, request: TrainingRequest, n_genes: int) -> int
         return LIBRARIES + of_section + (DENSE * n_genes + FEATURES) * n_spots + pairs
     tested = [int(np.isin(found.section, fold.test_sections).sum()) for fold in checked.folds]
     n_held = min(n_spots, MOST_TAUGHT + max(tested, default=0))
-    targets = 0 if request.settings.architecture in FITTED else TARGET * n_genes * n_spots
-    return LIBRARIES + max(of_section, DENSE * n_genes * n_held) + pairs + targets
+    architecture, n_patients = request.settings.architecture, len(set(found.patient.tolist()))
+    held = DENSE // 2 * n_genes * n_spots if has_bank(architecture) else TARGET * n_genes * n_spots
+    if architecture in FITTED:
+        sums = (len(checked.folds) + 1) * 8 * (WIDTH + n_genes) ** 2
+        held = min(sums, MOST_BYTES) + min(n_patients * 8 * n_genes**2, MOST_BYTES)
+    return LIBRARIES + max(of_section, DENSE * n_genes * n_held) + pairs + held
 
 
 def about_memory(n_bytes: int, rate: Rate | None) -> str:

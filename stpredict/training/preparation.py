@@ -28,7 +28,7 @@ from stpredict.errors import ResultError, UsageError
 from stpredict.evaluation.described import MOST_DESCRIBED, describe_drawn
 from stpredict.networks import architecture_views, reads_slides, reads_tiles, refuses_patches
 from stpredict.networks.encoder_files import count_features
-from stpredict.prediction.leases import is_held
+from stpredict.prediction.leases import is_held, leases_in
 from stpredict.prediction.shards import describe_difference
 from stpredict.statistics.colour_texture import colour_texture_features
 from stpredict.storage.files import atomic_path, output_folders
@@ -151,7 +151,7 @@ def discard(folder: Path) -> None:
 
     Raises ResultError while another call trains a part of it.
     """
-    if any(is_held(lease) for lease in folder.rglob("*.lease") if lease.name != PREPARING):
+    if any(is_held(lease) for lease in leases_in(folder) if lease.name != PREPARING):
         raise ResultError(f"{folder}: another call is at work there; --overwrite would take its files away.")
     for path in folder.glob("*"):
         if path.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,37 +33,49 @@ class Residuals:
         return len(self.tiles.spot), len(self.genes)
 
     def __getitem__(self, rows: Any) -> Float:
-        index = np.arange(self.shape[0])[rows]
-        section, found = self.tiles.section[index], np.empty((len(index), self.shape[1]))
+        index, place = np.unique(np.arange(self.shape[0])[rows], return_inverse=True)  # counts are read in order
+        found = np.empty((len(index), self.shape[1]))
+        section = self.tiles.section[index]
         for name in np.unique(section):
-            places = np.flatnonzero(section == name)
-            places = places[np.argsort(index[places], kind="stable")]  # counts are read in order
-            found[places] = self._of_section(str(name), index[places])
-        return found * self.scale
+            own = np.flatnonzero(section == name)
+            found[own] = self._of_section(str(name), index[own])
+        found *= self.scale
+        return found if len(place) == len(index) and (np.diff(place) > 0).all() else found[place]
 
     def of(self, genes: Sequence[str]) -> Residuals:
-        """The residuals of some of the genes."""
+        """The residuals of some of the genes, not scaled."""
         place = {gene: i for i, gene in enumerate(self.genes)}
         chosen = [place[gene] for gene in genes]
         return Residuals(self.tiles, genes, _counts={name: sums[chosen] for name, sums in self._counts.items()})
 
     def _of_section(self, name: str, rows: Int) -> Float:
         """The residuals of some spots of a section, not scaled."""
-        whole = self.tiles.section == name
-        share = self.counts_of(name) / self.tiles.depth[whole].sum()
+        whole = self._rows[name]
+        share = self.counts_of(name) / max(self.tiles.depth[whole].sum(), 1)
         counts = self.tiles.panel_counts(self.genes, rows)
-        return residuals_of(counts, self.tiles.depth[rows], share, int(whole.sum()))
+        return residuals_of(counts, self.tiles.depth[rows], share, len(whole))
+
+    @cached_property
+    def _rows(self) -> dict[str, Int]:
+        """The spots of each section."""
+        names, of_spot = np.unique(self.tiles.section, return_inverse=True)
+        order, ends = np.argsort(of_spot, kind="stable"), np.cumsum(np.bincount(of_spot))
+        return dict(zip(names.tolist(), np.split(order, ends[:-1]), strict=True))
+
+    @cached_property
+    def _columns(self) -> Int:
+        """The columns of the genes among all of the tiles; one after the last for a gene that is not there."""
+        place = {gene: i for i, gene in enumerate(self.tiles.genes)}
+        return np.array([place.get(gene, len(place)) for gene in self.genes], dtype=np.int64)
 
     def counts_of(self, name: str) -> Float:
         """The sum of each gene's counts in a section; NaN if it did not measure the gene."""
         if name not in self._counts:
-            tiles = self.tiles
-            place = {gene: i for i, gene in enumerate(tiles.genes)}
-            sums = np.zeros(len(place) + 1)  # the last is of genes that nothing measured
-            for _, block in tiles.counts.blocks(np.flatnonzero(tiles.section == name)):
-                sums[:-1] += np.bincount(block.indices, block.data, minlength=len(place))
-            own = sums[[place.get(gene, -1) for gene in self.genes]]
-            self._counts[name] = np.where(tiles.measured_by([name], self.genes)[0], own, np.nan)
+            sums = np.zeros(len(self.tiles.genes) + 1)
+            for _, block in self.tiles.counts.blocks(self._rows[name]):
+                sums[:-1] += np.bincount(block.indices, block.data, minlength=len(sums) - 1)
+            measured = self.tiles.measured_by([name], self.genes)[0]
+            self._counts[name] = np.where(measured, sums[self._columns], np.nan)
         return self._counts[name]
 
 

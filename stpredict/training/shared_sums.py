@@ -11,11 +11,11 @@ import numpy as np
 
 from stpredict.arrays import Float
 from stpredict.data.tiles import Tiles
+from stpredict.training.covariances import KeptCovariances
 from stpredict.training.head_sums import Describe, Sums, sum_sections
-from stpredict.training.programmes import KeptCovariances
 from stpredict.training.residuals import Residuals
 
-#: The most memory that sums of several parts take, and that covariances of patients do.
+#: The most memory of the sums that are kept, and that of the covariances.
 MOST_BYTES = 1 << 30
 #: Spots whose mean features stand for all, as a middle from which rounding does not matter.
 A_FEW = 64
@@ -25,19 +25,23 @@ A_FEW = 64
 class SharedSums:
     """Sums for `parts`, each the sections that it trains on. Sections that the same parts train on are summed together.
 
-    They are of all genes that a part's panel has, and are made when a part first asks for them.
+    They are of all genes that a part's panel has, and are made when a part first asks for them. As many are kept as
+    MOST_BYTES hold.
     """
 
     residuals: Residuals
     parts: Sequence[frozenset[str]]
     describe: Describe
-    covariances: KeptCovariances | None
+    covariances: KeptCovariances | None = None
     _kept: dict[frozenset[int], list[Sums]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of_one(cls, tiles: Tiles, sections: Sequence[str], panel: Sequence[str], describe: Describe) -> SharedSums:
-        """The sums of one part alone."""
-        return cls(Residuals(tiles, panel), [frozenset(sections)], describe, None)
+    def of_parts(
+        cls, tiles: Tiles, parts: Sequence[Sequence[str]], genes: Sequence[str], describe: Describe
+    ) -> SharedSums:
+        """The sums of parts, each the sections that it trains on, over the genes of all their panels."""
+        covariances = KeptCovariances(genes, MOST_BYTES) if len(parts) > 1 else None
+        return cls(Residuals(tiles, genes), [frozenset(part) for part in parts], describe, covariances)
 
     def serves(self, sections: Sequence[str], panel: Sequence[str]) -> bool:
         """Whether these are the sections of a part, and all of its genes are here."""
@@ -65,32 +69,14 @@ class SharedSums:
         return groups
 
     def _sums(self, together: frozenset[int]) -> list[Sums]:
-        if together not in self._kept:
-            self._kept[together] = sum_sections(self.residuals, self.groups[together], self.describe, self.middle)
-        return self._kept[together]
+        if together in self._kept:
+            return self._kept[together]
+        made = sum_sections(self.residuals, self.groups[together], self.describe, self.middle)
+        if sum(sums.moments.products.nbytes for kept in (made, *self._kept.values()) for sums in kept) <= MOST_BYTES:
+            self._kept[together] = made
+        return made
 
     @cached_property
     def middle(self) -> Float:
         middle: Float = self.describe(np.arange(min(A_FEW, self.residuals.shape[0]))).mean(axis=0)
         return middle
-
-
-def share_sums(
-    tiles: Tiles, panels: Sequence[Sequence[str]], parts: Sequence[Sequence[str]], describe: Describe
-) -> SharedSums | None:
-    """What parts with these sections and panels can share; None if the sums would take too much memory."""
-    genes = sorted(set().union(*panels))
-    patients = {*tiles.patient.tolist(), *(tiles.counts_only.patient.tolist() if tiles.counts_only else ())}
-    covariances = KeptCovariances(genes) if _in_bytes([len(genes)] * len(patients)) <= MOST_BYTES else None
-    shared = SharedSums(Residuals(tiles, genes), [frozenset(part) for part in parts], describe, covariances)
-    widths = [
-        len(shared.middle) + int(kind.sum())
-        for names in shared.groups.values()
-        for kind in np.unique(tiles.measured_by(names, genes), axis=0)
-    ]
-    return shared if _in_bytes(widths) <= MOST_BYTES else None
-
-
-def _in_bytes(widths: Sequence[int]) -> int:
-    """What square matrices take."""
-    return 8 * sum(width**2 for width in widths)

@@ -6,7 +6,7 @@ As in prediction, spots' positions are columns and rows of their pitch, counted 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -101,9 +101,9 @@ def read_middle(tiles: Tiles, px: int, index: Int) -> UInt8:
 
 
 def section_step(
-    network: SectionNetwork, cells: Int, objective: Objective, counts: Float, device: torch.device
+    network: SectionNetwork, cells: Int, objective: Objective, counts_of: Callable[[Int], Float], device: torch.device
 ) -> Step:
-    """The loss of a batch, all spots of a section; `counts` are spots x genes of the panel."""
+    """The loss of a batch, all spots of a section; `counts_of` gives their counts, spots x genes of the panel."""
 
     def step(_model: nn.Module, patches: Tensor, items: Int) -> Tensor:
         index, where = torch.from_numpy(items), torch.from_numpy(cells[items]).to(device)
@@ -111,7 +111,7 @@ def section_step(
             return objective.loss(network.head(network.global_tokens(network.describe(patches), where)), index)
         states = network.spot_states(network.describe(patches), where)
         z = network.head(network.norm(states))
-        measured = torch.from_numpy(counts[items]).float().to(device)
+        measured = torch.from_numpy(counts_of(items)).float().to(device)
         sums = measured.sum(dim=1)
         likelihood = zinb_loss(measured, sums / sums.median().clamp(min=1), *network.distribution(states))
         distilled = ask_views(network, patches, where)

@@ -22,8 +22,8 @@ from stpredict.statistics.colour_texture import colour_texture_features
 from stpredict.statistics.objectives import Objective, make_objective
 from stpredict.storage.files import atomic_path
 from stpredict.training.augmentation import jitter_stain
+from stpredict.training.covariances import gene_covariance
 from stpredict.training.dictionary import learn_windows
-from stpredict.training.programmes import gene_covariance
 from stpredict.training.settings import Settings
 
 Splits = Mapping[str, tuple[list[str], list[str]]]

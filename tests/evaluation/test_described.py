@@ -78,12 +78,12 @@ def test_rows_of_an_assessment_hold_for_the_spots_that_they_say_something_of(spl
         assert sum(piece.spots for piece in rows[row].pieces) == 160
 
 
-def test_baselines_learn_from_as_many_spots_as_are_described(split, monkeypatch):
+def test_baselines_learn_from_no_more_spots_than_teach_them_much(split, monkeypatch):
     whole, features = split
     measured = Measured(
         whole.counts, whole.depth, whole.section, whole.patient, whole.centres, whole.per, whole.section
     )  # fmt: skip
-    monkeypatch.setattr(scores, "MOST_DESCRIBED", 80)
+    monkeypatch.setattr(scores, "MOST_TAUGHT", 80)
     taught = np.isin(np.arange(160), draw_evenly(whole.section, 80))
     known = np.where(taught[:, None], features, np.nan)
     rows, _ = score_rows(measured, np.ones(160, bool), features, known, False)

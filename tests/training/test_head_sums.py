@@ -12,19 +12,21 @@ from stpredict.data.counts import in_memory
 from stpredict.data.gene_mask import GeneMask
 from stpredict.data.tiles import Tiles
 from stpredict.statistics.metrics import pearson_residuals
+from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.objectives import make_objective
 from stpredict.statistics.regression import find_directions
 from stpredict.training import head_sums
-from stpredict.training.head_sums import fit_sums, spread_of, sum_sections
+from stpredict.training.covariances import gene_covariance
+from stpredict.training.head_sums import fit_sums, objective_of_many, spread_of, sum_sections
+from stpredict.training.heads import fit_map
 from stpredict.training.programmes import (
     STRENGTHS,
     fit_programmes,
     fit_programmes_where_measured,
-    gene_covariance,
     shrinkages,
 )
 from stpredict.training.residuals import Residuals, objective_of
-from stpredict.training.shared_sums import share_sums
+from stpredict.training.shared_sums import SharedSums
 
 GENES, SECTIONS = [f"G{i:02}" for i in range(10)], ["A1", "A2", "B1", "C1"]
 EACH, WIDTH = 30, 4
@@ -61,7 +63,7 @@ def test_residuals_of_some_spots_are_those_of_whole_sections(masked: bool):
     tiles, _ = make_tiles(masked)
     whole, read = raw_residuals(tiles, GENES[2:8]), Residuals(tiles, GENES[2:8])
     np.testing.assert_allclose(read[:], whole)
-    np.testing.assert_allclose(read[np.array([70, 3, 41])], whole[[70, 3, 41]])
+    np.testing.assert_allclose(read[np.array([70, 3, 41, 3])], whole[[70, 3, 41, 3]])
     np.testing.assert_allclose(replace(read, scale=2.0)[tiles.depth > 500], 2 * whole[tiles.depth > 500])
     np.testing.assert_allclose(read.of(GENES[5:7])[:], whole[:, 3:5])
 
@@ -133,8 +135,7 @@ def test_parts_that_share_sums_have_their_own(masked: bool):
         read.extend(rows.tolist())
         return features[rows]
 
-    shared = share_sums(tiles, panels, parts, describe)
-    assert shared
+    shared = SharedSums.of_parts(tiles, parts, GENES, describe)
     shared.middle  # noqa: B018 (it reads a few spots again)
     read.clear()
     for part, panel in zip(parts, panels, strict=True):
@@ -156,9 +157,78 @@ def test_parts_that_share_sums_have_their_own(masked: bool):
     assert not shared.serves(["A1"], GENES)
 
 
-def test_sums_that_would_fill_the_memory_are_not_shared(monkeypatch: pytest.MonkeyPatch):
+def test_sums_that_would_fill_the_memory_are_made_anew(monkeypatch: pytest.MonkeyPatch):
     tiles, features = make_tiles(masked=False)
-    parts = [["A1", "A2"], ["B1", "C1"]]
-    assert share_sums(tiles, [GENES, GENES], parts, features.__getitem__)
-    monkeypatch.setattr("stpredict.training.shared_sums.MOST_BYTES", 1000)
-    assert share_sums(tiles, [GENES, GENES], parts, features.__getitem__) is None
+    parts, read = [["A1", "A2"], ["B1", "A1"]], 0
+
+    def describe(rows: np.ndarray) -> np.ndarray:
+        nonlocal read
+        read += len(rows)
+        return features[rows]
+
+    for most, wanted in ((1 << 30, 3 * EACH - 1), (0, 4 * EACH - 2)):
+        monkeypatch.setattr("stpredict.training.shared_sums.MOST_BYTES", most)
+        shared = SharedSums.of_parts(tiles, parts, GENES, describe)
+        shared.middle  # noqa: B018 (it reads a few spots again)
+        read = 0
+        found = [shared.of(part, GENES)[0].moments for part in parts]
+        assert read == wanted  # A1, of which a spot has no counts, is in both
+        np.testing.assert_allclose(found[1].products, sum_of(tiles, features, parts[1], shared.middle), rtol=1e-9)
+
+
+def sum_of(tiles: Tiles, features: np.ndarray, sections: Sequence[str], middle: np.ndarray) -> np.ndarray:
+    rows = np.isin(tiles.section, sections) & (tiles.depth > 0)
+    beside = np.hstack([features[rows] - middle, raw_residuals(tiles, GENES)[rows]])
+    return beside.T @ beside
+
+
+def test_a_head_of_some_training_sections_is_in_the_unit_of_all(monkeypatch: pytest.MonkeyPatch):
+    """As where the others choose the number of epochs."""
+    monkeypatch.setattr("stpredict.training.programmes.STRENGTHS", np.array([30.0]))
+    monkeypatch.setattr(head_sums, "SPOTS_PER_FEATURE", 0)
+    tiles, features = make_tiles(masked=False)
+    fit, total = tiles.depth > 0, NORMALISATIONS["total"]
+    rows = np.flatnonzero(fit & (tiles.section != "B1"))
+    whole = make_objective("residuals", tiles.panel_counts(GENES), tiles.depth, tiles.section, fit)
+    read = objective_of_many(tiles, GENES, SECTIONS, tiles.depth, fit, total.per)
+    expected, used = fit_map(features[rows], rows, tiles, GENES, whole, total)
+    found, used_too = fit_map(features[rows], rows, tiles, GENES, read, total)
+    assert used == used_too == ["A1", "A2", "C1"]
+    np.testing.assert_allclose(found.predict(features), expected.predict(features), rtol=1e-6, atol=1e-7)
+
+
+def test_of_many_spots_the_penalty_is_that_of_leaving_each_out(monkeypatch: pytest.MonkeyPatch):
+    """Also where programmes differ in their penalties."""
+    monkeypatch.setattr(head_sums, "SPOTS_PER_FEATURE", 0)
+    tiles, telling = make_tiles(masked=False)
+    features = 0.3 * telling + np.random.default_rng(1).normal(size=telling.shape)
+    rows, mixing = np.flatnonzero(tiles.depth > 0), np.random.default_rng(2).normal(size=(len(GENES), len(GENES)))
+    covariance = mixing @ np.diag(np.geomspace(1, 0.01, len(GENES))) @ mixing.T
+    x, y = features[rows], raw_residuals(tiles, GENES)[rows]
+    kinds = sum_sections(Residuals(tiles, GENES), SECTIONS, features.__getitem__, np.zeros(WIDTH))
+    found = fit_sums(kinds, covariance, 6, lambda _: (x, y)).predict(x)
+    np.testing.assert_allclose(found, fit_programmes(x, y, covariance, 6).predict(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("per_feature", [0, 1000])
+def test_of_genes_whose_signal_is_less_than_nothing_nothing_is_predicted(
+    per_feature: int, monkeypatch: pytest.MonkeyPatch
+):
+    """An estimate of how much genes vary may be negative: of those that one section lacks here, and of all."""
+    monkeypatch.setattr(head_sums, "SPOTS_PER_FEATURE", per_feature)
+    tiles, features = make_tiles(masked=True)
+    residuals = Residuals(tiles, GENES)
+    kinds = sum_sections(residuals, SECTIONS, features.__getitem__, np.zeros(WIDTH))
+    rows = np.flatnonzero(tiles.depth > 0)
+
+    def few(gene: int) -> tuple[np.ndarray, np.ndarray]:
+        own = rows[~np.isnan(residuals[rows][:, gene])]
+        return features[own], residuals[own]
+
+    some = np.eye(len(GENES))
+    some[:6, :6] *= -1  # no gene that B1 lacks, and none of the others that all sections measured but one
+    for covariance in (-np.eye(len(GENES)), some):
+        found = fit_sums(kinds, covariance, 4, few).predict(features)
+        nothing = np.diag(covariance) < 0
+        assert (found[:, nothing] == 0).all()
+        assert nothing.all() or (found[:, ~nothing].std(axis=0) > 0).any()

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,55 +7,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.preprocessing import StandardScaler
 
-from stpredict.data.counts import in_memory
-from stpredict.data.gene_mask import GeneMask
-from stpredict.data.tiles import Counted, Tiles
-from stpredict.statistics.metrics import pearson_residuals
-from stpredict.training.programmes import (
-    MIN_DEPTH,
-    STRENGTHS,
-    fit_programmes,
-    fit_programmes_where_measured,
-    gene_covariance,
-    signal_covariance,
-)
-
-GENES = [f"G{i}" for i in range(12)]
-
-
-def draw_counts(rng: np.random.Generator, n: int, biology: float) -> np.ndarray:
-    """Counts of spots x genes whose first half of genes rises together, and whose second half falls."""
-    together = biology * rng.normal(size=(n, 1)) * np.repeat([1, -1], len(GENES) // 2)
-    return rng.poisson(rng.uniform(300, 900, (n, 1)) * np.exp(together) / 6)
-
-
-def test_covariance_is_of_the_signal_and_not_of_the_noise():
-    rng = np.random.default_rng(0)
-    for biology in (0.0, 0.2):
-        counts = draw_counts(rng, 3000, biology).astype(float)
-        found = signal_covariance(counts, counts.sum(axis=1))
-        np.testing.assert_allclose(found, found.T)
-        same, other = found[:6, :6], found[:6, 6:]
-        if biology:
-            # About 100 counts each: 0.2 of them is two standard deviations of their noise, so about 4 of variance.
-            assert same.min() > 1.5
-            assert other.max() < -1.5
-        else:
-            assert np.abs(found).max() < 0.15
-
-
-def test_covariance_is_that_of_halves_of_the_counts():
-    """Over all ways to halve them, as many halvings show."""
-    rng = np.random.default_rng(0)
-    counts = draw_counts(rng, 50, 0.2)[:, :4].astype(float)
-    depth, halvings = rng.uniform(300, 900, 50), 4000
-    products = np.zeros((4, 4))
-    for _ in range(halvings):
-        half = rng.binomial(counts.astype(int), 0.5).astype(float)
-        a, b = (pearson_residuals(part, depth / 2) for part in (half, counts - half))
-        products += 2 * (a - a.mean(axis=0)).T @ (b - b.mean(axis=0)) / len(counts)
-    found = signal_covariance(counts, depth)
-    np.testing.assert_allclose(found, products / halvings, rtol=0.02, atol=0.02 * found.max())
+from stpredict.training.programmes import STRENGTHS, fit_programmes, fit_programmes_where_measured
 
 
 @settings(max_examples=20, deadline=None)
@@ -105,86 +55,6 @@ def test_constant_features_and_negative_eigenvalues_do_no_harm():
     assert np.ptp(found.predict(x)[:, 1:]) < 1e-9
 
 
-def test_shallow_spots_tell_how_genes_vary_where_there_are_no_others():
-    tiles = shallow(make_tiles())
-    covariance, used = gene_covariance(tiles, GENES, ["A1", "B1"])
-    assert used == ["A1", "B1"]
-    assert covariance[0, 1] > 0 > covariance[0, -1]
-
-
-def shallow(tiles: Tiles) -> Tiles:
-    counts = np.random.default_rng(0).binomial(tiles.counts.rows().toarray(), 0.1)
-    assert counts.sum(axis=1).max() < MIN_DEPTH
-    return replace(tiles, counts=in_memory(counts), counts_only=None)
-
-
-def make_tiles() -> Tiles:
-    rng = np.random.default_rng(0)
-    section = np.repeat(["A1", "B1", "B2"], 30)
-    more = np.repeat(["A2", "B3", "C1", "D1"], 30)
-    deep = draw_counts(rng, 120, 0.2)
-    deep[90:] //= 1000  # D1 is too shallow
-    return Tiles(
-        None, 64, 0.69, 100.0, 200.0, np.arange(90).astype(str), section, np.array([s[0] for s in section]),
-        np.zeros((90, 2)), GENES, in_memory(draw_counts(rng, 90, 0.2)), np.array([], dtype=object),
-        Counted(more, np.array([s[0] for s in more]), in_memory(deep)),
-    )  # fmt: skip
-
-
-def test_nothing_is_learnt_of_a_patient_who_is_held_out():
-    tiles = make_tiles()
-    assert gene_covariance(tiles, GENES, ["A1"])[1] == ["A1", "A2", "C1"]
-    # Of a held-out section's patient, who is also trained on, the other sections may tell.
-    assert gene_covariance(tiles, GENES, ["A1", "B1"])[1] == ["A1", "B1", "A2", "B3", "C1"]
-    covariance, used = gene_covariance(tiles, GENES, ["B1", "B2"])
-    assert used == ["B1", "B2", "B3", "C1"]
-    per_patient = [
-        np.mean([signal_covariance(c, c.sum(axis=1)) for c in sections], axis=0)
-        for sections in (
-            [counts_of(tiles, "B1"), counts_of(tiles, "B2"), counts_of(tiles.counts_only, "B3")],
-            [counts_of(tiles.counts_only, "C1")],
-        )
-    ]
-    np.testing.assert_allclose(covariance, np.mean(per_patient, axis=0))
-
-
-def partly(tiles: Tiles, section: str, genes: list[str]) -> Tiles:
-    """The same tiles where a section did not measure some genes."""
-    names = sorted({*tiles.section, *(tiles.counts_only.section if tiles.counts_only else ())})
-    table = np.array([[not (name == section and gene in genes) for gene in GENES] for name in names])
-    return replace(tiles, measured=GeneMask(names, table))
-
-
-def test_two_genes_vary_together_as_in_the_sections_that_measured_both():
-    tiles = make_tiles()
-    whole, used = gene_covariance(tiles, GENES, ["A1", "B1", "B2"])
-    found, used_too = gene_covariance(partly(tiles, "A1", GENES[:3]), GENES, ["A1", "B1", "B2"])
-    assert used_too == used
-    assert np.isfinite(found).all()
-    np.testing.assert_allclose(found, found.T)
-    # A2, of the same patient, stands alone for what A1 did not measure.
-    a1, a2 = (signal_covariance(c, c.sum(axis=1)) for c in (counts_of(tiles, "A1"), counts_of(tiles.counts_only, "A2")))
-    np.testing.assert_allclose((found - whole)[:3, :3], ((a2 - (a1 + a2) / 2) / 3)[:3, :3], atol=1e-9)
-
-
-def counts_of(tiles: Tiles | Counted | None, section: str) -> np.ndarray:
-    assert tiles is not None
-    return tiles.counts.rows(np.flatnonzero(tiles.section == section)).toarray()
-
-
-def test_genes_that_no_section_measured_together_do_not_vary_together():
-    tiles = replace(make_tiles(), counts_only=None)
-    table = np.ones((3, len(GENES)), dtype=bool)
-    table[0, :6], table[1:, 6:] = False, False
-    found, _ = gene_covariance(replace(tiles, measured=GeneMask(["A1", "B1", "B2"], table)), GENES, ["A1", "B1", "B2"])
-    assert (found[:6, 6:] == 0).all()
-    assert (found.diagonal() > 0).all()
-    table[:, 0] = False
-    found, _ = gene_covariance(replace(tiles, measured=GeneMask(["A1", "B1", "B2"], table)), GENES, ["A1", "B1", "B2"])
-    assert found[0, 0] == pytest.approx(found.diagonal()[1:].mean())
-    assert (found[0, 1:] == 0).all()
-
-
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000))
 def test_genes_of_some_sections_are_fitted_as_if_there_were_no_others(seed: int):
@@ -225,29 +95,3 @@ def test_of_many_genes_it_is_the_fit_of_each_pattern_alone():
         np.testing.assert_allclose(
             found.predict(new)[:, list(wanted)], alone[:, [own.index(gene) for gene in wanted]], atol=1e-8
         )
-
-
-@pytest.mark.parametrize("block", [40, 4096])
-def test_of_a_pair_of_genes_each_patient_counts_by_the_mean_of_the_sections_that_measured_both(
-    block: int, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("stpredict.training.programmes.BLOCK", block)
-    tiles = make_tiles()
-    assert tiles.counts_only is not None
-    names = ["A1", "B1", "B2", "A2", "B3", "C1"]
-    table = np.ones((6, len(GENES)), dtype=bool)
-    table[[1, 4], :4], table[[2, 5], 6:9] = False, False
-    measured = dict(zip(names, table, strict=True))
-    mask = GeneMask([*names, "D1"], np.vstack([table, table[:1]]))
-    found, used = gene_covariance(replace(tiles, measured=mask), GENES, ["A1", "B1", "B2"])
-    assert sorted(used) == sorted(names)
-    of_patient: dict[str, list[np.ndarray]] = {}
-    for name in names:
-        one = tiles if name in tiles.section else tiles.counts_only
-        counts = counts_of(one, name)
-        own = np.full((len(GENES), len(GENES)), np.nan)
-        own[np.ix_(measured[name], measured[name])] = signal_covariance(counts[:, measured[name]], counts.sum(axis=1))
-        of_patient.setdefault(name[0], []).append(own)
-    with np.errstate(invalid="ignore"), pytest.warns(RuntimeWarning, match="empty slice"):
-        expected = np.nanmean([np.nanmean(each, axis=0) for each in of_patient.values()], axis=0)
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
