@@ -70,6 +70,7 @@ from stpredict.cli.training_options import (
     Stain,
     StainJitter,
     Teach,
+    Teacher,
     TeachLearningRate,
     TeachPatches,
     Unlabelled,
@@ -127,6 +128,7 @@ def train(
     epochs: Epochs = EPOCHS,
     unlabelled: Unlabelled = UNLABELLED,
     teach: Teach = None,
+    teacher: Teacher = None,
     teach_patches: TeachPatches = TEACH_PATCHES,
     stain_jitter: StainJitter = STAIN_JITTER,
     batch_size: BatchSize = BATCH_SIZE,
@@ -160,7 +162,7 @@ def train(
     """
     from stpredict.commands.train import describe_weights, train_command
     from stpredict.networks import has_bank, has_tokens, reads_sections
-    from stpredict.networks.encoder_settings import describe_encoder
+    from stpredict.networks.encoder_settings import describe_encoder, describe_teacher
     from stpredict.training.settings import Settings, TrainingRequest
 
     demand_positive({
@@ -172,8 +174,15 @@ def train(
     described = bool(encoder_mean or encoder_std or stain or (encoder_licence and not encoder_weights))
     taught = (teach, teach_patches, teach_learning_rate) != (None, TEACH_PATCHES, None)
     more_unlabelled = unlabelled != UNLABELLED
-    if not encoder and (described or arch == "encoder"):
-        raise UsageError("--encoder-mean, -std, -licence and --stain describe an encoder; name it with --encoder FILE.")
+    if teacher:
+        _check_teacher(arch, teach, teach_patches and unlabelled, {
+            "--encoder": encoder is not None, "--encoder-weights": encoder_weights is not None,
+            f"--recipe {recipe}": recipe != "ours",
+        })  # fmt: skip
+    if not encoder and ((described and not teacher) or arch == "encoder"):
+        raise UsageError(
+            "--encoder-mean, -std, -licence and --stain describe an encoder; name it with --encoder or --teacher FILE."
+        )
     if encoder_weights and (taught or more_unlabelled):
         raise UsageError("--encoder-weights: the trunk is not taught; leave --unlabelled, --teach and --teach-... out.")
     _check_weights(arch, encoder, encoder_weights, region_weights, mpp)
@@ -227,12 +236,13 @@ def train(
         encoder=describe_encoder(encoder, encoder_mean, encoder_std, encoder_licence, stain) if encoder else None,
         encoder_weights=describe_weights(encoder_weights, encoder_licence) if encoder_weights else None,
         region_weights=describe_weights(region_weights, encoder_licence) if region_weights else None,
+        teacher=describe_teacher(teacher, encoder_mean, encoder_std, encoder_licence, stain) if teacher else None,
         fusion_teacher=("attached" if attach_teacher else "detached") if arch.startswith("triplex") else None,
     )  # fmt: skip
     request = TrainingRequest(
         dataset, out, settings, folds=folds, hold_out=split(hold_out), allow_patient_leak=allow_patient_leak,
         protocol=protocol, normalisation=normalisation, min_depth=min_depth, counts_only=counts_only,
-        encoder=encoder, encoder_weights=encoder_weights,
+        encoder=encoder, encoder_weights=encoder_weights, teacher=teacher,
         unlabelled=0 if encoder or encoder_weights or recipe != "ours" or reads_sections(arch) else unlabelled,
         mpp=mpp, patch_um=patch_um, bin_um=bin_um, licence=licence, anonymous=anonymous, device=device,
         threads=threads or usable_cores(), overwrite=overwrite, region_weights=region_weights, where=where,
@@ -248,6 +258,19 @@ def train(
     if is_main_process() and not dry_run:
         write_used(context, run_folder(out) / "config.toml")
     raise typer.Exit(code)
+
+
+def _check_teacher(arch: str, teach: str | None, n_patches: int, others: dict[str, bool]) -> None:
+    """Raises UsageError for a teacher that would teach no tokens, and for options that leave nothing to teach."""
+    from stpredict.networks import has_tokens
+
+    refuse(True, "with it nothing is taught densely, so leave --teacher out", others)
+    if teach == "ridge":
+        raise UsageError("--teacher: teaches each token; --teach ridge teaches the patch, so leave one of them out.")
+    if not has_tokens(arch):
+        raise UsageError(f"--teacher: {arch} has no tokens that could be taught; an M2ORT or M2OST has.")
+    if not n_patches:
+        raise UsageError("--teacher: teaches on unlabelled patches; --unlabelled and --teach-patches must not be 0.")
 
 
 def _check_weights(

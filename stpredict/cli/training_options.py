@@ -245,6 +245,14 @@ Teach = Annotated[
         show_default="dense for m2ort and m2ost, ridge for others",
     ),
 ]
+Teacher = Annotated[
+    Path | None,
+    typer.Option(
+        help="An encoder that teaches each token in place of a dictionary, a file as --encoder takes, which gives maps "
+        "or tokens; --encoder-mean, -std and -licence describe it.",
+        show_default="none",
+    ),
+]
 TeachPatches = Annotated[int, typer.Option(min=0, help="How many of them to see in all, with repetition.")]
 TeachLearningRate = Annotated[
     float | None,

@@ -44,7 +44,7 @@ def train_command(
 
     out, settings, encoder = request.out, request.settings, request.encoder
     check_model_path(out)
-    for weights in (encoder, request.encoder_weights, request.region_weights):
+    for weights in (encoder, request.encoder_weights, request.region_weights, request.teacher):
         if weights and weights.resolve() == out.resolve():
             raise UsageError(f"-o {out}: is the encoder's own file.")
     if request.dataset.suffix == ".h5":
@@ -70,10 +70,11 @@ def train_command(
         settings, normalisation=request.normalisation or settings.normalisation,
         min_depth=request.min_depth or settings.min_depth,
     )  # fmt: skip
-    if settings.encoder and settings.encoder.vit and is_main_process():
-        from stpredict.networks.encoder_settings import show_timm_encoder
+    for known in (settings.encoder, settings.teacher):
+        if known and known.vit and is_main_process():
+            from stpredict.networks.encoder_settings import show_timm_encoder
 
-        report(show_timm_encoder(settings.encoder, settings.encoder.vit))
+            report(show_timm_encoder(known, known.vit))
     request = replace(request, settings=settings)
     tell = report if is_main_process() else lambda _line: None
     if dry_run:

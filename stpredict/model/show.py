@@ -35,8 +35,9 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
     yield f"output: {card['expression_unit']}{trained_by}"
     if origin := told_origin(card):
         yield origin
-    if encoder := training.get("encoder"):
-        yield f"encoder: {encoder['file']}, licence {encoder['licence']}, sha256 {encoder['sha256'][:16]}"
+    for role in ("encoder", "teacher"):
+        if known := training.get(role):
+            yield f"{role}: {known['file']}, licence {known['licence']}, sha256 {known['sha256'][:16]}"
     if "sections" in training:
         yield (
             f"trained on: {counted(training['spots'], 'spot')} of {counted(len(training['sections']), 'section')} "

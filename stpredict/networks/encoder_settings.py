@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stpredict import UNKNOWN_LICENCE
@@ -68,6 +68,14 @@ def describe_encoder(
         known.reading if known else None,
         chosen,
     )
+
+
+def describe_teacher(
+    path: Path, mean: str | None, std: str | None, licence: str | None, stain: str | None = None
+) -> EncoderSettings:
+    """The same of an encoder that teaches tokens: of a Vision Transformer all tokens of the patch are read."""
+    known = describe_encoder(path, mean, std, licence, stain)
+    return replace(known, vit=replace(known.vit, pooling="patches")) if known.vit else known
 
 
 def show_timm_encoder(encoder: EncoderSettings, vit: ViTReading) -> str:

@@ -1,8 +1,8 @@
-"""Dense teaching: each of a network's tokens learns what a dictionary network, the teacher, sees in its square.
+"""Dense teaching: each of a network's tokens learns what a teacher, a dictionary or an encoder, sees in its square.
 
-A patch has one count per gene, but a token for each square of tissue. For each square the teacher gives a lesson: how
-near its windows are to the dictionary's centres. So 1,000 patches make 196,000 lessons. If the head reads a cls token,
-this token learns the mean lesson over the whole patch. Dense teaching reads no counts.
+A patch has one count per gene, but a token for each square of tissue. For each square the teacher gives a lesson, so
+that 1,000 patches make 196,000 lessons. If the head reads a cls token, this token learns the mean lesson over the whole
+patch. Dense teaching reads no counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from stpredict.arrays import Float, Int
 from stpredict.data.tiles import Tiles
-from stpredict.networks.dictionary import Dictionary
 from stpredict.networks.draws import draw
 from stpredict.networks.m2ort import M2ORT
 from stpredict.networks.m2ost import M2OST
@@ -31,14 +30,15 @@ from stpredict.training.fit import TAUGHT_LIMIT, Course, Step, fit
 from stpredict.training.processes import in_bf16, is_main_process, wait_for_all
 from stpredict.training.sampling import Stage, groups_to_balance
 from stpredict.training.settings import teach_learning_rate
+from stpredict.training.teachers import BATCH, Teacher
 
 #: Networks whose tokens are squares of a patch.
 HasTokens = M2ORT | M2OST
 #: The file of lessons in the folder of a network's training, until the network is taught.
 LESSONS = "lessons.npy"
 
-#: How many patches the teacher sees at a time, and how many rows of its lessons are in memory at a time.
-BATCH, ROWS = 16, 100_000
+#: How many rows of lessons are in memory at a time.
+ROWS = 100_000
 #: The weight of a lesson on the whole patch beside those on its tokens.
 WHOLE_WEIGHT = 0.3
 
@@ -97,40 +97,24 @@ class Lessons:
         return torch.as_tensor(np.clip(scaled, -TAUGHT_LIMIT, TAUGHT_LIMIT))
 
 
-def token_means(teacher: Dictionary, patches: Tensor, side: int) -> Tensor:
-    """How near the windows in each of `side` x `side` squares of patches are to the centres, N x side x side x centres.
-
-    A window belongs to the square in which its middle lies.
-    """
-    config = teacher.config
-    near = teacher.nearness(patches)
-    per_row = round(near.shape[2] ** 0.5)
-    middle = torch.arange(per_row, device=near.device) * config.stride_px + config.window_px / 2
-    square = (middle * side / config.patch_px).long().clamp(max=side - 1)
-    member = F.one_hot(square, side).float().T
-    member = member / member.sum(dim=1, keepdim=True)
-    return torch.einsum("ay,nkyx,bx->nabk", member, near.reshape(*near.shape[:2], per_row, per_row), member)
-
-
-def write_lessons(
-    teacher: Dictionary, tiles: Tiles, places: Int, side: int, path: Path, device: torch.device
-) -> Lessons:
+def write_lessons(teacher: Teacher, tiles: Tiles, places: Int, side: int, path: Path, device: torch.device) -> Lessons:
     """Have the teacher make lessons on the unlabelled `places`, and write them to `path`, whole or not at all."""
     if not path.exists() and is_main_process():
-        teacher.to(device).eval()
+        teacher.network.to(device).eval()
         with atomic_path(path) as temporary, torch.inference_mode():
-            shape = (len(places), side, side, teacher.config.centres)
+            shape = (len(places), side, side, teacher.values)
             values = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
             for start in range(0, len(places), BATCH):
                 patches = own_views(tiles.read_patches(places[start : start + BATCH], unlabelled=True), tiles.views)
-                means = token_means(teacher, torch.from_numpy(patches).to(device), side)
-                values[start : start + BATCH] = means.half().cpu().numpy()
+                lessons = teacher.lessons(torch.from_numpy(patches).to(device), side)
+                values[start : start + BATCH] = lessons.half().cpu().numpy()
             values.flush()
+        teacher.network.to("cpu")  # an encoder takes memory that the student needs
     wait_for_all()
     return Lessons(np.lib.format.open_memmap(path, "r"), places)
 
 
-def teach_densely(network: HasTokens, teacher: Dictionary, tiles: Tiles, places: Int, course: Course) -> nn.Linear:
+def teach_densely(network: HasTokens, teacher: Teacher, tiles: Tiles, places: Int, course: Course) -> nn.Linear:
     """Train a network on the `teacher`'s lessons on the unlabelled `places`; returns the layer that predicts lessons.
 
     Patches are turned at random while their lessons keep their channels, so the network learns the mean over all turns.
@@ -139,8 +123,7 @@ def teach_densely(network: HasTokens, teacher: Dictionary, tiles: Tiles, places:
     network.to(device).eval()
     with torch.inference_mode():
         tokens, features = network.tokens(torch.from_numpy(tiles.read_patches(places[:1], unlabelled=True)).to(device))
-    values = teacher.config.centres
-    student = DenselyTaught(network, tokens.shape[2], features.shape[1], values)
+    student = DenselyTaught(network, tokens.shape[2], features.shape[1], teacher.values)
     epochs = -(-settings.teach_patches // len(places))
     groups = groups_to_balance(tiles, settings.balance, tiles.unlabelled_section)
     stage = Stage("teach", places, epochs, teach_learning_rate(settings), varied=False, groups=groups)

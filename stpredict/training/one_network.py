@@ -52,6 +52,7 @@ from stpredict.training.processes import agree_on, is_main_process
 from stpredict.training.retrieval import Measurements, bank_step, fill_bank, predict_apart, prepare_bank
 from stpredict.training.run import Run, Trained
 from stpredict.training.sampling import Stage, groups_to_balance
+from stpredict.training.teachers import DictionaryTeacher, EncoderTeacher, Teacher
 from stpredict.training.triplex import predict_triplex, prepare_triplex, triplex_step
 from stpredict.training.whole_sections import (
     cells_of_sections,
@@ -207,7 +208,7 @@ def train_epochs(
         network.trunk.load_state_dict(run.weights)
     elif settings.teach_patches and len(places) and cells is None and run.encoder is None:
         if isinstance(network, HasTokens) and settings.taught_densely:
-            lessons = teach_densely(network, learn_windows(tiles, sections, 1, settings.seed), tiles, places, course)
+            lessons = teach_densely(network, teacher_of(run, sections, places), tiles, places, course)
         else:
             taught = ridge_lessons(run.features, run.unlabelled_features, objective, known)
             teach(network, tiles, taught, places, course)
@@ -247,6 +248,14 @@ def train_epochs(
         student, objective, trial.panel, sections, epochs, counts_from=counts_from, surroundings=surroundings,
         measured=measured if isinstance(student, BankNetwork) else None,
     )  # fmt: skip
+
+
+def teacher_of(run: Run, sections: Sequence[str], places: Int) -> Teacher:
+    """The user's encoder, or a dictionary of the training sections; it teaches on the unlabelled `places`."""
+    seed = run.settings.seed
+    if run.teacher is not None:
+        return EncoderTeacher(run.teacher, run.tiles, places, seed, run.report)
+    return DictionaryTeacher(learn_windows(run.tiles, sections, 1, seed))
 
 
 def as_student(

@@ -59,3 +59,4 @@ class Run:
     accumulate: int = 1  # the parts, one after the other, in which a batch is computed
     anonymous: bool = False  # cards name neither sections nor patients
     sums: SharedSums | None = None  # over spots, which serve all held-out parts
+    teacher: Encoded | None = None  # whose maps tokens learn; without one, a dictionary teaches

@@ -16,7 +16,7 @@ from stpredict.networks.encoder_settings import EncoderSettings
 from stpredict.training.defaults import BATCH_SIZE, EPOCHS, LEARNING_RATE, OBJECTIVE, STAIN_JITTER, TEACH_PATCHES
 from stpredict.training.recipes import OURS, Recipe, find_recipe
 
-#: What a network learns on unlabelled tissue: a dictionary's lesson on each token, or ridge's prediction for a patch.
+#: What a network learns on unlabelled tissue: a teacher's lesson on each token, or ridge's prediction for a patch.
 Teaching = Literal["dense", "ridge"]
 #: What counts alike in training, in place of spots.
 Balance = Literal["sections", "patients"]
@@ -57,6 +57,7 @@ class Settings:
     fusion_teacher: Literal["detached", "attached"] | None = None  # for a TRIPLEX
     balance: Balance | None = None  # what counts alike in an epoch; None for spots
     recipe: Recipe | None = None  # a paper's, with its numbers in the fields above; None for ours
+    teacher: EncoderSettings | None = None  # of dense teaching; None for a dictionary
 
     @property
     def how(self) -> Recipe:
@@ -148,6 +149,7 @@ class TrainingRequest:
     patch_format: PatchFormat = "raw"  # of the patches that are cut
     accumulate: int = 1  # the parts, one after the other, in which a batch is computed
     only: Sequence[str] = ()  # the held-out parts that this call trains, by the names of their folders; all if none
+    teacher: Path | None = None
 
     @property
     def reading(self) -> Reading:

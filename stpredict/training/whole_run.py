@@ -23,6 +23,7 @@ from stpredict.machine import limit_threads
 from stpredict.networks import check_architecture, reads_sections, reads_slides, reads_tiles
 from stpredict.networks.encoder import Encoded, EncoderConfig
 from stpredict.networks.encoder_files import count_features, open_encoder
+from stpredict.networks.encoder_maps import Maps, count_channels
 from stpredict.networks.encoder_settings import EncoderSettings
 from stpredict.networks.hierarchy import HierarchySizes
 from stpredict.networks.hierarchy_files import read_hierarchy
@@ -109,11 +110,12 @@ def first_alone(lease: Path, meanwhile: str, report: Report) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Given:
-    """The content of the user's files: weights with which a trunk begins, HIPT's networks, an encoder."""
+    """The content of the user's files: weights with which a trunk begins, HIPT's networks, an encoder, a teacher."""
 
     weights: Mapping[str, Tensor] | None = None
     hierarchy: tuple[HierarchySizes, Mapping[str, Tensor]] | None = None
     encoder: nn.Module | None = None
+    teacher: Encoded | None = None
 
 
 def check_request(request: TrainingRequest, panel: Panel) -> Given:
@@ -135,6 +137,8 @@ def check_request(request: TrainingRequest, panel: Panel) -> Given:
         given = Given(weights=read_trunk(request.encoder_weights, trunk, architecture))
     if request.encoder and settings.encoder:
         given = replace(given, encoder=open_encoder(request.encoder, patch_px_of(request), settings.encoder.vit))
+    if request.teacher and settings.teacher:
+        given = replace(given, teacher=open_teacher(request.teacher, settings.teacher, patch_px_of(request)))
     check_objective(settings.objective, settings.smooth_labels)
     check_normalisation(settings.normalisation)
     check_rule(panel.rule)
@@ -166,11 +170,13 @@ def prepare(
     features, unlabelled_features = read_features(
         tiles, settings.taught_by_features, folder / FEATURES, report, request.threads
     )
+    if given.teacher and not len(tiles.unlabelled_section):
+        raise UsageError(f"--teacher: teaches on unlabelled patches, of which {dataset.name} has none.")
     slides = read_dataset(dataset, request.reading) if reads_slides(settings.architecture) else []
     run = Run(
         tiles, features, unlabelled_features, panel, settings, request.licence, pick_device(request.device), report,
         sections=[*map(without_counts, slides)],
-        weights=given.weights, anonymous=request.anonymous, accumulate=request.accumulate,
+        weights=given.weights, anonymous=request.anonymous, accumulate=request.accumulate, teacher=given.teacher,
     )  # fmt: skip
     if request.anonymous and is_main_process():
         write_names(numbered(tiles), folder)
@@ -191,13 +197,14 @@ def recorded(request: TrainingRequest, panel: Panel) -> dict[str, Any]:
         "licence": request.licence, "dataset": request.dataset.name, "files": fingerprint(request.dataset),
         "counts_only": counts_only and [counts_only.name, fingerprint(counts_only)],
     }  # fmt: skip
-    if settings.encoder and not settings.encoder.stain:  # the same as in runs that older versions began
-        del wanted["encoder"]["stain"]
+    for name, known in (("encoder", settings.encoder), ("teacher", settings.teacher)):
+        if known and not known.stain:  # the same as in runs that older versions began
+            del wanted[name]["stain"]
     if settings.region_weights is None:
         del wanted["region_weights"]
     if request.bin_um is not None:  # without it, the same as in runs that older versions began
         wanted["bin_um"] = request.bin_um
-    for name in ("recipe", "balance"):  # as above
+    for name in ("recipe", "balance", "teacher"):  # as above
         if wanted[name] is None:
             del wanted[name]
     if request.patch_um is not None:  # as above
@@ -207,26 +214,30 @@ def recorded(request: TrainingRequest, panel: Panel) -> dict[str, Any]:
     return dict(json.loads(json.dumps(wanted | asked_of_sections(request))))
 
 
+def attached(encoder: nn.Module, known: EncoderSettings, width: int, patch_px: int) -> Encoded:
+    """An encoder that gives `width` features, behind the normalisation of pixels that it was trained with."""
+    network = Encoded(
+        EncoderConfig(
+            1, width, known.file, known.sha256, known.mean, known.std, patch_px, vit=known.vit, stain=known.stain
+        )
+    )
+    network.encoder = encoder
+    return network
+
+
+def open_teacher(path: Path, known: EncoderSettings, patch_px: int) -> Encoded:
+    """The encoder that teaches tokens, from patches to maps. Raises ModelFileError for one that gives no maps."""
+    maps = Maps(open_encoder(path, patch_px, known.vit))
+    return attached(maps, known, count_channels(maps, patch_px, known.file), patch_px)
+
+
 def with_encoder(run: Run, encoder: nn.Module, known: EncoderSettings, cache: Path) -> Run:
     """The run with an encoder and its features of each spot, stored in `cache`. The encoder runs once per spot.
 
     Raises ModelFileError if it does not take patches of this size.
     """
     width = count_features(encoder, run.tiles.patch_px, known.file)
-    network = Encoded(
-        EncoderConfig(
-            1,
-            width,
-            known.file,
-            known.sha256,
-            known.mean,
-            known.std,
-            run.tiles.patch_px,
-            vit=known.vit,
-            stain=known.stain,
-        )
-    )
-    network.encoder = encoder
+    network = attached(encoder, known, width, run.tiles.patch_px)
     network.to(run.device)
     if not cache.exists():
         run.report(f"{known.file}: {width} features of {len(run.tiles.spot)} spots")

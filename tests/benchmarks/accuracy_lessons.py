@@ -21,12 +21,11 @@ from torch.nn import functional as F
 from stpredict.arrays import Float, Int
 from stpredict.data.tiles import Tiles
 from stpredict.networks import FLAGSHIP, architecture_config
-from stpredict.networks.dictionary import Dictionary
 from stpredict.networks.m2ort import M2ORT, M2ORTConfig
 from stpredict.prediction.on_device import turned
 from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.statistics.normalisation import NORMALISATIONS
-from stpredict.training.dense import BATCH, LESSONS, WHOLE_WEIGHT, DenselyTaught, Lessons, read_lessons, write_lessons
+from stpredict.training.dense import LESSONS, WHOLE_WEIGHT, DenselyTaught, Lessons, read_lessons, write_lessons
 from stpredict.training.dense import teach_densely as teach_own
 from stpredict.training.dictionary import learn_windows
 from stpredict.training.fit import Course, Step, fit, predict_z
@@ -35,6 +34,7 @@ from stpredict.training.log import Log
 from stpredict.training.processes import in_bf16
 from stpredict.training.sampling import Stage
 from stpredict.training.settings import Settings, teach_learning_rate
+from stpredict.training.teachers import BATCH, DictionaryTeacher
 
 CPU = torch.device("cpu")
 LESSON_ROWS = {
@@ -57,7 +57,7 @@ def teach_lessons(row: str, part: Part, seed: int) -> Float:
     torch.manual_seed(seed)
     network = MaskedM2ORT(config) if row.endswith("masked") else M2ORT(config)
     places = np.flatnonzero(np.isin(tiles.unlabelled_section, part.sections))
-    teacher, rows = learn_windows(tiles, part.sections, 1, seed), np.flatnonzero(part.train)
+    teacher, rows = DictionaryTeacher(learn_windows(tiles, part.sections, 1, seed)), np.flatnonzero(part.train)
     lessons = (teach_around if row.endswith("around") else teach_own)(network, teacher, tiles, places, course)
     said = read_lessons(lessons, describe_patches(network, tiles, rows, CPU))
     found, _ = fit_map(said, rows, tiles, part.panel, part.objective, NORMALISATIONS[settings.normalisation])
@@ -92,13 +92,13 @@ class TaughtAround(DenselyTaught):
         return self.of_token(tokens), self.of_around(tokens)
 
 
-def teach_around(network: M2ORT, teacher: Dictionary, tiles: Tiles, places: Int, course: Course) -> nn.Linear:
+def teach_around(network: M2ORT, teacher: DictionaryTeacher, tiles: Tiles, places: Int, course: Course) -> nn.Linear:
     """As `teach_densely`, on lessons of squares of half a token's side, of which all others are means."""
     settings, side = course.settings, 2 * network.config.patch_px // network.config.token_px
     lessons = write_lessons(teacher, tiles, places, side, course.folder / LESSONS, CPU)
     epochs = -(-settings.teach_patches // len(places))
     stage = Stage("teach", places, epochs, teach_learning_rate(settings), varied=False)
-    student = TaughtAround(network, teacher.config.centres)
+    student = TaughtAround(network, teacher.values)
     read = partial(tiles.read_patches, unlabelled=True)
     for epoch, loss, seconds in fit(student, read, around_step(lessons), stage, course):
         course.log.add(stage.name, epoch, loss, seconds)

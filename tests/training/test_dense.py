@@ -23,11 +23,12 @@ from stpredict.networks import ARCHITECTURES, FLAGSHIP, architecture_config, has
 from stpredict.networks.dictionary import Dictionary, DictionaryConfig
 from stpredict.networks.m2ort import M2ORT
 from stpredict.statistics.regression import LinearMap
-from stpredict.training.dense import read_lessons, teach_densely, token_means
+from stpredict.training.dense import read_lessons, teach_densely
 from stpredict.training.fit import Course
 from stpredict.training.heads import describe_patches, write_taught_head
 from stpredict.training.log import Log
 from stpredict.training.settings import Settings
+from stpredict.training.teachers import DictionaryTeacher, token_means
 
 TINY = {"channels": 12, "depth": 2, "heads": 1, "head_dim": 12, "mixing": "per_level"}
 CPU = torch.device("cpu")
@@ -83,7 +84,9 @@ def test_a_network_learns_what_the_teacher_sees_in_each_token(tiles: Tiles, tmp_
     told: list[str] = []
     how = Settings(teach_patches=160, batch_size=8, stain_jitter=0)
     course = Course(how, Log(tmp_path / "log.csv", told.append), tmp_path, CPU)
-    lessons = teach_densely(network, make_teacher(), tiles, np.arange(len(tiles.unlabelled_section)), course)
+    lessons = teach_densely(
+        network, DictionaryTeacher(make_teacher()), tiles, np.arange(len(tiles.unlabelled_section)), course
+    )
     losses = [float(row["loss"]) for row in course.log.rows]
     assert losses[-1] < 0.8 * losses[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -112,7 +115,7 @@ def test_dense_teaching_goes_on_where_it_was_killed(tiles: Tiles, tmp_path: Path
         assert isinstance(network, M2ORT)
         folder.mkdir(exist_ok=True)
         course = Course(Settings(teach_patches=20, batch_size=8), Log(folder / "log.csv", print), folder, CPU)
-        teach_densely(network, make_teacher(), tiles, np.arange(10), course)
+        teach_densely(network, DictionaryTeacher(make_teacher()), tiles, np.arange(10), course)
         return network
 
     whole, real = taught(tmp_path / "whole"), Log.add
@@ -142,7 +145,9 @@ def test_the_lesson_of_a_patch_turns_with_it(tiles: Tiles, tmp_path: Path):
     course = Course(
         Settings(teach_patches=400, batch_size=8, stain_jitter=0), Log(tmp_path / "log.csv", print), tmp_path, CPU
     )
-    lessons = teach_densely(network, teacher, tiles, np.arange(len(tiles.unlabelled_section)), course)
+    lessons = teach_densely(
+        network, DictionaryTeacher(teacher), tiles, np.arange(len(tiles.unlabelled_section)), course
+    )
     network.eval()
     with torch.inference_mode():
         patches = torch.from_numpy(tiles.read_patches(np.arange(8), unlabelled=True))

@@ -76,8 +76,12 @@ class DenseNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
+    def maps(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels, N x 3 x P x P, to features of places, N x features x side x side."""
+        return F.relu(self.features(pixels))
+
     def forward(self, pixels: Tensor) -> Tensor:
-        return F.relu(self.features(pixels)).mean(dim=(2, 3))
+        return self.maps(pixels).mean(dim=(2, 3))
 
 
 def densenet_of(tensors: Mapping[str, Tensor]) -> DenseNet:

@@ -102,8 +102,12 @@ class Swin(nn.Module):
         self.n_features = tensors["norm.weight"].shape[0]
         self.norm = nn.LayerNorm(self.n_features)
 
+    def maps(self, pixels: Tensor) -> Tensor:
+        """The last map before its mean is taken, N x width x side x side."""
+        return self.norm(self.layers(self.patch_embed(pixels))).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.norm(self.layers(self.patch_embed(pixels))).mean(dim=(1, 2))  # type: ignore[no-any-return]
+        return self.maps(pixels).mean(dim=(2, 3))
 
 
 class ConvolutionalStem(nn.Module):
