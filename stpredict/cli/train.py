@@ -181,7 +181,8 @@ def train(
         })  # fmt: skip
     if not encoder and ((described and not teacher) or arch == "encoder"):
         raise UsageError(
-            "--encoder-mean, -std, -licence and --stain describe an encoder; name it with --encoder or --teacher FILE."
+            "--encoder-mean, -std, -licence and --stain describe an encoder; name it with --encoder FILE or --teacher "
+            "FILE."
         )
     if encoder_weights and (taught or more_unlabelled):
         raise UsageError("--encoder-weights: the trunk is not taught; leave --unlabelled, --teach and --teach-... out.")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stpredict.arrays import Float, Int
+from stpredict.console import Report
 from stpredict.data.tiles import Tiles
 from stpredict.networks.draws import draw
 from stpredict.networks.m2ort import M2ORT
@@ -28,6 +29,7 @@ from stpredict.slides.views import own_views
 from stpredict.storage.files import atomic_path
 from stpredict.training.fit import TAUGHT_LIMIT, Course, Step, fit
 from stpredict.training.processes import in_bf16, is_main_process, wait_for_all
+from stpredict.training.progress import Pace, in_lines
 from stpredict.training.sampling import Stage, groups_to_balance
 from stpredict.training.settings import teach_learning_rate
 from stpredict.training.teachers import BATCH, Teacher
@@ -97,10 +99,14 @@ class Lessons:
         return torch.as_tensor(np.clip(scaled, -TAUGHT_LIMIT, TAUGHT_LIMIT))
 
 
-def write_lessons(teacher: Teacher, tiles: Tiles, places: Int, side: int, path: Path, device: torch.device) -> Lessons:
+def write_lessons(
+    teacher: Teacher, tiles: Tiles, places: Int, side: int, path: Path, device: torch.device, report: Report
+) -> Lessons:  # fmt: skip
     """Have the teacher make lessons on the unlabelled `places`, and write them to `path`, whole or not at all."""
     if not path.exists() and is_main_process():
         teacher.network.to(device).eval()
+        pace = Pace(-(-len(places) // BATCH), 0, 0)
+        advance = in_lines(f"{path.parent.name}: the teacher's lessons", pace, report)
         with atomic_path(path) as temporary, torch.inference_mode():
             shape = (len(places), side, side, teacher.values)
             values = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
@@ -108,6 +114,7 @@ def write_lessons(teacher: Teacher, tiles: Tiles, places: Int, side: int, path: 
                 patches = own_views(tiles.read_patches(places[start : start + BATCH], unlabelled=True), tiles.views)
                 lessons = teacher.lessons(torch.from_numpy(patches).to(device), side)
                 values[start : start + BATCH] = lessons.half().cpu().numpy()
+                advance(len(lessons))
             values.flush()
         teacher.network.to("cpu")  # an encoder takes memory that the student needs
     wait_for_all()
@@ -128,7 +135,8 @@ def teach_densely(network: HasTokens, teacher: Teacher, tiles: Tiles, places: In
     groups = groups_to_balance(tiles, settings.balance, tiles.unlabelled_section)
     stage = Stage("teach", places, epochs, teach_learning_rate(settings), varied=False, groups=groups)
     path, side = course.folder / LESSONS, round(tokens.shape[1] ** 0.5)
-    ask = cache(partial(write_lessons, teacher, tiles, places, side, path, device))  # only if lessons are left to learn
+    # Only if lessons are left to learn.
+    ask = cache(partial(write_lessons, teacher, tiles, places, side, path, device, course.log.report))
     read = partial(tiles.read_patches, unlabelled=True)
     network.head.requires_grad_(False)  # it is not used, and processes that share the work wait for all that is trained
     for epoch, loss, seconds in fit(student, read, dense_step(ask, device), stage, course):

@@ -44,13 +44,14 @@ def watching_steps(what: str, pace: Pace, report: Report) -> Iterator[Advance]:
     if not is_main_process():
         yield pace.advance
     elif logs_json() or not sys.stderr.isatty():
-        yield _in_lines(what, pace, report)
+        yield in_lines(what, pace, report)
     else:
         with _in_a_bar(what, pace) as advance:
             yield advance
 
 
-def _in_lines(what: str, pace: Pace, report: Report) -> Advance:
+def in_lines(what: str, pace: Pace, report: Report) -> Advance:
+    """Report the progress in a line now and then, as beside another bar."""
     last = time.monotonic()
 
     def advance(n_patches: int) -> None:

@@ -95,7 +95,7 @@ class TaughtAround(DenselyTaught):
 def teach_around(network: M2ORT, teacher: DictionaryTeacher, tiles: Tiles, places: Int, course: Course) -> nn.Linear:
     """As `teach_densely`, on lessons of squares of half a token's side, of which all others are means."""
     settings, side = course.settings, 2 * network.config.patch_px // network.config.token_px
-    lessons = write_lessons(teacher, tiles, places, side, course.folder / LESSONS, CPU)
+    lessons = write_lessons(teacher, tiles, places, side, course.folder / LESSONS, CPU, course.log.report)
     epochs = -(-settings.teach_patches // len(places))
     stage = Stage("teach", places, epochs, teach_learning_rate(settings), varied=False)
     student = TaughtAround(network, teacher.values)

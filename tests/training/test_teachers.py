@@ -86,7 +86,7 @@ def lessons_of(path: Path, tiles: Tiles, out: Path) -> tuple[EncoderTeacher, np.
     known = describe_teacher(path, "0.5,0.5,0.5", "0.25,0.25,0.25", None)
     places = np.arange(len(tiles.unlabelled_section))
     teacher = EncoderTeacher(open_teacher(path, known, PATCH_PX), tiles, places, 0, print)
-    lessons = write_lessons(teacher, tiles, places, SIDE, out, CPU)
+    lessons = write_lessons(teacher, tiles, places, SIDE, out, CPU, print)
     pixels = torch.from_numpy(tiles.read_patches(places, unlabelled=True)).permute(0, 3, 1, 2).float() / 255
     assert teacher.network.encoder is not None
     with torch.inference_mode():
@@ -232,7 +232,7 @@ def test_what_does_not_go_with_a_teacher_is_refused(dataset: Path, folder: Path,
         assert said in refused.stderr
     assert not list(tmp_path.iterdir())
     refused = run("train", dataset, "-o", out, "--encoder-mean", "0.5,0.5,0.5")
-    assert "name it with --encoder or --teacher FILE" in refused.stderr
+    assert "name it with --encoder FILE or --teacher FILE" in refused.stderr
 
 
 def test_tiles_without_unlabelled_patches_are_refused(dataset: Path, folder: Path, tmp_path: Path):
