@@ -142,8 +142,8 @@ class Tiles:
     def panel_counts(self, panel: Sequence[str], index: Int | None = None) -> Float:
         """Counts of the panel's genes, spots x genes; NaN if the spot's section did not measure the gene.
 
-        Those of all spots are kept until another panel is asked for. Do not write to them. Those of a rising `index`
-        are not kept.
+        Those of all spots are kept until another panel is asked for. Do not write to them. Those of an `index` are
+        not kept.
         """
         if index is not None:
             return self._read_panel(panel, index)
@@ -153,6 +153,9 @@ class Tiles:
         return self._last[asked]
 
     def _read_panel(self, panel: Sequence[str], index: Int | None = None) -> Float:
+        if index is not None and (np.diff(index) <= 0).any():  # counts are read in order
+            rising, place = np.unique(index, return_inverse=True)
+            return self._read_panel(panel, rising)[place]
         counts = columns(self.counts, self.genes, panel, index)
         section = self.section if index is None else self.section[index]
         names: list[str] = sorted(set(section.tolist())) if self.measured else []
