@@ -92,6 +92,7 @@ from stpredict.training.defaults import (
 #: Equals networks.FLAGSHIP, whose import would delay help.
 ARCHITECTURE = "m2ort-small:depth=2:pool=mean:pixels=density"
 TEACHINGS: tuple[Literal["dense", "ridge"], ...] = ("dense", "ridge")
+WITH_TOKENS = "an M2ORT, an M2OST and a TRIPLEX have"
 HEADS: tuple[Literal["ridge", "linear"], ...] = ("ridge", "linear")
 
 
@@ -161,7 +162,7 @@ def train(
     Writes mine.run/config.toml, too: `--config` of that repeats the call.
     """
     from stpredict.commands.train import describe_weights, train_command
-    from stpredict.networks import has_bank, has_tokens, reads_sections
+    from stpredict.networks import has_bank, has_tokens, has_trunk_tokens, reads_sections
     from stpredict.networks.encoder_settings import describe_encoder, describe_teacher
     from stpredict.training.settings import Settings, TrainingRequest
 
@@ -225,8 +226,8 @@ def train(
         "--teach": teach is not None, "--teach-learning-rate": teach_learning_rate is not None,
         "--accumulate": accumulate > 1, "--balance": balance is not None,
     })  # fmt: skip
-    if teach == "dense" and not has_tokens(arch):
-        raise UsageError(f"--teach dense: {arch} has no tokens that could be taught; an M2ORT or M2OST has.")
+    if teach == "dense" and not (has_tokens(arch) or has_trunk_tokens(arch)):
+        raise UsageError(f"--teach dense: {arch} has no tokens that could be taught; {WITH_TOKENS}.")
     settings = Settings(
         architecture=arch, objective=objective, epochs=epochs,
         teach=one_of("--teach", teach, TEACHINGS) if teach else "dense" if has_tokens(arch) else "ridge",
@@ -263,13 +264,15 @@ def train(
 
 def _check_teacher(arch: str, teach: str | None, n_patches: int, others: dict[str, bool]) -> None:
     """Raises UsageError for a teacher that would teach no tokens, and for options that leave nothing to teach."""
-    from stpredict.networks import has_tokens
+    from stpredict.networks import has_tokens, has_trunk_tokens
 
     refuse(True, "with it nothing is taught densely, so leave --teacher out", others)
     if teach == "ridge":
         raise UsageError("--teacher: teaches each token; --teach ridge teaches the patch, so leave one of them out.")
-    if not has_tokens(arch):
-        raise UsageError(f"--teacher: {arch} has no tokens that could be taught; an M2ORT or M2OST has.")
+    if not (has_tokens(arch) or has_trunk_tokens(arch)):
+        raise UsageError(f"--teacher: {arch} has no tokens that could be taught; {WITH_TOKENS}.")
+    if not (has_tokens(arch) or teach):
+        raise UsageError(f"--teacher: {arch} learns what a teacher sees only with --teach dense; add it.")
     if not n_patches:
         raise UsageError("--teacher: teaches on unlabelled patches; --unlabelled and --teach-patches must not be 0.")
 

@@ -240,8 +240,8 @@ Unlabelled = Annotated[
 Teach = Annotated[
     str | None,
     typer.Option(
-        help="What a network learns from unlabelled tissue: dense, for each token what a dictionary sees there; or "
-        "ridge, for each patch what ridge on colour and texture says.",
+        help="What a network learns from unlabelled tissue: dense, for each token of m2ort, m2ost or triplex what a "
+        "dictionary sees there; or ridge, for each patch what ridge on colour and texture says.",
         show_default="dense for m2ort and m2ost, ridge for others",
     ),
 ]

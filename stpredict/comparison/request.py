@@ -10,7 +10,7 @@ from pathlib import Path
 from stpredict.data.bins import Bins
 from stpredict.data.patch_formats import PatchFormat
 from stpredict.data.reading import Reading
-from stpredict.networks import FITTED
+from stpredict.networks import FITTED, has_trunk_tokens
 from stpredict.training.panels import Panel
 from stpredict.training.settings import Settings, WeightsSettings, with_recipe
 
@@ -69,6 +69,7 @@ def system_settings(request: Comparison, system: str, seed: int) -> Settings:
         request.settings, architecture=system, seed=seed, head="ridge" if system in FITTED else None,
         encoder_weights=request.described.get(system), region_weights=request.region_described.get(system),
         fusion_teacher="detached" if system.startswith("triplex") else None,
+        teach="ridge" if has_trunk_tokens(system) else request.settings.teach,
     )  # fmt: skip
     trained = replace(own, balance=None) if system in FITTED else with_recipe(own, request.recipe)
     if request.protocol is None:

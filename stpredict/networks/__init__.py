@@ -139,6 +139,11 @@ def has_tokens(architecture: str) -> bool:
     return name in ARCHITECTURES and ARCHITECTURES[name].get("network", "m2ort") in ("m2ort", "m2ost")
 
 
+def has_trunk_tokens(architecture: str) -> bool:
+    """Are the places of its trunk's last map read as tokens, so that the trunk can be taught densely?"""
+    return ARCHITECTURES.get(base_name(architecture), {}).get("network") == "triplex"
+
+
 def has_trunk(architecture: str) -> bool:
     """Do its networks begin with a trunk, whose weights the user may have?"""
     return ARCHITECTURES.get(base_name(architecture), {}).get("network") in ("triplex", "patch", *BANKS)

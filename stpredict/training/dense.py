@@ -23,6 +23,8 @@ from stpredict.data.tiles import Tiles
 from stpredict.networks.draws import draw
 from stpredict.networks.m2ort import M2ORT
 from stpredict.networks.m2ost import M2OST
+from stpredict.networks.trunks.pixels import ImageNetPixels
+from stpredict.networks.trunks.resnet import ResNet
 from stpredict.prediction.on_device import turned
 from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.slides.views import own_views
@@ -45,13 +47,29 @@ ROWS = 100_000
 WHOLE_WEIGHT = 0.3
 
 
+class TrunkTokens(nn.Module):
+    """A trunk, the places of whose last map are tokens. Their mean is read."""
+
+    head_reads_mean = True
+
+    def __init__(self, trunk: ResNet) -> None:
+        super().__init__()
+        self.pixels = ImageNetPixels()
+        self.trunk = trunk
+
+    def tokens(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens, N x T x features, row by row, and their mean, of patches, uint8 N x P x P x 3."""
+        tokens = self.trunk.tokens(self.pixels(patches))
+        return tokens, tokens.mean(dim=1)
+
+
 class DenselyTaught(nn.Module):
     """A network that predicts the teacher's lesson for each token; if its head reads a cls token, also for the patch.
 
     `read` predicts lessons from the features that the network's head reads: from a mean over tokens as from a token.
     """
 
-    def __init__(self, network: HasTokens, token_width: int, width: int, values: int) -> None:
+    def __init__(self, network: HasTokens | TrunkTokens, token_width: int, width: int, values: int) -> None:
         super().__init__()
         self.network = network
         self.of_token = nn.Linear(token_width, values)
@@ -122,7 +140,17 @@ def write_lessons(
 
 
 def teach_densely(network: HasTokens, teacher: Teacher, tiles: Tiles, places: Int, course: Course) -> nn.Linear:
-    """Train a network on the `teacher`'s lessons on the unlabelled `places`; returns the layer that predicts lessons.
+    """Train a network on the `teacher`'s lessons on the unlabelled `places`; returns what predicts them of features."""
+    network.head.requires_grad_(False)  # it is not used, and processes that share the work wait for all that is trained
+    read = teach_tokens(network, teacher, tiles, places, course)
+    network.head.requires_grad_(True)
+    return read
+
+
+def teach_tokens(
+    network: HasTokens | TrunkTokens, teacher: Teacher, tiles: Tiles, places: Int, course: Course
+) -> nn.Linear:
+    """Train what makes a network's tokens, and return the layer that predicts lessons.
 
     Patches are turned at random while their lessons keep their channels, so the network learns the mean over all turns.
     """
@@ -138,10 +166,8 @@ def teach_densely(network: HasTokens, teacher: Teacher, tiles: Tiles, places: In
     # Only if lessons are left to learn.
     ask = cache(partial(write_lessons, teacher, tiles, places, side, path, device, course.log.report))
     read = partial(tiles.read_patches, unlabelled=True)
-    network.head.requires_grad_(False)  # it is not used, and processes that share the work wait for all that is trained
     for epoch, loss, seconds in fit(student, read, dense_step(ask, device), stage, course):
         course.log.add(stage.name, epoch, loss, seconds)
-    network.head.requires_grad_(True)
     if is_main_process():
         path.unlink(missing_ok=True)
     return student.read

@@ -200,7 +200,14 @@ def train_epochs(
     counts_from: list[str] = []
     if isinstance(network, Triplex):
         surroundings = prepare_triplex(
-            network, run.weights, run.sections, sections, tiles, run.unlabelled_features, course
+            network,
+            run.weights,
+            run.sections,
+            sections,
+            tiles,
+            run.unlabelled_features,
+            partial(teacher_of, run, sections, places),
+            course,
         )
     elif isinstance(network, BankNetwork) and measured:
         measured = prepare_bank(network, run.weights, measured, tiles, run.unlabelled_features, places, course)

@@ -11,7 +11,7 @@ from stpredict.data.bins import Bins
 from stpredict.data.patch_formats import PatchFormat
 from stpredict.data.reading import Reading
 from stpredict.evaluation import MIN_DEPTH
-from stpredict.networks import FITTED, FLAGSHIP, has_tokens
+from stpredict.networks import FITTED, FLAGSHIP, has_tokens, has_trunk_tokens
 from stpredict.networks.encoder_settings import EncoderSettings
 from stpredict.training.defaults import BATCH_SIZE, EPOCHS, LEARNING_RATE, OBJECTIVE, STAIN_JITTER, TEACH_PATCHES
 from stpredict.training.recipes import OURS, Recipe, find_recipe
@@ -69,9 +69,14 @@ class Settings:
         return self.teach == "dense" and self.teach_patches > 0 and has_tokens(self.architecture)
 
     @property
+    def trunk_taught_densely(self) -> bool:
+        """Whether the places of a trunk's map learn as tokens do. By default they do not."""
+        return self.teach == "dense" and self.teach_patches > 0 and has_trunk_tokens(self.architecture)
+
+    @property
     def taught_by_features(self) -> bool:
         """Whether the network learns from the colour and texture of unlabelled tissue."""
-        return self.architecture not in FITTED and not self.taught_densely
+        return self.architecture not in FITTED and not (self.taught_densely or self.trunk_taught_densely)
 
     @property
     def validates(self) -> bool:

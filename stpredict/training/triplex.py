@@ -6,7 +6,7 @@ once and stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,9 +23,11 @@ from stpredict.networks.trunks.pixels import ImageNetPixels
 from stpredict.networks.trunks.resnet import ResNet
 from stpredict.prediction.surroundings import Surroundings, predict_in_sections
 from stpredict.statistics.objectives import Objective
+from stpredict.training.dense import TrunkTokens, teach_tokens
 from stpredict.training.fit import TAUGHT_LIMIT, Course, Step, teach_values
 from stpredict.training.processes import in_bf16
 from stpredict.training.surroundings import look_around_together
+from stpredict.training.teachers import Teacher
 
 #: The folder of the frozen trunk's features of patches; it is removed when the network is done.
 SURROUNDINGS = "surroundings"
@@ -63,15 +65,19 @@ def freeze_trunk(network: Triplex) -> None:
 
 def prepare_triplex(
     network: Triplex, weights: Mapping[str, Tensor] | None, sections: Sequence[Section], trained_on: Sequence[str],
-    tiles: Tiles, unlabelled_features: Float, course: Course,
+    tiles: Tiles, unlabelled_features: Float, make_teacher: Callable[[], Teacher], course: Course,
 ) -> dict[str, Surroundings]:  # fmt: skip
     """Begin with the user's `weights`, or teach the trunk; returns the surroundings of all sections' spots, if read.
+
+    A teacher is made only for a trunk that is taught densely.
 
     The trunk's features of patches are stored beside the run if all its networks begin alike, else beside the network.
     """
     places = np.flatnonzero(np.isin(tiles.unlabelled_section, trained_on))
     if weights is not None:
         network.first_trunk.load_state_dict(weights)
+    elif course.settings.trunk_taught_densely and len(places):
+        teach_tokens(TrunkTokens(network.first_trunk.requires_grad_(True)), make_teacher(), tiles, places, course)
     elif course.settings.teach_patches and len(places):
         teach_trunk(network.first_trunk.requires_grad_(True), tiles, unlabelled_features, places, course)
     else:

@@ -214,7 +214,10 @@ def test_help_tells_what_the_settings_are():
 def test_what_has_no_tokens_cannot_be_taught_densely(dataset: Path, tmp_path: Path):
     refused = run("train", str(dataset), "-o", str(tmp_path / "x.safetensors"), "--arch", "stnet", "--teach", "dense")
     assert refused.exit_code == 2
-    assert "--teach dense: stnet has no tokens that could be taught; an M2ORT or M2OST has." in refused.stderr
+    assert (
+        "--teach dense: stnet has no tokens that could be taught; an M2ORT, an M2OST and a TRIPLEX have."
+        in refused.stderr
+    )
     assert has_tokens("m2ost")
     assert not has_tokens("dictionary")
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from calls import run
 from conftest import GENES, SLIDE
+from encoders_to_try import export
 from held_out import check_reported_correlation
 from torchrun import in_two_processes
 
+from stpredict.comparison.request import Comparison, system_settings
 from stpredict.data.tiles import read_tiles
 from stpredict.engines.eager import load_network
 from stpredict.engines.engine import EngineRequest
@@ -25,6 +27,7 @@ from stpredict.networks.trunks.resnet import ResNet
 from stpredict.result.file import read_result
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.training import triplex as room
+from stpredict.training.panels import Panel
 from stpredict.training.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("small_patches")
@@ -231,6 +234,53 @@ def test_what_does_not_apply_is_refused(trained, dataset: Path, tmp_path: Path):
         refused = run("evaluate", trained[0], tiles, "--allow-patient-leak", *more)
         assert refused.exit_code == 2, refused.output
         assert said in refused.stderr
+
+
+@pytest.mark.parametrize("taught_by", ["dictionary", "encoder"])
+def test_the_places_of_its_trunks_map_can_be_taught_densely(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taught_by: str
+):
+    monkeypatch.setattr(room, "teach_trunk", lambda *_: pytest.fail("colour and texture of whole patches"))
+    frozen: dict[str, torch.Tensor] = {}
+    real = room.freeze_trunk
+
+    def keep(network):
+        real(network)
+        assert not any(parameter.requires_grad for parameter in network.frozen.parameters())
+        frozen.update({name: tensor.clone() for name, tensor in network.frozen.state_dict().items()})
+
+    monkeypatch.setattr(room, "freeze_trunk", keep)
+    out, more = tmp_path / "mine.safetensors", ("--folds", "none", "--teach", "dense", "--teach-patches", 120)
+    if taught_by == "encoder":
+        torch.manual_seed(0)
+        more = (*more, "--teacher", export(tmp_path / "map.pt2", torch.nn.Conv2d(3, 6, 32, stride=32), px=PATCH_PX))
+    done = train(dataset, out, *more)
+    assert done.exit_code == 0, done.output
+    with (out.with_suffix(".run") / "all" / "log.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file) if row["stage"] == "teach"]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    model = load_model(out)
+    assert model.card["training"]["teach"] == "dense"
+    assert "gene_programmes" not in model.card["training"]  # its head is trained, not fitted
+    assert model.card["training"].get("teacher", {"file": None})["file"] == (
+        None if taught_by == "dictionary" else "map.pt2"
+    )
+    network = load_network(model)
+    for name, tensor in network.frozen.state_dict().items():
+        if "num_batches" not in name:
+            np.testing.assert_allclose(tensor, frozen[name], atol=1e-3, rtol=1e-3)
+    assert not torch.equal(network.trunk.conv1.weight, network.frozen.conv1.weight)
+    assert not list(out.with_suffix(".run").rglob("lessons.npy"))
+
+
+def test_by_default_it_learns_colour_and_texture(untested: Path, dataset: Path, tmp_path: Path):
+    assert load_model(untested).card["training"]["teach"] == "ridge"
+    request = Comparison(dataset, tmp_path, ["triplex"], 1, Settings(), Panel(), "patient")
+    assert not system_settings(request, "triplex", 0).trunk_taught_densely
+    refused = train(dataset, tmp_path / "m.safetensors", "--teacher", SLIDE)
+    assert refused.exit_code == 2
+    assert "--teacher: triplex-tiny learns what a teacher sees only with --teach dense" in refused.stderr
 
 
 def test_the_teacher_can_be_attached(untested: Path, dataset: Path, tmp_path: Path):
