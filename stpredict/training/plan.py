@@ -213,7 +213,8 @@ def peak_memory(checked: Checked, request: TrainingRequest, n_genes: int) -> int
     held = DENSE // 2 * n_genes * n_spots if has_bank(architecture) else TARGET * n_genes * n_spots
     if architecture in FITTED:
         sums = (len(checked.folds) + 1) * 8 * (WIDTH + n_genes) ** 2
-        held = min(sums, MOST_BYTES) + min(n_patients * 8 * n_genes**2, MOST_BYTES)
+        covariances = 0 if found.differs else n_patients * 8 * n_genes**2  # kept if all measured the same
+        held = min(sums, MOST_BYTES) + min(covariances, MOST_BYTES)
     return LIBRARIES + max(of_section, DENSE * n_genes * n_held) + pairs + held
 
 

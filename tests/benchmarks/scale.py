@@ -234,7 +234,7 @@ MEASURES: dict[str, Callable[..., dict[str, float]]] = {
 #: Those whose memory grows with spots, if anything does.
 OF_MANY = ("fit", "fit_without_folds", "evaluate", "counts")
 #: The first heading that `--write` leaves as it is.
-AFTER = "## A folder like HEST-1k's"
+AFTER = "## What to read from it"
 
 
 def take(measure: str, spots: int, genes: int) -> dict[str, float]:

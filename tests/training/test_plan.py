@@ -2,14 +2,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from calls import run
 from patch_networks import PATCH_PX
 
+from stpredict.data.tiles import Measured
 from stpredict.networks import ARCHITECTURES
 from stpredict.training import plan
+from stpredict.training.folds import Fold
+from stpredict.training.plan import DENSE, peak_memory
+from stpredict.training.preparation import Checked
+from stpredict.training.settings import Settings, TrainingRequest
 
 TINY = {"channels": 12, "depth": 2, "heads": 1, "head_dim": 12, "mixing": "per_level"}
 OPTIONS = (
@@ -79,3 +87,22 @@ def test_what_would_be_refused_is_refused(small_dataset: Path, tmp_path: Path, w
     assert refused.stdout == ""
     really = call(small_dataset, tmp_path / "mine.safetensors", *wrong)
     assert really.stderr == refused.stderr
+
+
+def test_many_spots_take_memory_for_those_that_are_tested_and_taught():
+    def memory(n_spots: int, settings: Settings) -> int:
+        section = np.repeat(np.array(["A", "B", "C", "D"], dtype=object), n_spots // 4)
+        counts = SimpleNamespace(n_entries=1000)
+        found = Measured(section, section, np.ones(n_spots), ["G"], ["G"])
+        folds = [Fold("A", "patient", ["A"])]
+        checked = SimpleNamespace(found=found, folds=folds, sections=[SimpleNamespace(counts=counts)], more=[])
+        request = SimpleNamespace(settings=settings)
+        return peak_memory(cast(Checked, checked), cast(TrainingRequest, request), 700)
+
+    few, many, more = (memory(n, Settings("dictionary")) for n in (4000, 200_000, 400_000))
+    assert few < 800 << 20 < many
+    # A further spot is held where it is tested, in a quarter of all, and else nowhere.
+    assert more - many == 50_000 * 700 * DENSE
+    trained = memory(400_000, Settings("m2ort-small"))
+    assert trained - more > 400_000 * 700 * 4 - (64 << 20)
+    assert memory(400_000, Settings("dictionary", head="linear")) > 400_000 * 700 * DENSE
