@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from scale_data import (
     PATCHES,
-    SECTIONS,
     WIDTH,
     describe,
     make_features,
@@ -57,7 +56,7 @@ from stpredict.training.settings import Settings
 
 RESULT = Path(__file__).with_suffix(".md")
 #: Spots of a section where sections' counts are read and written.
-OF_SECTION = 300
+OF_READ_SECTION = 300
 #: Spots of HEST-1k, to which a patch's time is extrapolated.
 OF_HEST = 1_500_000
 
@@ -106,7 +105,8 @@ def measure_heads(spots: int, genes: int, folder: Path) -> dict[str, float]:
 
 def measure_differing(spots: int, genes: int, folder: Path) -> dict[str, float]:
     """A head on sections of which some measured one of three small and three large panels of genes."""
-    run, names = make_run(spots, genes, folder, differing=True), [f"S{s}" for s in range(SECTIONS)]
+    run = make_run(spots, genes, folder, differing=True)
+    names = sorted(set(run.tiles.section.tolist()))
     limit()
     started = time.process_time()
     trained = train_network(replace(run, panel=Panel(rule="coverage")), names, [], None, folder)
@@ -118,8 +118,8 @@ def measure_counts(spots: int, genes: int, folder: Path) -> dict[str, float]:
     """Counts of sections of one size, more of them for more spots, as they are read, written to tiles, and opened."""
     small = make_section("A", 8, genes, folder, 8)
     limit()
-    numbers = range(1, spots // OF_SECTION + 1)
-    more = read_each(numbers, str, lambda i: make_section(f"B{i}", OF_SECTION, genes, folder, seed=3 + i))
+    numbers = range(1, spots // OF_READ_SECTION + 1)
+    more = read_each(numbers, str, lambda i: make_section(f"B{i}", OF_READ_SECTION, genes, folder, seed=3 + i))
     made, started = peak_gib(), time.process_time()
     write_tiles([small], folder / "x.tiles.h5", counts_only=more, report=lambda _: None)
     written, peak = time.process_time(), peak_gib()

@@ -29,6 +29,8 @@ from stpredict.training.settings import Settings
 
 #: Genes that vary, further entries of a spot, sections, and features as wide as a dictionary's.
 HOT, RARE, SECTIONS, WIDTH = 1000, 2000, 10, 588
+#: Spots of a section, so that further spots are further sections; fewer if there would be fewer than SECTIONS.
+OF_SECTION = 3000
 PATCHES, PATCH_PX = 48, 224
 
 
@@ -61,7 +63,12 @@ def make_counts(spots: int, genes: int, seed: int, features: Any) -> csr_array:
 
 def make_features(spots: int) -> Any:
     """Made-up features of spots in equal sections."""
-    return np.random.default_rng(0).normal(size=(spots // SECTIONS * SECTIONS, WIDTH)).astype(np.float64)
+    n = n_sections(spots)
+    return np.random.default_rng(0).normal(size=(spots // n * n, WIDTH)).astype(np.float64)
+
+
+def n_sections(spots: int) -> int:
+    return max(SECTIONS, spots // OF_SECTION)
 
 
 def write_run(spots: int, genes: int, path: Path, differing: bool) -> None:
@@ -69,16 +76,17 @@ def write_run(spots: int, genes: int, path: Path, differing: bool) -> None:
 
     If sections are `differing`, six measured panels of their own.
     """
-    features, per, rng = make_features(spots), spots // SECTIONS, np.random.default_rng(1)
+    features, n = make_features(spots), n_sections(spots)
+    per, rng = spots // n, np.random.default_rng(1)
     np.save(path.with_suffix(".npy"), features.astype(np.float16))
     side, names, sections = int(np.ceil(per**0.5)), np.array([f"G{g:05}" for g in range(genes)]), []
-    for s in range(SECTIONS):
+    for s in range(n):
         there = np.ones(genes, dtype=bool)
-        if differing and s >= SECTIONS - 6:
+        if differing and s >= n - 6:
             there = np.isin(np.arange(genes), rng.choice(HOT * 3, 400 if s % 2 else HOT * 5 // 2, replace=False))
         counts = make_counts(per, genes, s, features[s * per : (s + 1) * per])
         sections.append(Section(
-            f"S{s}", f"P{s // 2}", path.with_name("no.tif"), Mpp(0.5, 0.5), [f"{i}" for i in range(per)],
+            f"S{s:03}", f"P{s // 2:03}", path.with_name("no.tif"), Mpp(0.5, 0.5), [f"{i}" for i in range(per)],
             np.c_[np.arange(per) % side, np.arange(per) // side] * 200.0, names[there].tolist(),
             in_memory(counts[:, there]), spot_diameter_um=55.0, pitch_um=100.0,
             names_all_genes=True, technology="made up",

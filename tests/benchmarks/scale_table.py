@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scale_data import HOT, RARE, SECTIONS
+from scale_data import HOT, OF_SECTION, RARE, SECTIONS
 
 Figures = dict[str, dict[str, float]]
 
@@ -86,7 +86,7 @@ def report(taken: Taken) -> list[str]:
         "",
         "Written by `python tests/benchmarks/scale.py --write`. Processor seconds are of one thread, and memory is the",
         f"peak of a process of its own. Spots are made up, of 18,000 genes, {HOT + RARE:,} of which have counts in a",
-        f"spot, in {SECTIONS} sections of {SECTIONS // 2} patients. Features are given, in half precision on disk, as",
+        f"spot, in sections of {OF_SECTION:,}, two of each patient. Features are given, in half precision on disk, as",
         "a run keeps an encoder's; nothing here is a network's time. The panel has 700 genes. *In 0.1* was measured on",
         "another day, partly on other data.",
         "",
