@@ -24,9 +24,9 @@ class Taken:
     def at_many(self, name: str, key: str, digits: int = 1) -> str:
         return f"{self.of_many[name][key]:,.{digits}f}"
 
-    def growth_kib(self, name: str) -> str:
-        """KiB of peak memory for each further spot, beside what the data take that are given."""
-        peaks = [one[name]["peak_gib"] - one[name].get("made_gib", 0) for one in (self.found, self.of_many)]
+    def growth_kib(self, name: str, given: str | None = "made_gib") -> str:
+        """KiB of peak memory for each further spot, without the data that are `given` to the measure."""
+        peaks = [one[name]["peak_gib"] - (one[name][given] if given else 0) for one in (self.found, self.of_many)]
         return f"{(peaks[1] - peaks[0]) * 2**20 / (self.many - self.spots):.1f}"
 
     def parts(self, name: str) -> str:
@@ -63,7 +63,7 @@ def report(taken: Taken) -> list[str]:
         ("the same, 100 patients, CPU s", "226 x patients", taken.at("reference_100", "cpu_s"), "5"),
         (f"counts of {many} spots written; opened, CPU s", "",
          f"{taken.at_many('counts', 'write_s')}; {taken.at_many('counts', 'read_s')}", ""),
-        ("growth of memory of that, KiB a spot", "", taken.growth_kib("counts"), "2"),
+        ("growth of memory of that, KiB a spot", "", taken.growth_kib("counts", None), "2"),
         (f"nearest neighbours of {few} spots, k chosen; of half of the spots, CPU s", "",
          f"{taken.at('neighbours', 'fit_s')}; {taken.at('neighbours', 'predict_s')}", ""),
         ("further memory of that, 700 genes, GiB", "", taken.at("neighbours", "more_gib", 2), ""),
