@@ -213,8 +213,9 @@ def counted_only(tiles: Tiles, counts_from: Sequence[str]) -> dict[str, list[str
 def trained_how(settings: Settings, trained: Trained) -> dict[str, Any]:
     """For the card, the settings that had an effect."""
     everything = {key: value for key, value in asdict(settings).items() if value is not None and key != "min_depth"}
-    if settings.encoder and not settings.encoder.stain:
-        del everything["encoder"]["stain"]
+    for name, known in (("encoder", settings.encoder), ("teacher", settings.teacher)):
+        if known and not known.stain:
+            del everything[name]["stain"]
     if settings.architecture not in FITTED:
         along = {"gene_programmes": N_PROGRAMMES} if settings.taught_densely else {}
         return {**everything, "epochs_used": trained.epochs, **along}

@@ -190,6 +190,7 @@ def test_training_tells_record_and_card_its_teacher(dataset: Path, folder: Path,
     assert ("read by all tokens of the patch" in done.stderr) == (kind == "vit")
     model = load_model(out)
     known = model.card["training"]["teacher"]
+    assert "stain" not in known  # as none was asked for
     assert (known["file"], known["licence"], known["mean"]) == (path.name, "CC BY 4.0", [0.5, 0.5, 0.5])
     assert len(known["sha256"]) == 64
     assert len(known["std"]) == 3
