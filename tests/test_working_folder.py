@@ -9,11 +9,10 @@ import sys
 import tomllib
 from pathlib import Path
 
-import dask
 import pytest
 from calls import run
+from clusters import local_cluster
 from conftest import SLIDE
-from distributed import LocalCluster
 from slides_to_try import tiff_pyramid
 
 import stpredict.engines.compile as compiling
@@ -112,11 +111,7 @@ def test_predictions(program, traps, quick_model_path, arguments):
 def test_a_cluster_whose_workers_stand_there_too(program, traps, tiny_model_path, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as docs/clusters.md has it
     monkeypatch.chdir(traps)
-    with (
-        dask.config.set({"temporary-directory": str(tmp_path)}),
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=None) as cluster,
-    ):
-        address = cluster.scheduler_address
+    with local_cluster(1, 1, tmp_path) as address:
         done = call(
             traps, program, "predict", "a.tif", "b.svs", "-m", tiny_model_path, *EAGER, "--cluster", address,
         )  # fmt: skip
@@ -137,14 +132,11 @@ def test_workers_predict_although_their_folder_was_removed(quick_model_path, mon
     tiff_pyramid(tmp_path / "a.tif", region[1000:1400, 600:1000], (0.5, 0.5))
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
-    with (
-        dask.config.set({"temporary-directory": str(tmp_path)}),
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=None) as cluster,
-    ):
+    with local_cluster(1, 1, tmp_path) as address:
         monkeypatch.chdir(tmp_path)
         Path("gone").rmdir()
         asked = ("a.tif", "-m", quick_model_path, "--engine", "eager", "--threads", "1")
-        done = run("predict", *asked, "--cluster", cluster.scheduler_address)
+        done = run("predict", *asked, "--cluster", address)
     assert done.exit_code == 0, done.output
     assert Path("a.h5ad").exists()
 

@@ -7,16 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import dask
 import numpy as np
 import pytest
 from calls import PROGRAM, run
+from clusters import local_cluster
 from conftest import SLIDE
-from distributed import LocalCluster
 from killer_slide import write_killer_slide
 from same_results import assert_same
 from slides_to_try import tiff_pyramid
@@ -34,20 +32,9 @@ EAGER = ("--engine", "eager", "--threads", "1")
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with two_workers(tmp_path_factory.mktemp("workers")) as address:
+    """Two workers in other folders, each of which could do several things at once."""
+    with local_cluster(2, 3, tmp_path_factory.mktemp("workers")) as address:
         yield address
-
-
-@contextmanager
-def two_workers(folder: Path) -> Iterator[str]:
-    """The address of a scheduler with two workers in other folders, each of which could do several things at once."""
-    # A slide that loses its worker once is tried by itself; four times would take a test too long.
-    settings = {"distributed.scheduler.allowed-failures": 0, "temporary-directory": str(folder)}
-    with (
-        dask.config.set(settings),
-        LocalCluster(n_workers=2, threads_per_worker=3, dashboard_address=":0", memory_limit=None) as cluster,
-    ):
-        yield cluster.scheduler_address
 
 
 @pytest.fixture
