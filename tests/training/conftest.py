@@ -7,6 +7,7 @@ import pytest
 from encoders_to_try import Tiny, export
 from patch_networks import PATCH_PX
 
+from stpredict.networks import ARCHITECTURES
 from stpredict.training import preparation
 
 
@@ -24,6 +25,15 @@ def small_dataset(coarse_dataset: Path, request: pytest.FixtureRequest) -> Path:
     """A data set that is trained on in a tenth of the time."""
     request.getfixturevalue("small_patches")
     return coarse_dataset
+
+
+TINY = {"channels": 12, "depth": 2, "heads": 1, "head_dim": 12, "mixing": "per_level"}
+
+
+@pytest.fixture
+def tiny_architecture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--arch m2ort-tiny`, of the sizes TINY, the module's own if it has any."""
+    monkeypatch.setitem(ARCHITECTURES, "m2ort-tiny", getattr(request.module, "TINY", TINY))
 
 
 @pytest.fixture(scope="package")

@@ -34,9 +34,7 @@ TINY = {"channels": 12, "depth": 2, "heads": 1, "head_dim": 12, "mixing": "per_l
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "m2ort-tiny", TINY)
+pytestmark = pytest.mark.usefixtures("tiny_architecture")
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,7 @@ ARCH = "m2ort-tiny:pool=mean:pixels=density:token_px=8"
 OPTIONS = "--unlabelled 0 --teach-patches 0 --epochs 1 --threads 1 --min-depth 1 --panel-size 6"
 
 
-@pytest.fixture(autouse=True)
-def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "m2ort-tiny", TINY)
+pytestmark = pytest.mark.usefixtures("tiny_architecture")
 
 
 def train(source: Path, out: Path, *more: object, arch: str = ARCH):

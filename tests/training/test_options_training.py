@@ -21,9 +21,7 @@ PLAIN = "--epochs 1 --teach-patches 24 --batch-size 16 --threads 1 --min-depth 1
 OPTIONS = f"{PLAIN} --balance patients"
 
 
-@pytest.fixture(autouse=True)
-def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "m2ort-tiny", TINY)
+pytestmark = pytest.mark.usefixtures("tiny_architecture")
 
 
 @pytest.fixture(scope="module")

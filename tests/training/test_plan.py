@@ -12,23 +12,23 @@ from calls import run
 from patch_networks import PATCH_PX
 
 from stpredict.data.tiles import Measured
-from stpredict.networks import ARCHITECTURES
 from stpredict.training import plan
 from stpredict.training.folds import Fold
 from stpredict.training.plan import DENSE, peak_memory
 from stpredict.training.preparation import Checked
 from stpredict.training.settings import Settings, TrainingRequest
 
-TINY = {"channels": 12, "depth": 2, "heads": 1, "head_dim": 12, "mixing": "per_level"}
 OPTIONS = (
     "--arch m2ort-tiny --teach ridge --epochs 2 --unlabelled 40 --teach-patches 60 --batch-size 16 --threads 1 "
     "--min-depth 1"
 )
 
 
+pytestmark = pytest.mark.usefixtures("tiny_architecture")
+
+
 @pytest.fixture(autouse=True)
-def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "m2ort-tiny", TINY)
+def measured_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "MEASURE_S", 0.05)
 
 

@@ -7,20 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_assessment import made_up
-from test_training import TINY, train
+from test_training import train
 
 from stpredict.errors import UsageError
 from stpredict.model.file import load_model
-from stpredict.networks import ARCHITECTURES
 from stpredict.statistics.objectives import make_objective
 from stpredict.statistics.spatial import neighbour_mean
 from stpredict.training.folds import check_leaks
 from stpredict.training.protocols import find_protocol
 
-
-@pytest.fixture(autouse=True)
-def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "m2ort-tiny", TINY)
+pytestmark = pytest.mark.usefixtures("tiny_architecture")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from stpredict.data.tiles import Tiles, read_tiles
 from stpredict.errors import ModelFileError
 from stpredict.model.file import load_model
 from stpredict.model.show import show_card
-from stpredict.networks import ARCHITECTURES
 from stpredict.networks.encoder_maps import Maps, as_map, count_channels
 from stpredict.networks.encoder_settings import describe_teacher
 from stpredict.networks.trunks.densenet import DenseNet
@@ -55,9 +54,7 @@ class Convolutions(nn.Module):
         return made[self.form] if self.form in made else torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
 
 
-@pytest.fixture(autouse=True)
-def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "m2ort-tiny", TINY)
+pytestmark = pytest.mark.usefixtures("tiny_architecture")
 
 
 @pytest.fixture(scope="module")

@@ -36,9 +36,7 @@ OPTIONS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def tiny_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "m2ort-tiny", TINY)
+pytestmark = pytest.mark.usefixtures("tiny_architecture")
 
 
 @pytest.fixture(scope="module")
