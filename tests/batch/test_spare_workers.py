@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 from calls import PROGRAM, run
+from clusters import local_cluster
 from distributed import Client
 from same_results import assert_same
 from slides_to_try import tiff_pyramid
-from test_cluster import EAGER, two_workers
+from test_cluster import EAGER
 
 from stpredict.machine import leave_removed_folder
 from stpredict.prediction.shards import SHARD_SPOTS
@@ -33,7 +34,7 @@ PITCH_UM, LAST = "2.5", 19
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with two_workers(tmp_path_factory.mktemp("workers")) as address:
+    with local_cluster(2, 3, tmp_path_factory.mktemp("workers")) as address:
         yield address
 
 
