@@ -13,7 +13,7 @@ regression on the 52 colour and texture features:
 - *small M2ORT*, trained on the spots, or before that taught on unlabelled patches what another predicts for them;
 - whole systems: M2ORT-Small, M2OST and TRIPLEX, all trained alike;
 - M2ORT *taught densely*: each of its tokens what the dictionary sees there, its head then fitted along programmes;
-- the same with other lessons: of squares around each token, or of tokens that are masked.
+- the same with other lessons: of squares around each token, of parts of it, or of tokens that are masked.
 """
 
 from __future__ import annotations
