@@ -19,7 +19,7 @@ from stpredict.comparison.preparation import FROZEN, Prepared, threads_of
 from stpredict.comparison.request import BASELINES, folder_name, system_settings
 from stpredict.console import Report
 from stpredict.data.section import demand_slides
-from stpredict.data.whole_depth import whole_depth
+from stpredict.data.whole_depth import depth_of_shares
 from stpredict.errors import UsageError
 from stpredict.evaluation.described import is_described
 from stpredict.evaluation.splits import (
@@ -42,10 +42,12 @@ from stpredict.statistics.masks import measured_by_section
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.objectives import make_objective
 from stpredict.statistics.spatial import neighbour_mean
+from stpredict.training.at_once import reads_targets
 from stpredict.training.crossvalidation import sections_of
 from stpredict.training.fit import empty_trunk
 from stpredict.training.folds import Fold, split_of
 from stpredict.training.one_network import express_held_out, train_network
+from stpredict.training.panel_counts import PanelCounts
 from stpredict.training.panels import Panel
 from stpredict.training.preparation import ENCODED
 from stpredict.training.processes import pick_device
@@ -163,9 +165,9 @@ def score_baselines(run: Run, fold: Fold, sections: list[str]) -> dict[str, Any]
     For each gene also the noise ceiling, and how many held-out sections measured it.
     """
     tiles, settings, genes = run.tiles, run.settings, list(run.panel.genes)
-    counts = tiles.panel_counts(genes)
+    counts = PanelCounts(tiles, genes) if reads_targets(len(tiles.spot)) else tiles.panel_counts(genes)
     normalisation = NORMALISATIONS[settings.normalisation]
-    depth = normalisation.depth(counts, whole_depth(tiles, sections))
+    depth = depth_of_shares(tiles, genes, normalisation, sections)
     split, index = split_of(tiles, fold, sections, genes, depth, settings, is_described(run.features))
     train = np.isin(np.arange(len(tiles.spot)), index[split.train])
     smooth = neighbour_mean(tiles.section, tiles.centres) if settings.smooth_labels else None

@@ -8,6 +8,8 @@ import numpy as np
 
 from stpredict.arrays import Bool, Float
 from stpredict.data.tiles import Tiles
+from stpredict.statistics.blocks import blocks
+from stpredict.statistics.normalisation import Normalisation
 
 
 def whole_depth(tiles: Tiles, sections: Sequence[str] = ()) -> Float:
@@ -38,6 +40,17 @@ def whole_depth(tiles: Tiles, sections: Sequence[str] = ()) -> Float:
     ])  # fmt: skip
     depth: Float = tiles.depth / parts[group[of_spot]]
     return depth
+
+
+def depth_of_shares(
+    tiles: Tiles, panel: Sequence[str], normalisation: Normalisation, sections: Sequence[str] = ()
+) -> Float:  # fmt: skip
+    """Each spot's denominator of shares: its `whole_depth`, or the sum of the panel's counts, as the unit says."""
+    depth, every = whole_depth(tiles, sections), np.arange(len(tiles.spot))
+    if not normalisation.of_panel:
+        return depth
+    parts = (every[some] for some in blocks(len(every), len(panel)))
+    return np.concatenate([normalisation.depth(tiles.panel_counts(panel, own), depth[own]) for own in parts])
 
 
 def _sums(tiles: Tiles, names: Sequence[str], chosen: Bool) -> Float:

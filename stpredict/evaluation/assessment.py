@@ -21,7 +21,7 @@ from stpredict.data.section_files import Cut
 from stpredict.data.section_patches import SectionPatches
 from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_tiles
 from stpredict.data.twins import told_twins
-from stpredict.data.whole_depth import whole_depth
+from stpredict.data.whole_depth import depth_of_shares
 from stpredict.engines.engine import EngineRequest
 from stpredict.engines.opening import open_engine
 from stpredict.errors import DatasetError, UsageError, counted, some
@@ -39,7 +39,6 @@ from stpredict.prediction.surroundings import look_around_sections, predict_in_s
 from stpredict.result.file import Result
 from stpredict.slides.slide import open_slide
 from stpredict.slides.views import ONE_VIEW, Views
-from stpredict.statistics.blocks import blocks
 from stpredict.statistics.normalisation import NORMALISATIONS, Normalisation, find_normalisation
 
 Report = Callable[[str], None]
@@ -266,12 +265,7 @@ def with_bins_of(card: dict[str, Any], reading: Reading) -> Reading:
 
 def shares_of(tiles: Tiles, card: dict[str, Any], normalisation: Normalisation) -> Shares:
     """The counts, per spot of a data set, of which the model's predictions are shares."""
-    depth = whole_depth(tiles)
-    if normalisation.of_panel:
-        every, panel = np.arange(len(depth)), card["panel"]
-        parts = (every[some] for some in blocks(len(every), len(panel)))
-        depth = np.concatenate([normalisation.depth(tiles.panel_counts(panel, own), depth[own]) for own in parts])
-    return Shares(depth, normalisation)
+    return Shares(depth_of_shares(tiles, card["panel"], normalisation), normalisation)
 
 
 def check_slides_at_hand(model: Model, dataset: Path) -> None:

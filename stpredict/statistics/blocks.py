@@ -6,6 +6,7 @@ Such an array may be float32. A piece of it is float64, so that sums over spots 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,6 +14,18 @@ from stpredict.arrays import Float, Int, Labels, Real
 
 #: Values of one array that are in memory at a time as float64.
 VALUES_AT_A_TIME = 2**21
+
+
+class Table(Protocol):
+    """Spots x genes: an array, or what is read or computed when rows are asked for.
+
+    Rows are asked for by a slice, a mask, or indices of spots.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
 
 
 def rows_of_sections(section: Labels) -> list[Int]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stpredict.arrays import Int
-from stpredict.statistics.blocks import blocks
+from stpredict.arrays import Float, Int
+from stpredict.statistics.blocks import Table
+from stpredict.statistics.targets import Columns
 
 
 class Loss(Protocol):
@@ -24,70 +24,55 @@ class Loss(Protocol):
         """The same loss for these genes alone."""
 
 
-class Targets(Protocol):
-    """Spots x genes: an array, or what is read or computed when rows are asked for."""
-
-    @property
-    def shape(self) -> tuple[int, int]: ...
-
-    def __getitem__(self, rows: Any, /) -> Any: ...
-
-
 @dataclass(frozen=True)
 class TargetError:
     """The error of z against `targets`, spots x genes; `error` is one of torch's functions."""
 
-    targets: Targets
+    targets: Table
     error: Callable[..., Tensor]
 
-    @cached_property
-    def wanted(self) -> Tensor:
-        """The targets as a tensor; heads that are fitted at once never ask for it."""
-        wanted = torch.empty(self.targets.shape, dtype=torch.float32)
-        for some in blocks(*self.targets.shape):
-            wanted[some] = torch.as_tensor(self.targets[some], dtype=torch.float32)
-        return wanted
-
-    @cached_property
-    def gaps(self) -> bool:
-        return bool(torch.isnan(self.wanted).any())
-
     def __call__(self, z: Tensor, index: Tensor) -> Tensor:
-        wanted = self.wanted[index].to(z.device)
-        if not self.gaps:
-            return self.error(z, wanted)
+        wanted = torch.as_tensor(self.targets[index.numpy()], dtype=torch.float32)
         known = ~torch.isnan(wanted)
+        whole, wanted, known = bool(known.all()), wanted.to(z.device), known.to(z.device)
+        if whole:
+            return self.error(z, wanted)
         total = self.error(torch.where(known, z, 0.0), torch.where(known, wanted, 0.0), reduction="sum")
         return total / known.sum().clamp(min=1)
 
     def of(self, genes: Int | slice) -> TargetError:
-        return replace(self, targets=self.targets[:][:, genes])
+        return replace(self, targets=Columns(self.targets, genes))
 
 
 @dataclass(frozen=True)
 class CountLikelihood:
-    """Negative log likelihood of counts (spots x genes) with the mean exp(`log_mean` + z), times each gene's `weight`.
+    """Negative log likelihood of counts (spots x genes), times each gene's `weight`.
 
-    Negative binomial with overdispersion `theta`; Poisson if it is None.
+    Their mean is a spot's depth x the gene's expected share x exp(z). Expected shares, kinds x genes, are the same for
+    spots of one kind; `kind` is that of each spot. Negative binomial with overdispersion `theta`; Poisson if that is
+    None.
     """
 
-    counts: Tensor
-    log_mean: Tensor
-    weight: Tensor
+    counts: Table
+    log_depth: Float
+    kind: Int
+    log_share: Float
+    weight: Float
     theta: float | None
 
-    @cached_property
-    def gaps(self) -> bool:
-        return bool(torch.isnan(self.counts).any() or torch.isnan(self.weight).any())
-
     def __call__(self, z: Tensor, index: Tensor) -> Tensor:
-        observed, log_mean = self.counts[index].to(z.device), self.log_mean[index].to(z.device)
-        weight = self.weight.to(z.device)
-        if not self.gaps:
-            return (self._negative(observed, log_mean + z) * weight).mean()
+        spots = index.numpy()
+        log_mean = self.log_depth[spots][:, None] + self.log_share[self.kind[spots]]
+        given = (torch.as_tensor(x, dtype=torch.float32) for x in (self.counts[spots], log_mean, self.weight))
+        observed, log_expected, weight = given
         known = ~torch.isnan(observed * weight)
+        whole, known = bool(known.all()), known.to(z.device)
+        observed, log_expected, weight = (x.to(z.device) for x in (observed, log_expected, weight))
+        log_expected = log_expected + z
+        if whole:
+            return (self._negative(observed, log_expected) * weight).mean()
         # Unknown values must be finite, too: otherwise their gradient would be NaN, not zero.
-        observed, log_expected, weight = (torch.where(known, x, 0.0) for x in (observed, log_mean + z, weight))
+        observed, log_expected, weight = (torch.where(known, x, 0.0) for x in (observed, log_expected, weight))
         return (self._negative(observed, log_expected) * weight).sum() / known.sum().clamp(min=1)
 
     def _negative(self, observed: Tensor, log_expected: Tensor) -> Tensor:
@@ -99,5 +84,5 @@ class CountLikelihood:
 
     def of(self, genes: Int | slice) -> CountLikelihood:
         return replace(
-            self, counts=self.counts[:, genes], log_mean=self.log_mean[:, genes], weight=self.weight[genes]
+            self, counts=Columns(self.counts, genes), log_share=self.log_share[:, genes], weight=self.weight[genes]
         )  # fmt: skip

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from stpredict.arrays import Bool, Float, Int, Labels, Real
+from stpredict.arrays import Bool, Int, Labels, Real
+from stpredict.statistics.blocks import Table, blocks
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,6 @@ class Alike:
     def empty(self) -> bool:
         """Whether no row knows these columns."""
         return not isinstance(self.rows, slice) and not len(self.rows)
-
-    def among(self, chosen: Bool) -> Bool:
-        """The mask of those `chosen` rows (a mask, too) in which the columns are known."""
-        if isinstance(self.rows, slice):
-            return chosen
-        known = np.zeros_like(chosen)
-        known[self.rows] = chosen[self.rows]
-        return known
 
     def of(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The known values of these columns, rows x columns. No copy if they are all."""
@@ -64,22 +57,31 @@ class Kinds:
         return np.flatnonzero(self.known[self.of(group)].all(axis=0))
 
 
-def kinds_of(values: Float) -> Kinds:
-    """The kinds of rows of `values`, spots x genes."""
-    unknown = np.isnan(values)
-    _, first, kind = np.unique(np.packbits(unknown, axis=1), axis=0, return_index=True, return_inverse=True)
-    return Kinds(kind.reshape(-1), ~unknown[first])
+def kinds_of(values: Table) -> Kinds:
+    """The kinds of rows of `values`, spots x genes, which are read some at a time."""
+    kind, seen = np.empty(values.shape[0], dtype=np.int64), dict[bytes, int]()
+    width = -(-values.shape[1] // 8)
+    for rows in blocks(*values.shape):
+        packed = np.packbits(np.isnan(values[rows]), axis=1)
+        if not packed.any():  # as in most data
+            kind[rows] = seen.setdefault(bytes(width), len(seen))
+            continue
+        patterns, which = np.unique(packed, axis=0, return_inverse=True)
+        numbers = [seen.setdefault(pattern.tobytes(), len(seen)) for pattern in patterns]
+        kind[rows] = np.array(numbers, dtype=np.int64)[which.reshape(-1)]
+    found = np.frombuffer(b"".join(seen), np.uint8).reshape(len(seen), width)
+    return Kinds(kind, np.unpackbits(found, axis=1, count=values.shape[1]) == 0)
 
 
-def measured_alike(values: Real) -> list[Alike]:
+def measured_alike(values: Table) -> list[Alike]:
     """Group the columns of `values`, spots x genes, by the spots that measured them."""
-    unknown = np.isnan(values)
-    if not unknown.any():
+    kinds = kinds_of(values)
+    if kinds.known.all():
         return [Alike(slice(None), slice(None))]
     patterns: dict[bytes, list[int]] = {}
-    for column, pattern in enumerate(np.packbits(unknown, axis=0).T):
-        patterns.setdefault(pattern.tobytes(), []).append(column)
-    return [Alike(np.array(columns), np.flatnonzero(~unknown[:, columns[0]])) for columns in patterns.values()]
+    for column, known in enumerate(kinds.known.T):
+        patterns.setdefault(known.tobytes(), []).append(column)
+    return [Alike(np.array(own), np.flatnonzero(kinds.known[kinds.kind, own[0]])) for own in patterns.values()]
 
 
 def patterns_of(member: Bool) -> Iterator[tuple[Int, Bool]]:
@@ -87,29 +89,6 @@ def patterns_of(member: Bool) -> Iterator[tuple[Int, Bool]]:
     patterns, which = np.unique(member, axis=1, return_inverse=True)
     for number, rows in enumerate(patterns.T):
         yield np.flatnonzero(which.reshape(-1) == number), rows
-
-
-def known_among(values: Float, chosen: Bool) -> Iterator[tuple[Int | slice, Bool]]:
-    """Groups of columns of `values`, each with the mask of `chosen` rows that measured it, if there are any."""
-    for group in measured_alike(values):
-        rows = group.among(chosen)
-        if rows.any():
-            yield group.columns, rows
-
-
-def of_rows(values: Float, rows: Bool, columns: Int | slice) -> Float:
-    """Some rows and columns of `values`, without a copy of all columns."""
-    if isinstance(columns, slice):
-        return values[rows][:, columns]
-    return values[np.ix_(np.flatnonzero(rows), columns)]
-
-
-def per_gene(values: Float, chosen: Bool, number: Callable[[Float], Float]) -> Float:
-    """A `number` for each column, from the `chosen` rows that measured it; NaN if none did."""
-    found = np.full(values.shape[1], np.nan)
-    for columns, rows in known_among(values, chosen):
-        found[columns] = number(of_rows(values, rows, columns))
-    return found
 
 
 def measured_by_section(counts: Real, section: Labels) -> Bool:

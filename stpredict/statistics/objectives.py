@@ -9,7 +9,7 @@ replace the million that multiplies shares, and the panel's sum may replace the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,29 +20,27 @@ from torch.nn import functional as F
 from stpredict.arrays import Bool, Float, Int, Labels
 from stpredict.errors import UsageError
 from stpredict.networks.head import Link
-from stpredict.statistics.losses import CountLikelihood, Loss, TargetError, Targets
-from stpredict.statistics.masks import known_among, measured_alike, of_rows, per_gene
-from stpredict.statistics.metrics import PER_MILLION, THETA, log_cpm, pearson_residuals
+from stpredict.statistics.blocks import Table
+from stpredict.statistics.losses import CountLikelihood, Loss, TargetError
+from stpredict.statistics.masks import patterns_of
+from stpredict.statistics.metrics import PER_MILLION, THETA
+from stpredict.statistics.targets import (
+    Averaged,
+    Chosen,
+    Keep,
+    Kept,
+    LogShares,
+    PearsonResiduals,
+    Scaled,
+    counts_of_sections,
+    in_memory,
+    summary_of,
+)
 
 ObjectiveName = Literal["residuals", "nb", "poisson", "mse", "standardised-mse", "smooth-l1"]
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 #: Objectives that measure the distance to targets. Such targets may be averaged over spots.
 SQUARED_ERRORS = ("residuals", "mse", "standardised-mse", "smooth-l1")
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The targets of the spots of an `index`, taken when they are asked for."""
-
-    targets: Targets
-    index: Int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.index), self.targets.shape[1]
-
-    def __getitem__(self, rows: Any, /) -> Any:
-        return self.targets[self.index[rows]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Objective:
     """
 
     name: str
-    targets: Targets
+    targets: Table
     offset: Float
     slope: Float
     link: Link
@@ -84,13 +82,15 @@ class Objective:
 
 
 def make_objective(
-    name: str, counts: Float, depth: Float, section: Labels, fit: Bool, smooth: csr_array | None = None,
-    per: float = PER_MILLION,
+    name: str, counts: Table, depth: Float, section: Labels, fit: Bool, smooth: csr_array | None = None,
+    per: float = PER_MILLION, keep: Keep = in_memory,
 ) -> Objective:  # fmt: skip
     """The objective for `counts`, spots x genes. Only the rows `fit` are used to fit anything.
 
     A count is NaN if the spot's section did not measure the gene. Each gene is fitted on the spots that measured it.
     Expression is ln(1 + `per` x share). The share is a count over `depth`, the spot's total count or the panel's.
+    Of counts in an array, targets are an array. Else they are computed when they are asked for, and the loss's are put
+    where `keep` says.
 
     `residuals`: squared error on Pearson residuals within each section. `poisson`, `nb`: likelihood of the counts with
     the log depth as offset, and the log share in sections that measured the same genes. `mse`: squared error on
@@ -101,49 +101,52 @@ def make_objective(
     are. Raises UsageError for another name, and for likelihoods with smooth targets.
     """
     check_objective(name, smooth is not None)
-    if name in ("mse", "standardised-mse", "smooth-l1"):
-        observed = log_cpm(counts, depth, per)
-        if smooth is not None:
-            observed = smooth @ observed
-        mean = per_gene(observed, fit, lambda own: own.mean(axis=0))
-        scales = {"mse": lambda x: np.ones_like(x[0]), "standardised-mse": _spread, "smooth-l1": _range}
-        scale = per_gene(observed, fit, scales[name])
-        targets = (observed - mean) / scale
-        error = TargetError(targets, F.smooth_l1_loss if name == "smooth-l1" else F.mse_loss)
-        return Objective(name, targets, mean, scale, "identity", error, depth)
 
-    share, median_depth = _shares(counts, depth, fit), _median_depths(counts, depth, fit)
-    residuals = np.zeros_like(counts)
-    for label in np.unique(section):
-        residuals[section == label] = pearson_residuals(counts[section == label], depth[section == label])
-    if smooth is not None:
-        residuals = smooth @ residuals
+    def at_hand(targets: Table) -> Table:
+        return targets[:] if isinstance(counts, np.ndarray) else targets
+
+    def averaged(table: Table) -> Table:
+        return table if smooth is None else Averaged(table, smooth)
+
+    if name in ("mse", "standardised-mse", "smooth-l1"):
+        observed = averaged(LogShares(counts, depth, per))
+        found = summary_of(observed, fit)
+        spreads = {"mse": np.where(np.isnan(found.mean), np.nan, 1.0), "standardised-mse": found.spread}
+        scale = _not_zero(spreads.get(name, found.extent))
+        targets = at_hand(Scaled(observed, found.mean, scale))
+        error = TargetError(Kept(targets, keep), F.smooth_l1_loss if name == "smooth-l1" else F.mse_loss)
+        return Objective(name, targets, found.mean, scale, "identity", error, depth)
+
+    _, of_spot = np.unique(section, return_inverse=True)
+    sums, fitted = counts_of_sections(counts, of_spot, fit)
+    share, median_depth = shares_and_depths(fitted, depth, of_spot, fit)
+    residuals = averaged(PearsonResiduals(counts, depth, of_spot, sums))
     if name == "residuals":
-        spread = per_gene(residuals, fit, _spread)
-        targets = np.divide(residuals, spread, out=residuals)
-        return residual_objective(share, median_depth, spread, targets, depth, per)
-    theta = THETA if name == "nb" else None
-    log_shares = np.log(_shares_where_measured(counts, depth, section, fit, share))
+        spread = _not_zero(summary_of(residuals, fit).spread)
+        targets = at_hand(Scaled(residuals, 0.0, spread))
+        return residual_objective(share, median_depth, spread, targets, depth, per, keep)
+    kind, shares = _shares_by_kind(fitted, depth, of_spot, fit, share)
     likelihood = CountLikelihood(
-        torch.as_tensor(counts, dtype=torch.float32),
-        torch.as_tensor(np.log(np.maximum(depth, 1))[:, None] + log_shares, dtype=torch.float32),
-        torch.as_tensor(1 / np.sqrt(share * depth.mean()), dtype=torch.float32), theta,
+        Kept(counts, keep), np.log(np.maximum(depth, 1)), kind, np.log(shares), 1 / np.sqrt(share * depth.mean()),
+        THETA if name == "nb" else None,
     )  # fmt: skip
     relative = _relative(share, median_depth)
+    targets = at_hand(Scaled(residuals, 0.0, 1 / relative))
     return Objective(
-        name, residuals * relative, np.log(per * share), np.ones(len(share)), "softplus", likelihood, depth, relative
-    )
+        name, targets, np.log(per * share), np.ones(len(share)), "softplus", likelihood, depth, relative
+    )  # fmt: skip
 
 
 def residual_objective(
-    share: Float, median_depth: Float, spread: Float, targets: Targets, depth: Float, per: float = PER_MILLION
-) -> Objective:
+    share: Float, median_depth: Float, spread: Float, targets: Table, depth: Float, per: float = PER_MILLION,
+    keep: Keep = in_memory,
+) -> Objective:  # fmt: skip
     """The objective of `targets` that are Pearson residuals over each gene's `spread`.
 
     `share` is each gene's share in the fitted spots that measured it, `median_depth` the median of their depths, and
     `depth` that of all spots.
     """
-    slope, error = _relative(share, median_depth) * spread, TargetError(targets, F.mse_loss)
+    slope, error = _relative(share, median_depth) * spread, TargetError(Kept(targets, keep), F.mse_loss)
     return Objective("residuals", targets, np.log(per * share), slope, "softplus", error, depth, 1 / spread)
 
 
@@ -162,49 +165,37 @@ def check_objective(name: str, smooth: bool) -> None:
         raise UsageError(f"--smooth-labels: not with --objective {name}, which is a likelihood of the counts.")
 
 
-def _spread(values: Float) -> Float:
-    spread: Float = values.std(axis=0)
-    return np.where(spread > 0, spread, 1.0)
+def _not_zero(scale: Float) -> Float:
+    """A scale to divide by: 1 for a gene that does not vary."""
+    return np.where(scale == 0, 1.0, scale)
 
 
-def _range(values: Float) -> Float:
-    extent: Float = np.ptp(values, axis=0)
-    return np.where(extent > 0, extent, 1.0)
+def shares_and_depths(sums: Float, depth: Float, of_spot: Int, fit: Bool) -> tuple[Float, Float]:
+    """Per gene: its share in the depth of those spots `fit` that measured it, and the median of their depths.
+
+    `sums` are each section's counts in these spots, sections x genes, NaN if it did not measure the gene; `of_spot` is
+    the number of each spot's section. Both are NaN for a gene that none of these spots measured.
+    """
+    share, median = np.full((2, sums.shape[1]), np.nan)
+    for genes, there in patterns_of(~np.isnan(sums)):
+        rows = fit & there[of_spot]
+        if rows.any():
+            share[genes] = (sums[there][:, genes].sum(axis=0) + 0.5) / depth[rows].sum()
+            median[genes] = np.median(depth[rows])
+    return share, median
 
 
-def _shares(counts: Float, depth: Float, rows: Bool) -> Float:
-    """Per gene, its share in the depth of those `rows` that measured it; NaN if none did."""
-    shares = np.full(counts.shape[1], np.nan)
-    for genes, own in known_among(counts, rows):
-        shares[genes] = (of_rows(counts, own, genes).sum(axis=0) + 0.5) / depth[own].sum()
-    return shares
-
-
-def _median_depths(counts: Float, depth: Float, rows: Bool) -> Float:
-    """Per gene, the median depth of those `rows` that measured it; NaN if none did."""
-    medians = np.full(counts.shape[1], np.nan)
-    for genes, own in known_among(counts, rows):
-        medians[genes] = np.median(depth[own])
-    return medians
-
-
-def _shares_where_measured(counts: Float, depth: Float, section: Labels, fit: Bool, share: Float) -> Float:
-    """The expected share of each gene in a spot's counts, spots x genes; 1 x genes if all spots measured the same.
+def _shares_by_kind(sums: Float, depth: Float, of_spot: Int, fit: Bool, share: Float) -> tuple[Int, Float]:
+    """The kind of each spot, and each gene's expected share in counts of spots of a kind, kinds x genes.
 
     Sections that measured the same genes have shares of their own, as each technology catches another part of a gene.
     If none of these sections is in the fit, they take the `share` over all.
     """
-    groups = measured_alike(counts)
-    if groups[0].whole:
-        return share[None]
-    rows_of: dict[bytes, list[Int]] = {}
-    for label in np.unique(section):
-        rows = np.flatnonzero(section == label)
-        rows_of.setdefault(np.isnan(counts[rows[0]]).tobytes(), []).append(rows)
-    shares = np.empty_like(counts)
-    for parts in rows_of.values():
-        rows = np.concatenate(parts)
-        own = np.isin(np.arange(len(fit)), rows)
-        found = _shares(counts, depth, own & fit)
-        shares[rows] = np.where(np.isnan(found), share, found)
-    return shares
+    measured, kind = np.unique(~np.isnan(sums), axis=0, return_inverse=True)
+    kind = kind.reshape(-1)
+    shares = np.empty(measured.shape)
+    for number, own in enumerate(shares):
+        of_kind = np.where((kind == number)[:, None], sums, np.nan)
+        found, _ = shares_and_depths(of_kind, depth, of_spot, fit)
+        own[:] = np.where(np.isnan(found), share, found)
+    return kind[of_spot], shares

@@ -9,6 +9,7 @@ import numpy as np
 
 from stpredict.arrays import Float
 from stpredict.machine import one_blas_thread
+from stpredict.statistics.blocks import Table
 from stpredict.statistics.masks import Alike, kinds_of, measured_alike
 from stpredict.statistics.moments import BLOCK, Scatter, join_scatters, moments_of, scatter_of
 
@@ -132,7 +133,7 @@ def fit_each(features: Float, targets: Float, fit: Callable[[Alike, Directions],
     return join_maps(parts or [(Alike(np.empty(0, np.int64), np.empty(0, np.int64)), nothing)], targets.shape[1])
 
 
-def directions_where_known(features: Float, targets: Float) -> Iterator[tuple[Alike, Directions]]:
+def directions_where_known(features: Float, targets: Table) -> Iterator[tuple[Alike, Directions]]:
     """Groups of targets that the same spots know, if any does, with the directions of the features of these spots."""
     groups = measured_alike(targets)
     if groups[0].whole:
@@ -144,7 +145,7 @@ def directions_where_known(features: Float, targets: Float) -> Iterator[tuple[Al
             yield group, find_directions(features[group.rows], scatter_in(group))
 
 
-def scatters_where_known(features: Float, targets: Float) -> Callable[[Alike], Scatter | None]:
+def scatters_where_known(features: Float, targets: Table) -> Callable[[Alike], Scatter | None]:
     """The scatter of the features of the spots that know a group of targets, joined from one pass over all spots.
 
     None if the parts would take more memory than the features.

@@ -16,11 +16,11 @@ from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.objectives import Objective
 from stpredict.training.dictionary import learn_windows
 from stpredict.training.head_sums import FEW_SPOTS, Describe, spread_of
-from stpredict.training.heads import describe_patches, fit_ridge_head, map_from_sums, write_head
+from stpredict.training.heads import describe_patches, fit_map, fit_map_by, map_from_sums, write_head
 from stpredict.training.hierarchy import with_genes
 from stpredict.training.linear_head import choose_penalty, fit_linear
+from stpredict.training.panel_counts import objective_of
 from stpredict.training.panels import choose_genes
-from stpredict.training.residuals import objective_of
 from stpredict.training.run import Run, Trained
 from stpredict.training.settings import Settings
 from stpredict.training.shared_sums import SharedSums
@@ -34,11 +34,15 @@ def fit_at_once(
     tiles, settings = run.tiles, run.settings
     network = new_described_network(run, sections, len(panel))
     describe, rows = describe_by(run, network), np.flatnonzero(in_training)
-    features = describe(rows)
     if settings.head != "linear":
         normalisation = NORMALISATIONS[settings.normalisation]
-        counts_from = fit_ridge_head(network, features, rows, tiles, panel, objective, normalisation)
-        return Trained(network, objective, panel, sections, 0, counts_from=counts_from)
+        if isinstance(objective.targets, np.ndarray):
+            found, used = fit_map(describe(rows), rows, tiles, panel, objective, normalisation)
+        else:
+            found, used = fit_map_by(describe, rows, tiles, panel, objective, normalisation)
+        write_head(network, found)
+        return Trained(network, objective, panel, sections, 0, counts_from=used)
+    features = describe(rows)
     unseen = np.flatnonzero(np.isin(tiles.section, validation) & ~in_training & (objective.depth > 0))
     every = np.concatenate([rows, unseen])  # in a paper's protocol the validation is not part of the training
     all_features = np.concatenate([features, describe(unseen)]) if len(unseen) else features
@@ -48,29 +52,35 @@ def fit_at_once(
     return Trained(network, objective, panel, sections, 0, penalty=penalty)
 
 
-def fit_many_at_once(
+def fit_by_sums(
     run: Run, sections: Sequence[str], panel: list[str], depth: Float, in_training: Bool
 ) -> Trained:  # fmt: skip
-    """As `fit_at_once`, of so many spots that the head is fitted from sums over them. `depth` is that of all spots."""
+    """As `fit_at_once`, from sums that other parts of the run may share. `depth` is that of all spots."""
     tiles, normalisation = run.tiles, NORMALISATIONS[run.settings.normalisation]
     network = new_described_network(run, sections, len(panel))
     describe = describe_by(run, network)
     shared = run.sums if run.sums and run.sums.serves(sections, panel) else None
     shared = shared or SharedSums.of_parts(tiles, [sections], panel, describe)
     kinds = shared.of(sections, panel)
-    residuals, spread = shared.residuals.of(panel), spread_of(kinds, len(panel))
-    objective = objective_of(residuals, sections, spread, depth, in_training, normalisation.per)
+    spread = spread_of(kinds, len(panel))
+    objective = objective_of(shared.counts, panel, spread, depth, in_training, normalisation.per)
     found, used = map_from_sums(
-        kinds, residuals, 1 / spread, sections, describe, normalisation, shared.covariances
-    )  # fmt: skip
+        kinds, shared.observations(sections, panel), 1 / spread, normalisation, shared.covariances
+    )
     write_head(network, found)
     return Trained(network, objective, panel, sections, 0, counts_from=used)
 
 
-def reads_targets(settings: Settings, n_spots: int) -> bool:
-    """Whether training reads the targets of so many spots from their counts when it needs them."""
+def reads_targets(n_spots: int) -> bool:
+    """Whether training on so many spots reads their counts when it needs them, so that no array holds all."""
+    return n_spots > FEW_SPOTS
+
+
+def shares_sums(settings: Settings, n_spots: int) -> bool:
+    """Whether a head on features of so many spots is fitted from sums that parts of a run may share."""
     return (
-        n_spots > FEW_SPOTS
+        reads_targets(n_spots)
+        and settings.architecture in FITTED
         and settings.objective == "residuals"
         and settings.head != "linear"
         and not settings.smooth_labels
@@ -84,10 +94,10 @@ def with_sums(run: Run, parts: Sequence[Sequence[str]]) -> Run:
     Each part is the sections that it trains on.
     """
     encoded, tiles = run.encoded, run.tiles
-    if encoded is None or run.settings.architecture not in FITTED:
+    if encoded is None:
         return run
     spots = [int((np.isin(tiles.section, part) & (tiles.depth > 0)).sum()) for part in parts]
-    large = [part for part, n in zip(parts, spots, strict=True) if reads_targets(run.settings, n)]
+    large = [part for part, n in zip(parts, spots, strict=True) if shares_sums(run.settings, n)]
     if len(large) < 2:
         return run
     panels = [choose_genes(tiles, run.panel, part, run.settings.seed) for part in large]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,11 @@ from stpredict.networks.head import Head
 from stpredict.networks.patch_level import PatchNetwork
 from stpredict.networks.triplex import Triplex
 from stpredict.statistics import metrics
+from stpredict.statistics.blocks import rows_of_sections
 from stpredict.statistics.objectives import Objective
 from stpredict.training.augmentation import augment, jitter_stain
+from stpredict.training.head_sums import Observations
+from stpredict.training.heads import fit_ridge_by
 from stpredict.training.held_signals import held_signals
 from stpredict.training.log import Log
 from stpredict.training.optimisers import make_optimiser, make_schedule
@@ -256,14 +259,19 @@ def empty_trunk(settings: Settings, patch_px: int) -> nn.Module:
     return network.first_trunk
 
 
-def ridge_lessons(features: Float, unlabelled_features: Float, objective: Objective, rows: Int) -> Float:
-    """Ridge predictions at the unlabelled places, places x outputs, from colour and texture; fitted on spots `rows`.
+def ridge_lessons(unlabelled_features: Float, observed: Observations) -> Float:
+    """Ridge predictions at the unlabelled places, places x outputs, from colour and texture; fitted on those observed.
 
     The 52 features follow the genes as further outputs, so that nothing is lost that ridge could use. Unmeasured genes
     are 0.
     """
-    rows = rows[is_described(features[rows])]
-    ridge = fit_ridge(features[rows], objective.targets[rows])
+    features, targets = observed.describe(observed.rows), observed.table
+    known = is_described(features)
+    observed = replace(observed, rows=observed.rows[known])
+    if isinstance(targets, np.ndarray):
+        ridge = fit_ridge(features[known], targets[observed.rows])
+    else:
+        ridge = fit_ridge_by(observed)
     return np.hstack([np.nan_to_num(ridge.predict(unlabelled_features)), unlabelled_features])
 
 
@@ -299,6 +307,14 @@ def teach(network: Network, tiles: Tiles, taught: Float, places: Int, course: Co
     network.head = head
 
 
+def score_section(student: Student, objective: Objective, counts_of: Callable[[Int], Float], rows: Int) -> Float:
+    """The depth-controlled correlation of each gene in one section's spots."""
+    predicted = student.predict(rows)
+    expression = objective.expression(predicted) if student.says_z else predicted
+    residuals = metrics.pearson_residuals(counts_of(rows), objective.depth[rows])
+    return metrics.correlation_per_gene(expression, residuals)
+
+
 def train_on_spots(
     student: Student, tiles: Tiles, objective: Objective, counts_of: Callable[[Int], Float], stage: Stage,
     validation: Int, course: Course,
@@ -312,11 +328,9 @@ def train_on_spots(
     def score() -> float | None:
         if not len(validation):
             return None
-        predicted = student.predict(validation)
-        expression = objective.expression(predicted) if student.says_z else predicted
-        per_gene = metrics.depth_controlled_correlation(
-            expression, counts_of(validation), objective.depth[validation], tiles.section[validation]
-        )
+        sections = tiles.section[validation]
+        found = [score_section(student, objective, counts_of, validation[rows]) for rows in rows_of_sections(sections)]
+        per_gene = metrics.mean_of_known(np.array(found))
         known = per_gene[np.isfinite(per_gene)]
         return float(known.mean()) if len(known) else None
 

@@ -8,33 +8,61 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 
 import numpy as np
 
-from stpredict.arrays import Bool, Float, Int
+from stpredict.arrays import Float, Int
 from stpredict.data.tiles import Tiles
+from stpredict.statistics.blocks import Table
 from stpredict.statistics.eigenvectors import widest
 from stpredict.statistics.masks import Alike, patterns_of
 from stpredict.statistics.moments import BLOCK, Moments, Scatter, moments_of
-from stpredict.statistics.objectives import Objective
 from stpredict.statistics.regression import NEGLIGIBLE, LinearMap, directions_of, join_maps
 from stpredict.training.programmes import fit_programmes, shrinkages, to_genes
-from stpredict.training.residuals import Residuals, objective_of
 
 #: With so many spots or fewer, each is predicted from the others to choose a penalty, and all are in memory.
 FEW_SPOTS = BLOCK
 #: With as many spots as this a feature or more, the mean leverage stands for that of each spot.
 SPOTS_PER_FEATURE = 4
+#: Spots whose mean features stand for all, as a middle from which rounding does not matter.
+A_FEW = 64
 #: The features of some spots, spots x features.
 Describe = Callable[[Int], Float]
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What a head is fitted to: rows of a `table` of spots x a panel's genes, and what gives the spots' features.
+
+    Values of a table are NaN if the spot's section did not measure the gene. They are residuals, or other targets.
+    """
+
+    table: Table
+    tiles: Tiles
+    panel: Sequence[str]
+    rows: Int
+    describe: Describe
+
+    @cached_property
+    def by_section(self) -> dict[str, Int]:
+        """The rows of each section."""
+        own = self.tiles.section[self.rows]
+        return {str(name): self.rows[own == name] for name in np.unique(own)}
+
+    def of_gene(self, gene: Int) -> tuple[Float, Float]:
+        """Features, and values of all genes, of the spots that measured one of the panel's genes."""
+        names = list(self.by_section)
+        measured = self.tiles.measured_by(names, [self.panel[int(gene)]])[:, 0]
+        rows = np.concatenate([self.by_section[name] for name, there in zip(names, measured, strict=True) if there])
+        return self.describe(rows), self.table[rows]
 
 
 @dataclass(frozen=True)
 class Sums:
     """Moments of spots whose sections measured the same `genes` (indices into a panel).
 
-    They are of the spots' features, less a `middle`, and of their residuals, side by side.
+    They are of the spots' features, less a `middle`, and of their values, side by side.
     """
 
     genes: Int
@@ -52,15 +80,15 @@ class Sums:
         return Sums(known, self.middle, self.moments.of(kept))
 
     @property
-    def residuals(self) -> tuple[Float, Float]:
-        """The sum of each gene's residuals, and of their squares."""
+    def values(self) -> tuple[Float, Float]:
+        """The sum of each gene's values, and of their squares."""
         width = len(self.middle)
         return self.moments.total[width:], np.diag(self.moments.products)[width:]
 
 
-def sum_sections(residuals: Residuals, sections: Sequence[str], describe: Describe, middle: Float) -> list[Sums]:
-    """Sums over the spots with counts of some sections, for each set of genes that sections measured."""
-    tiles, found = residuals.tiles, dict[bytes, Sums]()
+def sum_up(observed: Observations, middle: Float) -> list[Sums]:
+    """Sums over the rows, for each set of genes that sections measured."""
+    found, names = dict[bytes, Sums](), list(observed.by_section)
     waiting: dict[bytes, list[Float]] = defaultdict(list)  # small sections share a product
 
     def add_waiting() -> None:
@@ -69,11 +97,12 @@ def sum_sections(residuals: Residuals, sections: Sequence[str], describe: Descri
             found[measured] = found[measured] + own if measured in found else own
         waiting.clear()
 
-    for name, measured in zip(sections, tiles.measured_by(sections, residuals.genes), strict=True):
-        rows = np.flatnonzero((tiles.section == name) & (tiles.depth > 0))
+    for name, measured in zip(names, observed.tiles.measured_by(names, observed.panel), strict=True):
+        rows = observed.by_section[name]
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
-            waiting[measured.tobytes()].append(np.hstack([describe(block) - middle, residuals[block][:, measured]]))
+            beside = observed.table[block][:, measured]
+            waiting[measured.tobytes()].append(np.hstack([observed.describe(block) - middle, beside]))
             if sum(len(part) for parts in waiting.values() for part in parts) >= BLOCK:
                 add_waiting()
     add_waiting()
@@ -85,28 +114,19 @@ def spread_of(kinds: Sequence[Sums], n_genes: int) -> Float:
     n, total, squares = np.zeros((3, n_genes))
     for sums in kinds:
         n[sums.genes] += sums.moments.n
-        for each, own in zip((total, squares), sums.residuals, strict=True):
+        for each, own in zip((total, squares), sums.values, strict=True):
             each[sums.genes] += own
     n = np.maximum(n, 1)
     spread: Float = np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0))
     return np.where(spread > 0, spread, 1.0)
 
 
-def objective_of_many(
-    tiles: Tiles, panel: Sequence[str], sections: Sequence[str], depth: Float, fit: Bool, per: float
-) -> Objective:
-    """The objective of residuals for the spots `fit` of some sections, whose targets are read when they are needed."""
-    residuals, none = Residuals(tiles, panel), np.empty(0)
-    kinds = sum_sections(residuals, sections, lambda rows: np.empty((len(rows), 0)), none)
-    return objective_of(residuals, sections, spread_of(kinds, len(panel)), depth, fit, per)
-
-
-def fit_sums(kinds: Sequence[Sums], covariance: Float, n: int, few: Callable[[Int], tuple[Float, Float]]) -> LinearMap:
-    """As `fit_programmes_where_measured`, from sums: features to residuals, along `n` programmes of a `covariance`.
+def fit_sums(kinds: Sequence[Sums], covariance: Float, n: int, observed: Observations) -> LinearMap:
+    """As `fit_programmes_where_measured`, from sums: features to values, along `n` programmes of a `covariance`.
 
     Generalised cross-validation chooses the penalty (Golub, Heath and Wahba 1979, Technometrics 21:215). It predicts
     each spot from the others, but with the mean leverage of all spots, so that it needs no spot. If few spots measured
-    a gene, each is left out in turn: `few` gives the features and residuals of all spots that measured it.
+    a gene, each is left out in turn: they are among those `observed`.
     """
     member = np.zeros((len(kinds), len(covariance)), dtype=bool)
     for row, sums in zip(member, kinds, strict=True):
@@ -122,8 +142,8 @@ def fit_sums(kinds: Sequence[Sums], covariance: Float, n: int, few: Callable[[In
         if joined.moments.n >= SPOTS_PER_FEATURE * len(joined.middle):
             found = _fit_joined(joined, own, n, wanted)
         else:
-            features, residuals = few(columns[0])
-            found = fit_programmes(features, residuals[:, genes], own, n)
+            features, values = observed.of_gene(columns[0])
+            found = fit_programmes(features, values[:, genes], own, n)
             found = replace(found, weight=found.weight[:, wanted], bias=found.bias[wanted])
         parts.append((Alike(columns, np.arange(joined.moments.n)), found))
     joined_map = join_maps(parts, len(covariance))

@@ -20,10 +20,10 @@ from stpredict.networks.m2ost import M2OST
 from stpredict.statistics.normalisation import Normalisation
 from stpredict.statistics.objectives import Objective
 from stpredict.statistics.regression import LinearMap
+from stpredict.statistics.targets import Scaled
 from stpredict.training.covariances import KeptCovariances, gene_covariance
-from stpredict.training.head_sums import Describe, Sums, fit_sums, sum_sections
+from stpredict.training.head_sums import A_FEW, Describe, Observations, Sums, fit_sums, sum_up
 from stpredict.training.programmes import N_PROGRAMMES, fit_programmes_where_measured
-from stpredict.training.residuals import Residuals
 
 BATCH = 16
 HasFeatures = Dictionary | Encoded | Hipt | M2ORT | M2OST
@@ -40,41 +40,26 @@ def describe_patches(network: HasFeatures, tiles: Tiles, rows: Int, device: torc
     return np.concatenate(parts)
 
 
-def fit_ridge_head(
-    network: Dictionary | Encoded | Hipt, features: Float, rows: Int, tiles: Tiles, panel: Sequence[str],
-    objective: Objective, normalisation: Normalisation,
-) -> list[str]:  # fmt: skip
-    """Make the head predict the panel's z from the `features` of spots `rows`, by `fit_map`.
-
-    Returns the sections that showed how genes vary together.
-    """
-    found, used = fit_map(features, rows, tiles, panel, objective, normalisation)
-    write_head(network, found)
-    return used
-
-
 def fit_map(
     features: Float, rows: Int, tiles: Tiles, panel: Sequence[str], objective: Objective, normalisation: Normalisation
-) -> tuple[LinearMap, list[str]]:
+) -> tuple[LinearMap, list[str]]:  # fmt: skip
     """The map from `features` of the training spots `rows` to the panel's z, by ridge regression.
 
     It goes along gene programmes if the objective's targets are residuals, else gene by gene. Each gene is fitted on
     the spots that measured it, and is 0 if none did. Returns also the sections that showed how genes vary together.
     """
+    if not isinstance(objective.targets, np.ndarray):
+        return fit_map_by(
+            lambda some: features[np.searchsorted(rows, some)], rows, tiles, panel, objective, normalisation
+        )
     used: list[str] = []
     scale = objective.residual_scale
-    sections = sorted(set(tiles.section[rows]))
-    if isinstance(objective.targets, Residuals) and scale is not None:
-        unscaled = replace(objective.targets, scale=1.0)
-        describe: Describe = lambda some: features[np.searchsorted(rows, some)]  # noqa: E731
-        kinds = sum_sections(unscaled, sections, describe, features[0])
-        return map_from_sums(kinds, unscaled, scale, sections, describe, normalisation)
     if scale is None:
         found = fit_ridge(features, objective.targets[rows])
         found = replace(found, bias=np.nan_to_num(found.bias))
         scale = np.ones(len(panel))
     else:
-        covariance, used = gene_covariance(tiles, panel, sections, normalisation)
+        covariance, used = gene_covariance(tiles, panel, sorted(set(tiles.section[rows])), normalisation)
         n = N_PROGRAMMES if used else len(panel)  # each gene by itself if nothing shows how they vary together
         residuals = objective.targets[rows]
         residuals /= scale
@@ -82,23 +67,37 @@ def fit_map(
     return replace(found, weight=found.weight * scale, bias=found.bias * scale), used
 
 
-def map_from_sums(
-    kinds: Sequence[Sums], residuals: Residuals, scale: Float, sections: Sequence[str], describe: Describe,
-    normalisation: Normalisation, kept: KeptCovariances | None = None,
+def fit_map_by(
+    describe: Describe, rows: Int, tiles: Tiles, panel: Sequence[str], objective: Objective,
+    normalisation: Normalisation,
 ) -> tuple[LinearMap, list[str]]:  # fmt: skip
-    """As `fit_map`, from sums over the spots of `sections` for each set of genes that sections measured.
+    """As `fit_map`, of so many spots that their targets are read, and features made by `describe`, some at a time."""
+    scale = objective.residual_scale
+    if scale is None:
+        observed = Observations(objective.targets, tiles, panel, rows, describe)
+        return fit_ridge_by(observed), []
+    observed = Observations(Scaled(objective.targets, 0.0, scale), tiles, panel, rows, describe)
+    kinds = sum_up(observed, describe(rows[:A_FEW]).mean(axis=0))
+    return map_from_sums(kinds, observed, scale, normalisation)
 
-    `describe` gives the features of spots, `residuals` their residuals; z are residuals times the `scale` of each gene.
+
+def fit_ridge_by(observed: Observations) -> LinearMap:
+    """Ridge regression, gene by gene, of spots that are read some at a time; 0 for genes that none of them measured."""
+    kinds, n = sum_up(observed, observed.describe(observed.rows[:A_FEW]).mean(axis=0)), len(observed.panel)
+    return fit_sums(kinds, np.eye(n), n, observed)
+
+
+def map_from_sums(
+    kinds: Sequence[Sums], observed: Observations, scale: Float, normalisation: Normalisation,
+    kept: KeptCovariances | None = None,
+) -> tuple[LinearMap, list[str]]:  # fmt: skip
+    """As `fit_map`, from sums over residuals that were `observed`, for each set of genes that sections measured.
+
+    z are residuals times the `scale` of each gene.
     """
-    tiles, panel = residuals.tiles, residuals.genes
-    covariance, used = gene_covariance(tiles, panel, sections, normalisation, kept)
-
-    def few(gene: Int) -> tuple[Float, Float]:
-        names = np.array(sections, dtype=object)[tiles.measured_by(sections, [panel[int(gene)]])[:, 0]]
-        rows = np.flatnonzero(np.isin(tiles.section, names) & (tiles.depth > 0))
-        return describe(rows), residuals[rows]
-
-    found = fit_sums(kinds, covariance, N_PROGRAMMES if used else len(panel), few)
+    panel = observed.panel
+    covariance, used = gene_covariance(observed.tiles, panel, list(observed.by_section), normalisation, kept)
+    found = fit_sums(kinds, covariance, N_PROGRAMMES if used else len(panel), observed)
     return replace(found, weight=found.weight * scale, bias=found.bias * scale), used
 
 

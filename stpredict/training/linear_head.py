@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from stpredict.arrays import Bool, Float, Int
+from stpredict.statistics.blocks import blocks
 from stpredict.statistics.losses import Loss
 from stpredict.statistics.masks import Alike
 from stpredict.statistics.objectives import Objective
 from stpredict.statistics.regression import Directions, LinearMap, directions_where_known, join_maps
+from stpredict.statistics.targets import Chosen
 
 #: Factors of the sum of a gene's squared weights (of standardised features), added to its mean loss over spots.
 PENALTIES = np.logspace(-3, 3, 13)
@@ -41,10 +43,10 @@ class Part:
 
 def parts_of(features: Float, rows: Int, objective: Objective) -> list[Part]:
     """The parts of a head that are fitted separately; `features` are those of spots `rows` of the objective."""
-    targets = objective.targets[rows]
+    genes_of = np.arange(objective.targets.shape[1])
     return [
-        Part(genes, known, rows[genes.rows], objective.loss.of(genes.columns), targets[:1, genes.columns].shape[1])
-        for genes, known in directions_where_known(features, targets)
+        Part(genes, known, rows[genes.rows], objective.loss.of(genes.columns), len(genes_of[genes.columns]))
+        for genes, known in directions_where_known(features, Chosen(objective.targets, rows))
     ]
 
 
@@ -53,7 +55,10 @@ def choose_penalty(features: Float, rows: Int, tested: Bool, objective: Objectiv
 
     `features` are those of spots `rows` of the objective. The usual penalty if either part is empty or unmeasured.
     """
-    if tested.all() or not tested.any() or np.isnan(objective.targets[rows[tested]]).all():
+    chosen, features_of = rows[tested], features[tested]
+    some = list(blocks(len(chosen), objective.targets.shape[1]))
+    known = [int(np.isfinite(objective.targets[chosen[part]]).sum()) for part in some]
+    if tested.all() or not sum(known):
         return USUAL_PENALTY
     parts = parts_of(features[~tested], rows[~tested], objective)
     if not parts:
@@ -61,8 +66,11 @@ def choose_penalty(features: Float, rows: Int, tested: Bool, objective: Objectiv
 
     def loss(penalty: float) -> float:
         head = fit_parts(parts, objective, penalty, device)
-        z = torch.as_tensor(head.predict(features[tested]), dtype=torch.float32)
-        return float(objective.loss(z, torch.from_numpy(rows[tested])))
+        total = 0.0
+        for part, n in zip(some, known, strict=True):
+            z = torch.as_tensor(head.predict(features_of[part]), dtype=torch.float32)
+            total += n * float(objective.loss(z, torch.from_numpy(chosen[part])))
+        return total / sum(known)
 
     return float(min(PENALTIES, key=loss))
 
@@ -93,7 +101,7 @@ def fit_decomposed(part: Part, penalty: float, device: torch.device) -> LinearMa
         for x in (np.sqrt(n) * known.u * np.sqrt(1 - share), share[:, None])
     )
     weight, bias = (torch.zeros(k, n_genes, device=device, requires_grad=True) for k in (len(share), 1))
-    index = torch.from_numpy(part.rows)
+    index, some = torch.from_numpy(part.rows), list(blocks(n, n_genes))
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=MAX_ITERATIONS, tolerance_grad=0, tolerance_change=TOLERANCE,
         line_search_fn="strong_wolfe",
@@ -101,9 +109,13 @@ def fit_decomposed(part: Part, penalty: float, device: torch.device) -> LinearMa
 
     def penalised() -> Tensor:
         optimizer.zero_grad()
-        loss: Tensor = part.loss(inputs @ weight + bias, index) + (shares * weight**2).sum() / n_genes
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        total = (shares * weight**2).sum() / n_genes
+        total.backward()  # type: ignore[no-untyped-call]
+        for rows in some:  # all of them measured all of the genes
+            loss = part.loss(inputs[rows] @ weight + bias, index[rows]) * (len(index[rows]) / n)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total = total.detach() + loss.detach()
+        return total
 
     optimizer.step(penalised)  # type: ignore[no-untyped-call]
     found = weight.detach().double().cpu().numpy() * (np.sqrt(n) * np.sqrt(1 - share) / known.s)[:, None]

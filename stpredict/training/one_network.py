@@ -14,7 +14,7 @@ from torch import nn
 
 from stpredict.arrays import Float, Float32, Int, Labels
 from stpredict.data.coverage import about_panel, demand_genes, demand_spots
-from stpredict.data.whole_depth import whole_depth
+from stpredict.data.whole_depth import depth_of_shares
 from stpredict.errors import counted
 from stpredict.networks import FITTED, BankNetwork, Network, SectionNetwork, has_bank, reads_sections, says_z
 from stpredict.networks.encoder import Encoded
@@ -24,12 +24,12 @@ from stpredict.networks.patch_level import PatchNetwork
 from stpredict.networks.triplex import Triplex
 from stpredict.prediction.surroundings import Surroundings
 from stpredict.slides.symmetry import SYMMETRIES
-from stpredict.statistics.metrics import log_cpm
 from stpredict.statistics.moments import BLOCK
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.objectives import Objective, make_objective
 from stpredict.statistics.spatial import neighbour_mean
-from stpredict.training.at_once import fit_at_once, fit_many_at_once, reads_targets
+from stpredict.statistics.targets import Averaged, Kept, LogShares
+from stpredict.training.at_once import fit_at_once, fit_by_sums, reads_targets, shares_sums
 from stpredict.training.curves import draw_curves
 from stpredict.training.dense import HasTokens, read_lessons, teach_densely
 from stpredict.training.dictionary import learn_windows
@@ -43,10 +43,11 @@ from stpredict.training.fit import (
     teach,
     train_on_spots,
 )
-from stpredict.training.head_sums import objective_of_many
+from stpredict.training.head_sums import Observations
 from stpredict.training.heads import describe_patches, fit_map, write_taught_head
 from stpredict.training.hierarchy import predict_from_superpixels, superpixel_step, with_genes
 from stpredict.training.log import Log
+from stpredict.training.panel_counts import PanelCounts, kept_in
 from stpredict.training.panels import choose_genes, n_genes_measured, refuse_gaps
 from stpredict.training.processes import agree_on, is_main_process
 from stpredict.training.retrieval import Measurements, bank_step, fill_bank, predict_apart, prepare_bank
@@ -75,8 +76,7 @@ def train_network(
     normalisation = NORMALISATIONS[settings.normalisation]
     whose = sorted(set(tiles.section.tolist())) if normalisation.of_panel else sections
     refuse_gaps(settings, int((~tiles.measured_by(whose, panel)).any(axis=0).sum()))
-    of_panel = tiles.panel_counts(panel) if normalisation.of_panel else np.empty((len(tiles.spot), 0))
-    depth = normalisation.depth(of_panel, whole_depth(tiles, sections))
+    depth = depth_of_shares(tiles, panel, normalisation, sections)
     run.report(about_panel(tiles.measured_by(sections, panel)))
     if left := len({*run.panel.genes, *run.panel.required} - set(panel)):
         run.report(f"{counted(left, 'gene')} that you name left out: none of these sections measured them")
@@ -86,24 +86,22 @@ def train_network(
     if uncounted := int((in_training & (depth == 0)).sum()):
         run.report(f"{uncounted} spots without counts in the panel are left out")
         in_training &= depth > 0
-    many = reads_targets(settings, int(in_training.sum()))
-    if many and settings.architecture in FITTED:
-        return fit_many_at_once(run, sections, panel, depth, in_training)
+    n_spots = int(in_training.sum())
+    if shares_sums(settings, n_spots):
+        return fit_by_sums(run, sections, panel, depth, in_training)
     smooth = neighbour_mean(tiles.section, tiles.centres) if settings.smooth_labels else None
-    if many:
-        objective = objective_of_many(tiles, panel, sections, depth, in_training, normalisation.per)
-    else:
-        objective = make_objective(
-            settings.objective, tiles.panel_counts(panel), depth, tiles.section, in_training, smooth, normalisation.per
-        )
+    counts = PanelCounts(tiles, panel) if reads_targets(n_spots) else tiles.panel_counts(panel)
+    keep = kept_in(folder)
+    objective = make_objective(
+        settings.objective, counts, depth, tiles.section, in_training, smooth, normalisation.per, keep
+    )
     if settings.architecture in FITTED:
         return fit_at_once(run, sections, validation, objective, panel, in_training)
     measured = None
     if has_bank(settings.architecture):
-        observed = log_cpm(tiles.panel_counts(panel), depth, normalisation.per)
+        observed = LogShares(counts, depth, normalisation.per)
         measured = Measurements(
-            torch.as_tensor(objective.targets[:], dtype=torch.float32),
-            torch.as_tensor(observed if smooth is None else smooth @ observed, dtype=torch.float32),
+            Kept(objective.targets, keep), Kept(observed if smooth is None else Averaged(observed, smooth), keep),
             tiles.kin, np.flatnonzero(in_training), settings.seed,
         )  # fmt: skip
     return train_epochs(run, sections, validation, Trial(objective, panel, measured), epochs, folder)
@@ -217,7 +215,9 @@ def train_epochs(
         if isinstance(network, HasTokens) and settings.taught_densely:
             lessons = teach_densely(network, teacher_of(run, sections, places), tiles, places, course)
         else:
-            taught = ridge_lessons(run.features, run.unlabelled_features, objective, known)
+            colours = run.features.__getitem__
+            observed = Observations(objective.targets, tiles, trial.panel, known, colours)
+            taught = ridge_lessons(run.unlabelled_features, observed)
             teach(network, tiles, taught, places, course)
 
     def train(name: str, rows: Int, tested: Int, n_epochs: int) -> Network:

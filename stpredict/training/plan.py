@@ -24,13 +24,15 @@ from stpredict.data.waiting_counts import ENTRY_BYTES, SMALL_BYTES
 from stpredict.errors import counted, some
 from stpredict.evaluation.described import MOST_TAUGHT
 from stpredict.networks import FITTED, architecture_views, has_bank, reads_sections, reads_slides
+from stpredict.networks.bank import MAX_SPOTS
 from stpredict.slides.views import patch_shape
-from stpredict.training.at_once import reads_targets
+from stpredict.training.at_once import reads_targets, shares_sums
 from stpredict.training.crossvalidation import sections_of
 from stpredict.training.fit import Descent, new_network, plain_step
 from stpredict.training.folds import choose_validation
 from stpredict.training.jobs import named
 from stpredict.training.optimisers import make_optimiser, make_schedule
+from stpredict.training.panel_counts import SMALL_TARGETS
 from stpredict.training.panels import Panel, choose_genes, coverage_of
 from stpredict.training.preparation import Checked, check_run, is_finished, patch_px_of, run_folder
 from stpredict.training.processes import pick_device
@@ -43,10 +45,10 @@ MEASURE_S, MEASURED_AT_ONCE = 3.0, 16
 #: Memory of a parameter with AdamW: the parameter and its two moments, in fp32.
 BYTES_PER_PARAMETER = 12
 #: The most memory that a call holds, in bytes: the libraries; an entry of one section's counts, and what a panel's rule
-#: makes of it; arrays of spots x panel of a fit, of its scores and of its baselines; those of genes x genes. A network
-#: that is trained on many spots holds a TARGET of each gene. The factor of what a batch's backward pass keeps is for
+#: makes of it; arrays of spots x panel of a fit, of its scores and of its baselines; those of genes x genes; a
+#: BANK's expression of a gene. The factor of what a batch's backward pass keeps is for
 #: gradients.
-LIBRARIES, ENTRY, DENSE, PAIRS, TARGET, GRADIENTS = 480 << 20, 32, 7 * 8, 4 * 8, 4, 1.3
+LIBRARIES, ENTRY, DENSE, PAIRS, BANK, GRADIENTS = 480 << 20, 32, 7 * 8, 4 * 8, 4 * 4, 1.3
 #: As many features as a dictionary has.
 WIDTH = 600
 FEATURES = 3 * WIDTH * 8
@@ -65,6 +67,8 @@ def plan_run(request: TrainingRequest, panel: Panel, report: Report) -> Iterator
     whose = "as named" if panel.genes else "chosen by all sections; each part chooses by its training sections"
     yield f"panel: {counted(len(genes), 'gene')}, {whose}"
     yield about_patches(request, checked)
+    if targets := kept_on_disk(request.settings, len(checked.found.section), len(genes)):
+        yield f"targets: {targets / 1e6:,.0f} MB of disk beside the model while a network is trained"
     patches, rate = 0, None
     for split in splits_of(checked, request):
         stages = stages_of(checked, request, split)
@@ -205,17 +209,30 @@ def peak_memory(checked: Checked, request: TrainingRequest, n_genes: int) -> int
     else:
         entries = [section.counts.n_entries for section in (*checked.sections, *checked.more)]
     of_section, pairs = ENTRY * int(max(entries)), PAIRS * n_genes**2
-    if not reads_targets(request.settings, n_spots):
+    settings = request.settings
+    if not reads_targets(n_spots):
         return LIBRARIES + of_section + (DENSE * n_genes + FEATURES) * n_spots + pairs
     tested = [int(np.isin(found.section, fold.test_sections).sum()) for fold in checked.folds]
     n_held = min(n_spots, MOST_TAUGHT + max(tested, default=0))
-    architecture, n_patients = request.settings.architecture, len(set(found.patient.tolist()))
-    held = DENSE // 2 * n_genes * n_spots if has_bank(architecture) else TARGET * n_genes * n_spots
-    if architecture in FITTED:
+    held, n_patients = 0, len(set(found.patient.tolist()))
+    if shares_sums(settings, n_spots):
         sums = (len(checked.folds) + 1) * 8 * (WIDTH + n_genes) ** 2
         covariances = 0 if found.differs else n_patients * 8 * n_genes**2  # kept if all measured the same
         held = min(sums, MOST_BYTES) + min(covariances, MOST_BYTES)
+    elif settings.head == "linear":
+        held = FEATURES * n_spots
+    elif has_bank(settings.architecture):
+        held = BANK * n_genes * min(n_spots, MAX_SPOTS)
     return LIBRARIES + max(of_section, DENSE * n_genes * n_held) + pairs + held
+
+
+def kept_on_disk(settings: Settings, n_spots: int, n_genes: int) -> int:
+    """The bytes of targets that training keeps in files beside the model, until a network is trained."""
+    if shares_sums(settings, n_spots) or (settings.architecture in FITTED and settings.head != "linear"):
+        return 0
+    n_bytes = 4 * n_genes * n_spots
+    tables = 3 if has_bank(settings.architecture) else 1
+    return tables * n_bytes if n_bytes > SMALL_TARGETS else 0
 
 
 def about_memory(n_bytes: int, rate: Rate | None) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stpredict.arrays import Float, Int, Labels
+from stpredict.arrays import Float, Float32, Int, Labels
 from stpredict.data.tiles import Measured, Tiles
 from stpredict.data.twins import with_twins
 from stpredict.errors import UsageError
@@ -24,6 +24,7 @@ from stpredict.networks.bleep import Bleep, contrastive_loss
 from stpredict.networks.draws import whole_batch
 from stpredict.networks.egn import Egn, correlation_loss
 from stpredict.networks.whole_batch import gather_rows
+from stpredict.statistics.blocks import Table
 from stpredict.statistics.objectives import Objective
 from stpredict.storage.files import atomic_path
 from stpredict.training.fit import Course, Step, predict_z
@@ -48,8 +49,8 @@ class Measurements:
     Spots of one group are not predicted from one another. Only `rows` may be in a bank.
     """
 
-    targets: Tensor
-    expression: Tensor
+    targets: Table
+    expression: Table
     group: Labels
     rows: Int
     seed: int
@@ -143,6 +144,10 @@ def describe_spots(network: Egn, tiles: Tiles, cache: Path, course: Course) -> T
     return torch.from_numpy(np.load(cache))
 
 
+def on(device: torch.device, values: Float32) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32, device=device)
+
+
 def fill_bank(network: BankNetwork, measured: Measurements, rows: Int) -> Int:
     """Make some spots the network's bank, a random MAX_SPOTS of them if there are more; returns their rows."""
     if len(rows) > MAX_SPOTS:
@@ -150,10 +155,10 @@ def fill_bank(network: BankNetwork, measured: Measurements, rows: Int) -> Int:
     network.eval()
     device = next(network.parameters()).device
     if isinstance(network, Bleep):
-        network.fill(measured.targets[rows].to(device), measured.expression[rows].to(device))
+        network.fill(on(device, measured.targets[rows]), on(device, measured.expression[rows]))
     else:
         assert measured.features is not None
-        network.fill(measured.features[rows].to(device), measured.targets[rows].to(device))
+        network.fill(measured.features[rows].to(device), on(device, measured.targets[rows]))
     return rows
 
 
@@ -189,7 +194,7 @@ def contrast_step(network: Bleep, measured: Measurements, device: torch.device) 
     def step(_model: nn.Module, patches: Tensor, items: Int) -> Tensor:
         with in_bf16(device):
             images = network.features(patches)
-        spots = network.spot_projection(measured.targets[items].to(device))
+        spots = network.spot_projection(on(device, measured.targets[items]))
         return contrastive_loss(gather_rows(spots), gather_rows(images.float()), network.config.temperature)
 
     return step
@@ -203,11 +208,11 @@ def exemplar_step(network: Egn, measured: Measurements, objective: Objective, de
 
     def step(_model: nn.Module, patches: Tensor, items: Int) -> Tensor:
         found = nearest[items]
-        known = (features[items], features[found], measured.targets[found])
+        known = (features[items], features[found], on(device, measured.targets[found]))
         with in_bf16(device):
             read = network.read(patches, *(values.float().to(device) for values in known))
         z, whole = gather_rows(network.head(read.float())), whole_batch(items)
-        wanted = measured.targets[whole].to(device)
+        wanted = on(device, measured.targets[whole])
         return objective.loss(z, torch.from_numpy(whole)) + CORRELATION * correlation_loss(z, wanted)
 
     return step

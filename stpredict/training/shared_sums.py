@@ -12,13 +12,11 @@ import numpy as np
 from stpredict.arrays import Float
 from stpredict.data.tiles import Tiles
 from stpredict.training.covariances import KeptCovariances
-from stpredict.training.head_sums import Describe, Sums, sum_sections
-from stpredict.training.residuals import Residuals
+from stpredict.training.head_sums import A_FEW, Describe, Observations, Sums, sum_up
+from stpredict.training.panel_counts import SectionSums
 
 #: The most memory of the sums that are kept, and that of the covariances.
 MOST_BYTES = 1 << 30
-#: Spots whose mean features stand for all, as a middle from which rounding does not matter.
-A_FEW = 64
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class SharedSums:
     MOST_BYTES hold.
     """
 
-    residuals: Residuals
+    counts: SectionSums
     parts: Sequence[frozenset[str]]
     describe: Describe
     covariances: KeptCovariances | None = None
@@ -41,15 +39,15 @@ class SharedSums:
     ) -> SharedSums:
         """The sums of parts, each the sections that it trains on, over the genes of all their panels."""
         covariances = KeptCovariances(genes, MOST_BYTES) if len(parts) > 1 else None
-        return cls(Residuals(tiles, genes), [frozenset(part) for part in parts], describe, covariances)
+        return cls(SectionSums(tiles, genes), [frozenset(part) for part in parts], describe, covariances)
 
     def serves(self, sections: Sequence[str], panel: Sequence[str]) -> bool:
         """Whether these are the sections of a part, and all of its genes are here."""
-        return frozenset(sections) in self.parts and set(panel) <= set(self.residuals.genes)
+        return frozenset(sections) in self.parts and set(panel) <= set(self.counts.genes)
 
     def of(self, sections: Sequence[str], panel: Sequence[str]) -> list[Sums]:
         """The sums of a part's sections over a panel's genes."""
-        place = {gene: i for i, gene in enumerate(self.residuals.genes)}
+        place = {gene: i for i, gene in enumerate(self.counts.genes)}
         genes, number = np.array([place[gene] for gene in panel]), self.parts.index(frozenset(sections))
         found: dict[bytes, Sums] = {}
         for together in self.groups:
@@ -59,6 +57,12 @@ class SharedSums:
                     key = own.genes.tobytes()
                     found[key] = found[key] + own if key in found else own
         return list(found.values())
+
+    def observations(self, sections: Sequence[str], panel: Sequence[str]) -> Observations:
+        """The residuals of a panel, and the features, of the spots with counts of some sections."""
+        tiles = self.counts.tiles
+        rows = np.flatnonzero(np.isin(tiles.section, sections) & (tiles.depth > 0))
+        return Observations(self.counts.residuals(panel), tiles, panel, rows, self.describe)
 
     @cached_property
     def groups(self) -> dict[frozenset[int], list[str]]:
@@ -71,12 +75,12 @@ class SharedSums:
     def _sums(self, together: frozenset[int]) -> list[Sums]:
         if together in self._kept:
             return self._kept[together]
-        made = sum_sections(self.residuals, self.groups[together], self.describe, self.middle)
+        made = sum_up(self.observations(self.groups[together], self.counts.genes), self.middle)
         if sum(sums.moments.products.nbytes for kept in (made, *self._kept.values()) for sums in kept) <= MOST_BYTES:
             self._kept[together] = made
         return made
 
     @cached_property
     def middle(self) -> Float:
-        middle: Float = self.describe(np.arange(min(A_FEW, self.residuals.shape[0]))).mean(axis=0)
+        middle: Float = self.describe(np.arange(min(A_FEW, len(self.counts.tiles.spot)))).mean(axis=0)
         return middle

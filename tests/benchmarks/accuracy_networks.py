@@ -35,7 +35,8 @@ from stpredict.training.fit import (
     teach_values,
     train_on_spots,
 )
-from stpredict.training.heads import describe_patches, fit_ridge_head
+from stpredict.training.head_sums import Observations
+from stpredict.training.heads import describe_patches, fit_map, write_head
 from stpredict.training.log import Log
 from stpredict.training.one_network import predict_rows, train_network
 from stpredict.training.panels import Panel
@@ -129,7 +130,9 @@ def train_student(row: str, part: Part, seed: int) -> Float:
     if recipe.teacher == "visual words":
         teach_words(network, part, places, course)
     elif recipe.teacher != "nobody":
-        lessons = ridge_lessons(part.colour, part.unlabelled_colour, objective, rows)
+        lessons = ridge_lessons(
+            part.unlabelled_colour, Observations(objective.targets, tiles, part.panel, rows, part.colour.__getitem__)
+        )
         if recipe.teacher != "ridge":
             seeds = range(3) if recipe.teacher == "ensemble" else [seed]
             said = [dictionary_lessons(part, rows, places, each) for each in seeds]
@@ -154,7 +157,8 @@ def dictionary_lessons(part: Part, rows: Int, places: Int, seed: int) -> Float:
     """What the dictionary, fitted on spots `rows`, predicts at unlabelled `places`, places x genes."""
     network = learn_windows(part.tiles, part.sections, len(part.panel), seed)
     total = NORMALISATIONS["total"]
-    fit_ridge_head(network, part.described(seed)[rows], rows, part.tiles, part.panel, part.objective, total)
+    found, _ = fit_map(part.described(seed)[rows], rows, part.tiles, part.panel, part.objective, total)
+    write_head(network, found)
     return np.concatenate([each.double().numpy() for each in say(network, part, places)])
 
 

@@ -44,19 +44,23 @@ from stpredict.evaluation.scores import score_all
 from stpredict.machine import limit_threads
 from stpredict.model.reference import make_feature_reference
 from stpredict.statistics.colour_texture import colour_texture_features
+from stpredict.statistics.objectives import make_objective
 from stpredict.training.at_once import with_sums
 from stpredict.training.crossvalidation import run_crossvalidation
 from stpredict.training.fit import Course, fit, plain_step
 from stpredict.training.folds import plan_folds
 from stpredict.training.log import Log
 from stpredict.training.one_network import train_network
-from stpredict.training.panels import Panel
+from stpredict.training.panel_counts import PanelCounts, kept_in
+from stpredict.training.panels import Panel, choose_genes
 from stpredict.training.sampling import Stage
 from stpredict.training.settings import Settings
 
 RESULT = Path(__file__).with_suffix(".md")
 #: Spots of a section where sections' counts are read and written.
 OF_READ_SECTION = 300
+#: Batches of targets that are read.
+BATCH, N_BATCHES = 64, 500
 #: Spots of HEST-1k, to which a patch's time is extrapolated.
 OF_HEST = 1_500_000
 
@@ -112,6 +116,34 @@ def measure_differing(spots: int, genes: int, folder: Path) -> dict[str, float]:
     trained = train_network(replace(run, panel=Panel(rule="coverage")), names, [], None, folder)
     patterns = len({column.tobytes() for column in run.tiles.measured_by(names, trained.panel).T})
     return {"cpu_s": time.process_time() - started, "patterns": patterns, "genes": len(trained.panel)}
+
+
+def measure_smooth(spots: int, genes: int, folder: Path) -> dict[str, float]:
+    """A head taught means over neighbours, as `--smooth-labels` has it."""
+    run = make_run(spots, genes, folder)
+    smooth = replace(run, settings=replace(run.settings, smooth_labels=True))
+    limit()
+    made, started = peak_gib(), time.process_time()
+    train_network(smooth, sorted(set(run.tiles.section.tolist())), [], None, folder)
+    return {"cpu_s": time.process_time() - started, "peak_gib": peak_gib(), "made_gib": made}
+
+
+def measure_targets(spots: int, genes: int, folder: Path) -> dict[str, float]:
+    """Targets that a network is trained on: made and kept, then read in batches."""
+    run = make_run(spots, genes, folder)
+    limit()
+    made, started = peak_gib(), time.process_time()
+    tiles, rng, rows = run.tiles, np.random.default_rng(0), np.ones(spots, bool)
+    panel = choose_genes(tiles, run.panel, sorted(set(tiles.section.tolist())), 0)
+    counts = PanelCounts(tiles, panel)
+    objective = make_objective("residuals", counts, tiles.depth, tiles.section, rows, keep=kept_in(folder))
+    z = torch.zeros(BATCH, len(panel))
+    objective.loss(z, torch.arange(BATCH))
+    kept = time.process_time()
+    for _ in range(N_BATCHES):
+        objective.loss(z, torch.from_numpy(rng.choice(spots, BATCH, replace=False)))
+    batch_ms = 1000 * (time.process_time() - kept) / N_BATCHES
+    return {"cpu_s": kept - started, "batch_ms": batch_ms, "peak_gib": peak_gib(), "made_gib": made}
 
 
 def measure_counts(spots: int, genes: int, folder: Path) -> dict[str, float]:
@@ -223,6 +255,8 @@ MEASURES: dict[str, Callable[..., dict[str, float]]] = {
     "evaluate": measure_evaluate,
     "heads": measure_heads,
     "differing": measure_differing,
+    "smooth": measure_smooth,
+    "targets": measure_targets,
     "counts": measure_counts,
     "reference_6": lambda spots, _genes, _folder: measure_reference(spots, 6),
     "reference_100": lambda spots, _genes, _folder: measure_reference(spots, 100),
@@ -232,7 +266,7 @@ MEASURES: dict[str, Callable[..., dict[str, float]]] = {
     "disk": lambda _spots, _genes, folder: measure_disk(folder),
 }
 #: Those whose memory grows with spots, if anything does.
-OF_MANY = ("fit", "fit_without_folds", "evaluate", "counts")
+OF_MANY = ("fit", "fit_without_folds", "evaluate", "smooth", "targets", "counts")
 #: The first heading that `--write` leaves as it is.
 AFTER = "## What to read from it"
 

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stpredict.statistics.masks import measured_alike, per_gene
+from stpredict.statistics.masks import measured_alike
 from stpredict.statistics.metrics import log_cpm
 from stpredict.statistics.objectives import OBJECTIVES, make_objective
 from stpredict.statistics.regression import fit_ridge
+from stpredict.statistics.targets import summary_of
 
 SPOTS, GENES = 60, 5
 SECTION = np.repeat(["A", "B", "C"], SPOTS // 3)
@@ -45,14 +46,17 @@ def test_columns_known_in_the_same_rows_are_one_group(mask: np.ndarray):
         assert group.empty == (len(group.rows) == 0)
 
 
-@given(MASKS)
-def test_a_number_of_a_gene_is_of_the_spots_that_measured_it(mask: np.ndarray):
+@given(MASKS, st.integers(1, SPOTS * GENES))
+def test_a_summary_of_a_gene_is_of_the_spots_that_measured_it(mask: np.ndarray, at_a_time: int):
     counts, _, _ = draw(1, mask)
     chosen = SECTION != "C"
-    found = per_gene(counts, chosen, lambda own: own.mean(axis=0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stpredict.statistics.blocks.VALUES_AT_A_TIME", at_a_time)
+        found = summary_of(1e6 + counts, chosen)
     for gene in range(GENES):
         own = counts[chosen, gene][~np.isnan(counts[chosen, gene])]
-        np.testing.assert_allclose(found[gene], own.mean() if len(own) else np.nan)
+        wanted = [1e6 + own.mean(), own.std(), np.ptp(own)] if len(own) else [np.nan] * 3
+        np.testing.assert_allclose([found.mean[gene], found.spread[gene], found.extent[gene]], wanted)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -141,8 +141,7 @@ def of_bank(kind: type[Bleep] | type[Egn]) -> Lesson:
             N_GENES, exemplars=2, channels=16, depth=2, heads=2, mlp_dim=16, bridge_heads=2, bridge_dim=4, **trunk
         ))  # fmt: skip
     objective = new_objective(gaps=False)
-    targets = torch.as_tensor(objective.targets, dtype=torch.float32)
-    measured = Measurements(targets, targets, SECTION, ITEMS, 0, values(N_SPOTS, 16))
+    measured = Measurements(objective.targets, objective.targets, SECTION, ITEMS, 0, values(N_SPOTS, 16))
     return Lesson(network, bank_step(network, measured, objective, CPU), once(objective, compares=True))
 
 

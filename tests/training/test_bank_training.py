@@ -179,9 +179,7 @@ def test_one_section_alone_gives_no_exemplars(tiles: Path, tmp_path: Path):
 
 def told_apart(found: Tiles, rows: np.ndarray) -> Measurements:
     """Of each section other measurements: gene 0 tells its patient, gene 1 its section."""
-    values = torch.zeros(len(found.spot), 2)
-    values[:, 0] = torch.from_numpy((found.patient == "B").astype(np.float32))
-    values[:, 1] = torch.from_numpy((found.section == "A2").astype(np.float32))
+    values = np.stack([found.patient == "B", found.section == "A2"], axis=1).astype(np.float32)
     return Measurements(values, values, groups_apart(found, rows), rows, seed=0)
 
 

@@ -218,21 +218,3 @@ def test_what_has_no_tokens_cannot_be_taught_densely(dataset: Path, tmp_path: Pa
     )
     assert has_tokens("m2ost")
     assert not has_tokens("dictionary")
-
-
-def test_of_many_spots_targets_that_are_read_when_needed_give_the_same_model(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """The head is fitted from sums, and then the network is trained on spots."""
-    monkeypatch.setattr("stpredict.training.programmes.STRENGTHS", np.array([100.0]))
-    how = "--arch m2ort-tiny:pool=mean:pixels=density --epochs 1 --unlabelled 40 --teach-patches 40 --batch-size 16"
-    call = ("train", dataset, *how.split(), "--threads", "1", "--min-depth", "1", "--folds", "none", "-o")
-    assert run(*call, tmp_path / "all.safetensors").exit_code == 0
-    monkeypatch.setattr("stpredict.training.at_once.FEW_SPOTS", 5)
-    monkeypatch.setattr("stpredict.training.head_sums.SPOTS_PER_FEATURE", 0)
-    monkeypatch.setattr("stpredict.training.one_network.make_objective", lambda *_: pytest.fail("all targets"))
-    assert run(*call, tmp_path / "read.safetensors").exit_code == 0
-    whole, read = (load_model(tmp_path / f"{name}.safetensors") for name in ("all", "read"))
-    assert whole.tensors.keys() == read.tensors.keys()
-    for name, tensor in whole.tensors.items():
-        np.testing.assert_allclose(tensor, read.tensors[name], rtol=2e-3, atol=2e-3)

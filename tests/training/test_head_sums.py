@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,15 +16,15 @@ from stpredict.statistics.objectives import make_objective
 from stpredict.statistics.regression import find_directions
 from stpredict.training import head_sums
 from stpredict.training.covariances import gene_covariance
-from stpredict.training.head_sums import fit_sums, objective_of_many, spread_of, sum_sections
+from stpredict.training.head_sums import Observations, fit_sums, spread_of, sum_up
 from stpredict.training.heads import fit_map
+from stpredict.training.panel_counts import PanelCounts, SectionSums, objective_of
 from stpredict.training.programmes import (
     STRENGTHS,
     fit_programmes,
     fit_programmes_where_measured,
     shrinkages,
 )
-from stpredict.training.residuals import Residuals, objective_of
 from stpredict.training.shared_sums import SharedSums
 
 GENES, SECTIONS = [f"G{i:02}" for i in range(10)], ["A1", "A2", "B1", "C1"]
@@ -58,24 +57,31 @@ def raw_residuals(tiles: Tiles, panel: Sequence[str]) -> np.ndarray:
     return np.concatenate([pearson_residuals(counts[rows], tiles.depth[rows]) for rows in own])
 
 
+def observe(tiles: Tiles, panel: Sequence[str], sections: Sequence[str], features: np.ndarray) -> Observations:
+    """The residuals and features of the spots with counts of some sections."""
+    rows = np.flatnonzero(np.isin(tiles.section, sections) & (tiles.depth > 0))
+    return Observations(SectionSums(tiles, GENES).residuals(panel), tiles, panel, rows, features.__getitem__)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_residuals_of_some_spots_are_those_of_whole_sections(masked: bool):
     tiles, _ = make_tiles(masked)
-    whole, read = raw_residuals(tiles, GENES[2:8]), Residuals(tiles, GENES[2:8])
+    whole, sums = raw_residuals(tiles, GENES[2:8]), SectionSums(tiles, GENES)
+    read = sums.residuals(GENES[2:8])
     np.testing.assert_allclose(read[:], whole)
     np.testing.assert_allclose(read[np.array([70, 3, 41, 3])], whole[[70, 3, 41, 3]])
-    np.testing.assert_allclose(replace(read, scale=2.0)[tiles.depth > 500], 2 * whole[tiles.depth > 500])
-    np.testing.assert_allclose(read.of(GENES[5:7])[:], whole[:, 3:5])
+    np.testing.assert_allclose(read[tiles.depth > 500], whole[tiles.depth > 500])
+    np.testing.assert_allclose(sums.residuals([GENES[6], GENES[5]])[:], whole[:, [4, 3]])
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_an_objective_from_sums_is_that_of_all_counts(masked: bool):
     tiles, features = make_tiles(masked)
-    sections, residuals = ["A1", "A2", "B1"], Residuals(tiles, GENES)
+    sections = ["A1", "A2", "B1"]
     fit = np.isin(tiles.section, sections) & (tiles.depth > 0)
     whole = make_objective("residuals", tiles.panel_counts(GENES), tiles.depth, tiles.section, fit)
-    kinds = sum_sections(residuals, sections, features.__getitem__, features.mean(axis=0))
-    found = objective_of(residuals, sections, spread_of(kinds, len(GENES)), tiles.depth, fit)
+    kinds = sum_up(observe(tiles, GENES, sections, features), features.mean(axis=0))
+    found = objective_of(SectionSums(tiles, GENES), GENES, spread_of(kinds, len(GENES)), tiles.depth, fit)
     for name in ("offset", "slope", "residual_scale"):
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-9)
     np.testing.assert_allclose(found.targets[fit], whole.targets[fit], rtol=1e-9, atol=1e-9)
@@ -88,21 +94,17 @@ def test_an_objective_from_sums_is_that_of_all_counts(masked: bool):
 def test_a_head_from_sums_is_that_of_all_spots(seed: int, masked: bool):
     """At one strength; and whether few or many spots measured a gene."""
     tiles, features = make_tiles(masked, seed)
-    sections, residuals = ["A1", "B1", "C1"], Residuals(tiles, GENES)
-    rows = np.flatnonzero(np.isin(tiles.section, sections) & (tiles.depth > 0))
+    sections = ["A1", "B1", "C1"]
+    observed = observe(tiles, GENES, sections, features)
+    rows = observed.rows
     covariance, _ = gene_covariance(tiles, GENES, sections)
-
-    def few(gene: int) -> tuple[np.ndarray, np.ndarray]:
-        own = rows[~np.isnan(residuals[rows][:, gene])]
-        return features[own], residuals[own]
-
-    kinds = sum_sections(residuals, sections, features.__getitem__, features[:5].mean(axis=0))
+    kinds = sum_up(observed, features[:5].mean(axis=0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stpredict.training.programmes.STRENGTHS", np.array([30.0]))
         wanted = fit_programmes_where_measured(features[rows], raw_residuals(tiles, GENES)[rows], covariance, 6)
         for per_feature in (0, 20, 1000):
             patch.setattr(head_sums, "SPOTS_PER_FEATURE", per_feature)
-            found = fit_sums(kinds, covariance, 6, few)
+            found = fit_sums(kinds, covariance, 6, observed)
             np.testing.assert_allclose(found.predict(features), wanted.predict(features), rtol=1e-6, atol=1e-7)
 
 
@@ -111,8 +113,8 @@ def test_the_penalty_has_the_least_error_at_the_mean_leverage():
     features = 0.3 * telling + np.random.default_rng(1).normal(size=telling.shape)
     rows, covariance = np.flatnonzero(tiles.depth > 0), np.eye(len(GENES))
     x, y = features[rows], raw_residuals(tiles, GENES)[rows]
-    kinds = sum_sections(Residuals(tiles, GENES), SECTIONS, features.__getitem__, np.zeros(WIDTH))
-    found = fit_sums(kinds, covariance, len(GENES), lambda _: (x, y)).predict(x)
+    observed = observe(tiles, GENES, SECTIONS, features)
+    found = fit_sums(sum_up(observed, np.zeros(WIDTH)), covariance, len(GENES), observed).predict(x)
     known, errors, fits = find_directions(x), [], []
     for kept in shrinkages(known, np.ones(len(GENES))):
         fits.append(y.mean(axis=0) + known.u @ (kept[:, :1] * known.project(y)))
@@ -141,7 +143,7 @@ def test_parts_that_share_sums_have_their_own(masked: bool):
     for part, panel in zip(parts, panels, strict=True):
         assert shared.serves(part[::-1], panel)
         assert not shared.serves(part, [*panel, "other"])
-        own = sum_sections(Residuals(tiles, panel), part, features.__getitem__, shared.middle)
+        own = sum_up(observe(tiles, panel, part, features), shared.middle)
         found = {sums.genes.tobytes(): sums for sums in shared.of(part, panel)}
         assert len(found) == len(own)
         for sums in own:
@@ -190,7 +192,8 @@ def test_a_head_of_some_training_sections_is_in_the_unit_of_all(monkeypatch: pyt
     fit, total = tiles.depth > 0, NORMALISATIONS["total"]
     rows = np.flatnonzero(fit & (tiles.section != "B1"))
     whole = make_objective("residuals", tiles.panel_counts(GENES), tiles.depth, tiles.section, fit)
-    read = objective_of_many(tiles, GENES, SECTIONS, tiles.depth, fit, total.per)
+    counts = PanelCounts(tiles, GENES)
+    read = make_objective("residuals", counts, tiles.depth, tiles.section, fit)
     expected, used = fit_map(features[rows], rows, tiles, GENES, whole, total)
     found, used_too = fit_map(features[rows], rows, tiles, GENES, read, total)
     assert used == used_too == ["A1", "A2", "C1"]
@@ -205,8 +208,8 @@ def test_of_many_spots_the_penalty_is_that_of_leaving_each_out(monkeypatch: pyte
     rows, mixing = np.flatnonzero(tiles.depth > 0), np.random.default_rng(2).normal(size=(len(GENES), len(GENES)))
     covariance = mixing @ np.diag(np.geomspace(1, 0.01, len(GENES))) @ mixing.T
     x, y = features[rows], raw_residuals(tiles, GENES)[rows]
-    kinds = sum_sections(Residuals(tiles, GENES), SECTIONS, features.__getitem__, np.zeros(WIDTH))
-    found = fit_sums(kinds, covariance, 6, lambda _: (x, y)).predict(x)
+    observed = observe(tiles, GENES, SECTIONS, features)
+    found = fit_sums(sum_up(observed, np.zeros(WIDTH)), covariance, 6, observed).predict(x)
     np.testing.assert_allclose(found, fit_programmes(x, y, covariance, 6).predict(x), atol=1e-6)
 
 
@@ -217,18 +220,12 @@ def test_of_genes_whose_signal_is_less_than_nothing_nothing_is_predicted(
     """An estimate of how much genes vary may be negative: of those that one section lacks here, and of all."""
     monkeypatch.setattr(head_sums, "SPOTS_PER_FEATURE", per_feature)
     tiles, features = make_tiles(masked=True)
-    residuals = Residuals(tiles, GENES)
-    kinds = sum_sections(residuals, SECTIONS, features.__getitem__, np.zeros(WIDTH))
-    rows = np.flatnonzero(tiles.depth > 0)
-
-    def few(gene: int) -> tuple[np.ndarray, np.ndarray]:
-        own = rows[~np.isnan(residuals[rows][:, gene])]
-        return features[own], residuals[own]
-
+    observed = observe(tiles, GENES, SECTIONS, features)
+    kinds = sum_up(observed, np.zeros(WIDTH))
     some = np.eye(len(GENES))
     some[:6, :6] *= -1  # no gene that B1 lacks, and none of the others that all sections measured but one
     for covariance in (-np.eye(len(GENES)), some):
-        found = fit_sums(kinds, covariance, 4, few).predict(features)
+        found = fit_sums(kinds, covariance, 4, observed).predict(features)
         nothing = np.diag(covariance) < 0
         assert (found[:, nothing] == 0).all()
         assert nothing.all() or (found[:, ~nothing].std(axis=0) > 0).any()

@@ -1,0 +1,63 @@
+"""Rows of numbers in a nameless file, for what is computed once and read again and again, but not all at a time."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stpredict.arrays import Float32
+from stpredict.errors import StpredictError
+
+
+@dataclass(frozen=True, eq=False)
+class RowsOnDisk:
+    """Rows x columns in single precision. The file is gone once nobody holds it, and if the process is killed."""
+
+    shape: tuple[int, int]
+    file: Any
+
+    def __getitem__(self, rows: Any, /) -> Float32:
+        """Some rows, by a slice, a mask, or indices of any shape."""
+        index = np.arange(self.shape[0])[rows]
+        found = np.empty((index.size, self.shape[1]), np.float32)
+        for row, place in zip(found, index.reshape(-1).tolist(), strict=True):
+            self.file.seek(place * row.nbytes)
+            if self.file.readinto(row) != row.nbytes:
+                raise StpredictError("a temporary file ends early.")
+        return found.reshape(*index.shape, self.shape[1])
+
+
+def rows_on_disk(parts: Iterable[Float32], shape: tuple[int, int], folder: Path) -> RowsOnDisk:
+    """Put the rows of `parts`, one after the other, into a file in a `folder`.
+
+    Raises StpredictError if there is no room for it.
+    """
+    try:
+        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (it is closed with its last user)
+        rows = RowsOnDisk(shape, file)
+        weakref.finalize(rows, _close, file)
+        for part in parts:
+            _write(file, np.ascontiguousarray(part, np.float32).data.cast("B"))
+    except OSError as error:
+        size = 4 * shape[0] * shape[1] / 1e6
+        raise StpredictError(
+            f"{folder}: has no room for a temporary file of {size:,.0f} MB ({error.strerror or error})."
+        ) from error
+    return rows
+
+
+def _write(file: Any, data: memoryview) -> None:
+    while len(data):
+        data = data[file.write(data) :]
+
+
+def _close(file: Any) -> None:
+    with suppress(OSError):
+        file.close()
