@@ -42,10 +42,10 @@ from stpredict.statistics.masks import measured_by_section
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.objectives import make_objective
 from stpredict.statistics.spatial import neighbour_mean
-from stpredict.training.at_once import reads_targets
 from stpredict.training.crossvalidation import sections_of
 from stpredict.training.fit import empty_trunk
 from stpredict.training.folds import Fold, split_of
+from stpredict.training.head_sums import are_many
 from stpredict.training.one_network import express_held_out, train_network
 from stpredict.training.panel_counts import PanelCounts
 from stpredict.training.panels import Panel
@@ -165,7 +165,7 @@ def score_baselines(run: Run, fold: Fold, sections: list[str]) -> dict[str, Any]
     For each gene also the noise ceiling, and how many held-out sections measured it.
     """
     tiles, settings, genes = run.tiles, run.settings, list(run.panel.genes)
-    counts = PanelCounts(tiles, genes) if reads_targets(len(tiles.spot)) else tiles.panel_counts(genes)
+    counts = PanelCounts(tiles, genes) if are_many(len(tiles.spot)) else tiles.panel_counts(genes)
     normalisation = NORMALISATIONS[settings.normalisation]
     depth = depth_of_shares(tiles, genes, normalisation, sections)
     split, index = split_of(tiles, fold, sections, genes, depth, settings, is_described(run.features))

@@ -15,8 +15,8 @@ from stpredict.networks.hipt import Hipt
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.objectives import Objective
 from stpredict.training.dictionary import learn_windows
-from stpredict.training.head_sums import FEW_SPOTS, Describe, spread_of
-from stpredict.training.heads import describe_patches, fit_map, fit_map_by, map_from_sums, write_head
+from stpredict.training.head_sums import Describe, are_many, spread_of
+from stpredict.training.heads import describe_patches, fit_map_by, map_from_sums, write_head
 from stpredict.training.hierarchy import with_genes
 from stpredict.training.linear_head import choose_penalty, fit_linear
 from stpredict.training.panel_counts import objective_of
@@ -36,10 +36,7 @@ def fit_at_once(
     describe, rows = describe_by(run, network), np.flatnonzero(in_training)
     if settings.head != "linear":
         normalisation = NORMALISATIONS[settings.normalisation]
-        if isinstance(objective.targets, np.ndarray):
-            found, used = fit_map(describe(rows), rows, tiles, panel, objective, normalisation)
-        else:
-            found, used = fit_map_by(describe, rows, tiles, panel, objective, normalisation)
+        found, used = fit_map_by(describe, rows, tiles, panel, objective, normalisation)
         write_head(network, found)
         return Trained(network, objective, panel, sections, 0, counts_from=used)
     features = describe(rows)
@@ -71,15 +68,10 @@ def fit_by_sums(
     return Trained(network, objective, panel, sections, 0, counts_from=used)
 
 
-def reads_targets(n_spots: int) -> bool:
-    """Whether training on so many spots reads their counts when it needs them, so that no array holds all."""
-    return n_spots > FEW_SPOTS
-
-
 def shares_sums(settings: Settings, n_spots: int) -> bool:
     """Whether a head on features of so many spots is fitted from sums that parts of a run may share."""
     return (
-        reads_targets(n_spots)
+        are_many(n_spots)
         and settings.architecture in FITTED
         and settings.objective == "residuals"
         and settings.head != "linear"

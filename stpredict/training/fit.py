@@ -21,7 +21,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from stpredict.arrays import Float, Int
 from stpredict.data.tiles import Tiles
 from stpredict.errors import UsageError
-from stpredict.evaluation.baselines import fit_ridge
 from stpredict.evaluation.described import is_described
 from stpredict.networks import BankNetwork, Network, architecture_config, has_bank, make_network, reads_sections
 from stpredict.networks.draws import sharing
@@ -33,7 +32,7 @@ from stpredict.statistics.blocks import rows_of_sections
 from stpredict.statistics.objectives import Objective
 from stpredict.training.augmentation import augment, jitter_stain
 from stpredict.training.head_sums import Observations
-from stpredict.training.heads import fit_ridge_by
+from stpredict.training.heads import fit_each_gene
 from stpredict.training.held_signals import held_signals
 from stpredict.training.log import Log
 from stpredict.training.optimisers import make_optimiser, make_schedule
@@ -265,14 +264,9 @@ def ridge_lessons(unlabelled_features: Float, observed: Observations) -> Float:
     The 52 features follow the genes as further outputs, so that nothing is lost that ridge could use. Unmeasured genes
     are 0.
     """
-    features, targets = observed.describe(observed.rows), observed.table
-    known = is_described(features)
-    observed = replace(observed, rows=observed.rows[known])
-    if isinstance(targets, np.ndarray):
-        ridge = fit_ridge(features[known], targets[observed.rows])
-    else:
-        ridge = fit_ridge_by(observed)
-    return np.hstack([np.nan_to_num(ridge.predict(unlabelled_features)), unlabelled_features])
+    known = is_described(observed.describe(observed.rows))
+    ridge = fit_each_gene(replace(observed, rows=observed.rows[known]))
+    return np.hstack([ridge.predict(unlabelled_features), unlabelled_features])
 
 
 def teach_values(network: nn.Module, tiles: Tiles, wanted: Tensor, places: Int, course: Course) -> None:

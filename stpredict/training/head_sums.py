@@ -31,6 +31,11 @@ A_FEW = 64
 Describe = Callable[[Int], Float]
 
 
+def are_many(n_spots: int) -> bool:
+    """Whether spots are so many that their counts are read when they are needed, and heads fitted from sums."""
+    return n_spots > FEW_SPOTS
+
+
 @dataclass(frozen=True)
 class Observations:
     """What a head is fitted to: rows of a `table` of spots x a panel's genes, and what gives the spots' features.

@@ -22,7 +22,7 @@ from stpredict.statistics.objectives import Objective
 from stpredict.statistics.regression import LinearMap
 from stpredict.statistics.targets import Scaled
 from stpredict.training.covariances import KeptCovariances, gene_covariance
-from stpredict.training.head_sums import A_FEW, Describe, Observations, Sums, fit_sums, sum_up
+from stpredict.training.head_sums import A_FEW, Describe, Observations, Sums, are_many, fit_sums, sum_up
 from stpredict.training.programmes import N_PROGRAMMES, fit_programmes_where_measured
 
 BATCH = 16
@@ -43,48 +43,47 @@ def describe_patches(network: HasFeatures, tiles: Tiles, rows: Int, device: torc
 def fit_map(
     features: Float, rows: Int, tiles: Tiles, panel: Sequence[str], objective: Objective, normalisation: Normalisation
 ) -> tuple[LinearMap, list[str]]:  # fmt: skip
-    """The map from `features` of the training spots `rows` to the panel's z, by ridge regression.
-
-    It goes along gene programmes if the objective's targets are residuals, else gene by gene. Each gene is fitted on
-    the spots that measured it, and is 0 if none did. Returns also the sections that showed how genes vary together.
-    """
-    if not isinstance(objective.targets, np.ndarray):
-        return fit_map_by(
-            lambda some: features[np.searchsorted(rows, some)], rows, tiles, panel, objective, normalisation
-        )
-    used: list[str] = []
-    scale = objective.residual_scale
-    if scale is None:
-        found = fit_ridge(features, objective.targets[rows])
-        found = replace(found, bias=np.nan_to_num(found.bias))
-        scale = np.ones(len(panel))
-    else:
-        covariance, used = gene_covariance(tiles, panel, sorted(set(tiles.section[rows])), normalisation)
-        n = N_PROGRAMMES if used else len(panel)  # each gene by itself if nothing shows how they vary together
-        residuals = objective.targets[rows]
-        residuals /= scale
-        found = fit_programmes_where_measured(features, residuals, covariance, n)
-    return replace(found, weight=found.weight * scale, bias=found.bias * scale), used
+    """As `fit_map_by`, from the `features` of the training spots `rows`, which rise."""
+    return fit_map_by(
+        lambda some: features[np.searchsorted(rows, some)], rows, tiles, panel, objective, normalisation
+    )  # fmt: skip
 
 
 def fit_map_by(
     describe: Describe, rows: Int, tiles: Tiles, panel: Sequence[str], objective: Objective,
     normalisation: Normalisation,
 ) -> tuple[LinearMap, list[str]]:  # fmt: skip
-    """As `fit_map`, of so many spots that their targets are read, and features made by `describe`, some at a time."""
+    """The map, by ridge regression, from features of the training spots `rows` to the panel's z.
+
+    `describe` gives the features of some spots. The map goes along gene programmes if the objective's targets are
+    residuals, else gene by gene. Each gene is fitted on the spots that measured it, and is 0 if none did. Returns also
+    the sections that showed how genes vary together.
+    """
     scale = objective.residual_scale
     if scale is None:
-        observed = Observations(objective.targets, tiles, panel, rows, describe)
-        return fit_ridge_by(observed), []
+        return fit_each_gene(Observations(objective.targets, tiles, panel, rows, describe)), []
     observed = Observations(Scaled(objective.targets, 0.0, scale), tiles, panel, rows, describe)
-    kinds = sum_up(observed, describe(rows[:A_FEW]).mean(axis=0))
-    return map_from_sums(kinds, observed, scale, normalisation)
+    if are_many(len(rows)):
+        return map_from_sums(sum_up(observed, middle_of(observed)), observed, scale, normalisation)
+    covariance, used = gene_covariance(tiles, panel, sorted(set(tiles.section[rows])), normalisation)
+    n = N_PROGRAMMES if used else len(panel)  # each gene by itself if nothing shows how they vary together
+    found = fit_programmes_where_measured(describe(rows), observed.table[rows], covariance, n)
+    return replace(found, weight=found.weight * scale, bias=found.bias * scale), used
 
 
-def fit_ridge_by(observed: Observations) -> LinearMap:
-    """Ridge regression, gene by gene, of spots that are read some at a time; 0 for genes that none of them measured."""
-    kinds, n = sum_up(observed, observed.describe(observed.rows[:A_FEW]).mean(axis=0)), len(observed.panel)
-    return fit_sums(kinds, np.eye(n), n, observed)
+def fit_each_gene(observed: Observations) -> LinearMap:
+    """Ridge regression, gene by gene, of what was `observed`; 0 for genes that none of its spots measured."""
+    if are_many(len(observed.rows)):
+        n = len(observed.panel)
+        return fit_sums(sum_up(observed, middle_of(observed)), np.eye(n), n, observed)
+    found = fit_ridge(observed.describe(observed.rows), observed.table[observed.rows])
+    return replace(found, bias=np.nan_to_num(found.bias))
+
+
+def middle_of(observed: Observations) -> Float:
+    """A middle of the features, by a few of them."""
+    middle: Float = observed.describe(observed.rows[:A_FEW]).mean(axis=0)
+    return middle
 
 
 def map_from_sums(

@@ -29,7 +29,7 @@ from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.objectives import Objective, make_objective
 from stpredict.statistics.spatial import neighbour_mean
 from stpredict.statistics.targets import Averaged, Kept, LogShares
-from stpredict.training.at_once import fit_at_once, fit_by_sums, reads_targets, shares_sums
+from stpredict.training.at_once import fit_at_once, fit_by_sums, shares_sums
 from stpredict.training.curves import draw_curves
 from stpredict.training.dense import HasTokens, read_lessons, teach_densely
 from stpredict.training.dictionary import learn_windows
@@ -43,7 +43,7 @@ from stpredict.training.fit import (
     teach,
     train_on_spots,
 )
-from stpredict.training.head_sums import Observations
+from stpredict.training.head_sums import Observations, are_many
 from stpredict.training.heads import describe_patches, fit_map, write_taught_head
 from stpredict.training.hierarchy import predict_from_superpixels, superpixel_step, with_genes
 from stpredict.training.log import Log
@@ -86,11 +86,10 @@ def train_network(
     if uncounted := int((in_training & (depth == 0)).sum()):
         run.report(f"{uncounted} spots without counts in the panel are left out")
         in_training &= depth > 0
-    n_spots = int(in_training.sum())
-    if shares_sums(settings, n_spots):
+    if shares_sums(settings, int(in_training.sum())):
         return fit_by_sums(run, sections, panel, depth, in_training)
     smooth = neighbour_mean(tiles.section, tiles.centres) if settings.smooth_labels else None
-    counts = PanelCounts(tiles, panel) if reads_targets(n_spots) else tiles.panel_counts(panel)
+    counts = PanelCounts(tiles, panel) if are_many(len(tiles.spot)) else tiles.panel_counts(panel)
     keep = kept_in(folder)
     objective = make_objective(
         settings.objective, counts, depth, tiles.section, in_training, smooth, normalisation.per, keep

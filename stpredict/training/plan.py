@@ -26,10 +26,11 @@ from stpredict.evaluation.described import MOST_TAUGHT
 from stpredict.networks import FITTED, architecture_views, has_bank, reads_sections, reads_slides
 from stpredict.networks.bank import MAX_SPOTS
 from stpredict.slides.views import patch_shape
-from stpredict.training.at_once import reads_targets, shares_sums
+from stpredict.training.at_once import shares_sums
 from stpredict.training.crossvalidation import sections_of
 from stpredict.training.fit import Descent, new_network, plain_step
 from stpredict.training.folds import choose_validation
+from stpredict.training.head_sums import are_many
 from stpredict.training.jobs import named
 from stpredict.training.optimisers import make_optimiser, make_schedule
 from stpredict.training.panel_counts import SMALL_TARGETS
@@ -210,7 +211,7 @@ def peak_memory(checked: Checked, request: TrainingRequest, n_genes: int) -> int
         entries = [section.counts.n_entries for section in (*checked.sections, *checked.more)]
     of_section, pairs = ENTRY * int(max(entries)), PAIRS * n_genes**2
     settings = request.settings
-    if not reads_targets(n_spots):
+    if not are_many(n_spots):
         return LIBRARIES + of_section + (DENSE * n_genes + FEATURES) * n_spots + pairs
     tested = [int(np.isin(found.section, fold.test_sections).sum()) for fold in checked.folds]
     n_held = min(n_spots, MOST_TAUGHT + max(tested, default=0))

@@ -204,7 +204,7 @@ def test_of_many_spots_sums_give_the_same_model(differing: Path, tmp_path: Path,
     monkeypatch.setattr("stpredict.training.programmes.STRENGTHS", np.array([100.0]))
     options = ("--arch", "dictionary", "--folds", "none", "--hold-out", "D")
     train(differing, tmp_path / "all.safetensors", *options)
-    monkeypatch.setattr("stpredict.training.at_once.FEW_SPOTS", 10)
+    monkeypatch.setattr("stpredict.training.head_sums.FEW_SPOTS", 10)
     n_spots, width = len(read_tiles(tmp_path / "all.run" / "dataset.tiles.h5").spot), 600
     monkeypatch.setattr("stpredict.training.head_sums.SPOTS_PER_FEATURE", 0.6 * n_spots / width)
     train(differing, tmp_path / "sums.safetensors", *options)

@@ -122,7 +122,7 @@ def test_of_many_spots_sums_that_all_parts_share_give_the_same_model(
     monkeypatch.setattr("stpredict.training.programmes.STRENGTHS", np.array([100.0]))
     call = ("train", dataset, "--encoder", encoder, *OPTIONS, "--threads", "1", "-o")
     assert run(*call, tmp_path / "all.safetensors").exit_code == 0
-    monkeypatch.setattr("stpredict.training.at_once.FEW_SPOTS", 5)
+    monkeypatch.setattr("stpredict.training.head_sums.FEW_SPOTS", 5)
     monkeypatch.setattr("stpredict.training.head_sums.SPOTS_PER_FEATURE", 0)
     made = SharedSums.of_parts
     monkeypatch.setattr(

@@ -42,7 +42,7 @@ def test_it_gives_the_same_model(way: str, small_dataset: Path, tmp_path: Path, 
     done = run(*call, tmp_path / "all.safetensors")
     assert done.exit_code == 0, done.output
 
-    monkeypatch.setattr("stpredict.training.at_once.FEW_SPOTS", 5)
+    monkeypatch.setattr("stpredict.training.head_sums.FEW_SPOTS", 5)
     monkeypatch.setattr("stpredict.training.head_sums.SPOTS_PER_FEATURE", 0)
     monkeypatch.setattr("stpredict.training.panel_counts.SMALL_TARGETS", 0)
     panel_counts, tables = Tiles.panel_counts, set[int]()
