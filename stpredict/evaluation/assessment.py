@@ -39,7 +39,7 @@ from stpredict.prediction.surroundings import look_around_sections, predict_in_s
 from stpredict.result.file import Result
 from stpredict.slides.slide import open_slide
 from stpredict.slides.views import ONE_VIEW, Views
-from stpredict.statistics.normalisation import NORMALISATIONS, Normalisation, find_normalisation
+from stpredict.statistics.normalisation import NORMALISATIONS, find_normalisation
 
 Report = Callable[[str], None]
 #: With more of its genes unmeasured than this part, sections' depths are of another whole than a model's.
@@ -87,7 +87,8 @@ def assess(
         )
         scored, about_patients = scored_and_notes(tiles)
         tiles, about_names = in_the_panels_names(panel, tiles)
-        shares = replace(shares_of(tiles, card, normalisation), foreign_unit=None if known_unit else unit)
+        depth = depth_of_shares(tiles, card.get("panel", panel), normalisation)
+        shares = Shares(depth, normalisation, foreign_unit=None if known_unit else unit)
         deep = tiles.depth >= min_depth
         known: Int = np.flatnonzero(deep & (shares.depth > 0))
         own = np.intersect1d(scored, known)
@@ -261,11 +262,6 @@ def open_tiles(
 def with_bins_of(card: dict[str, Any], reading: Reading) -> Reading:
     """The reading, with bins pooled to squares as large as the spots that a model learnt from, if these fit."""
     return replace(reading, bins=Bins(like_um=card.get("spot_diameter_um")))
-
-
-def shares_of(tiles: Tiles, card: dict[str, Any], normalisation: Normalisation) -> Shares:
-    """The counts, per spot of a data set, of which the model's predictions are shares."""
-    return Shares(depth_of_shares(tiles, card["panel"], normalisation), normalisation)
 
 
 def check_slides_at_hand(model: Model, dataset: Path) -> None:
