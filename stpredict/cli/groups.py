@@ -29,7 +29,9 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "recipe", "objective", "head", "epochs", "batch-size", "accumulate", "balance", "learning-rate",
             "stain-jitter", "seed",
         ),
-        "Teaching on unlabelled tissue": ("unlabelled", "teach", "teacher", "teach-patches", "teach-learning-rate"),
+        "Teaching on unlabelled tissue": (
+            "unlabelled", "tissue", "teach", "teacher", "teach-patches", "teach-learning-rate",
+        ),
         "Data": (
             "mpp", "patch-um", "bin-um", "where", "species", "orthologs", "skip-broken", "licence", "anonymous",
         ),

@@ -100,6 +100,15 @@ PatchFormat = Annotated[
         "sixth of the disk.",
     ),
 ]
+Tissue = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="SLIDES",
+        help="Cut unlabelled patches also from slides without counts: a slide, a folder of slides, or a table with the "
+        "columns image, patient and mpp; can be repeated.",
+        show_default=False,
+    ),
+]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(

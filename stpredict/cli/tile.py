@@ -24,6 +24,7 @@ from stpredict.cli.options import (
     Species,
     SpotsFile,
     Threads,
+    Tissue,
     Upsampling,
     Where,
     demand_positive,
@@ -32,6 +33,7 @@ from stpredict.cli.options import (
     refuse,
 )
 from stpredict.cli.program import app, command
+from stpredict.errors import UsageError
 from stpredict.machine import usable_cores
 from stpredict.storage.files import is_folder
 
@@ -54,6 +56,7 @@ def tile(
     unlabelled: Annotated[
         int, typer.Option(min=0, help="How many further patches of a data set to cut, at random places of its tissue.")
     ] = 0,
+    tissue: Tissue = None,
     bin_um: BinUm = None,
     where: Where = None,
     species: Species = None,
@@ -76,10 +79,12 @@ def tile(
         "--min-tissue": min_tissue != Request.min_tissue, "--allow-upsampling": allow_upsampling, "--patches": patches,
     })  # fmt: skip
     refuse(not all(is_folder(path) for path in inputs), "a slide has no measured spots", {
-        "--unlabelled": unlabelled > 0, "--bin-um": bin_um is not None, "--where": where is not None,
-        "--species": species is not None, "--orthologs": orthologs is not None, "--skip-broken": skip_broken,
-        "--patch-format": patch_format != "raw",
+        "--unlabelled": unlabelled > 0, "--tissue": bool(tissue), "--bin-um": bin_um is not None,
+        "--where": where is not None, "--species": species is not None, "--orthologs": orthologs is not None,
+        "--skip-broken": skip_broken, "--patch-format": patch_format != "raw",
     })  # fmt: skip
+    if tissue and not unlabelled:
+        raise UsageError("--tissue: gives unlabelled patches; say by --unlabelled how many to cut of all slides.")
     demand_positive({"--bin-um": bin_um})
     request = Request(
         pitch_um=pitch, layout=parse_layout(layout), spots_file=spots, min_tissue=min_tissue, mpp=mpp,
@@ -88,5 +93,5 @@ def tile(
     raise typer.Exit(tile_command(
         inputs, model, request, out, patches, unlabelled, bin_um, overwrite,
         one_of("--patch-format", patch_format, PATCH_FORMATS),
-        where=where, species=species, orthologs=orthologs, skip_broken=skip_broken,
+        tissue or (), where=where, species=species, orthologs=orthologs, skip_broken=skip_broken,
     ))  # fmt: skip

@@ -17,6 +17,7 @@ from stpredict.cli.options import (
     SkipBroken,
     Species,
     Threads,
+    Tissue,
     Where,
     demand_positive,
     one_of,
@@ -128,6 +129,7 @@ def train(
     recipe: Recipe = "ours",
     epochs: Epochs = EPOCHS,
     unlabelled: Unlabelled = UNLABELLED,
+    tissue: Tissue = None,
     teach: Teach = None,
     teacher: Teacher = None,
     teach_patches: TeachPatches = TEACH_PATCHES,
@@ -249,7 +251,7 @@ def train(
         mpp=mpp, patch_um=patch_um, bin_um=bin_um, licence=licence, anonymous=anonymous, device=device,
         threads=threads or usable_cores(), overwrite=overwrite, region_weights=region_weights, where=where,
         species=species, orthologs=orthologs, skip_broken=skip_broken, only=split(only), accumulate=accumulate,
-        patch_format=one_of("--patch-format", patch_format, PATCH_FORMATS),
+        patch_format=one_of("--patch-format", patch_format, PATCH_FORMATS), tissue=tissue or (),
     )  # fmt: skip
     if only and overwrite:
         raise UsageError("--only: shares a run with other calls; begin that anew by a call without it.")

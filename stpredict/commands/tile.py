@@ -17,7 +17,8 @@ from stpredict.storage.files import demand_new, is_folder, output_folders
 
 def tile_command(
     inputs: Sequence[Path], model_name: str, request: Request, out: Path, patches: bool, unlabelled: int,
-    bin_um: float | None, overwrite: bool, patch_format: Literal["raw", "jpeg"] = "raw", **of_sections: Any,
+    bin_um: float | None, overwrite: bool, patch_format: Literal["raw", "jpeg"] = "raw", tissue: Sequence[Path] = (),
+    **of_sections: Any,
 ) -> int:  # fmt: skip
     """Write grids of slides and tiles of data sets, and print their paths. Returns the exit code.
 
@@ -43,7 +44,8 @@ def tile_command(
             tiles = out / f"{path.resolve().name}.tiles.h5"
             if not overwrite:
                 demand_new(tiles)
-            left_out.extend(_tile_dataset(path, model, request, tiles, unlabelled, bin_um, patch_format, **of_sections))
+            how = (unlabelled, bin_um, patch_format, tissue)
+            left_out.extend(_tile_dataset(path, model, request, tiles, *how, **of_sections))
             yield tiles
         else:
             yield from tile_slide(path, model, request, out, patches, overwrite)
@@ -55,34 +57,47 @@ def tile_command(
 
 def _tile_dataset(
     path: Path, model: Model, request: Request, tiles: Path, unlabelled: int, bin_um: float | None,
-    patch_format: Literal["raw", "jpeg"], **of_sections: Any,
+    patch_format: Literal["raw", "jpeg"], tissue: Sequence[Path], **of_sections: Any,
 ) -> list[str]:  # fmt: skip
-    """Write a data set's tiles. Returns the sections that were left out, which a table beside the tiles names."""
+    """Write a data set's tiles. Returns what was left out, sections and slides, which tables beside the tiles name."""
     try:
         from stpredict.data.bins import Bins
-        from stpredict.data.cutting import write_tiles
+        from stpredict.data.cutting import settle_cut, write_tiles
         from stpredict.data.dataset import read_asked
         from stpredict.data.reading import Reading, about_left_out, write_broken
+        from stpredict.training.tissue import NO_TISSUE, read_tissue
     except ModuleNotFoundError as error:
         raise needs_training_extra(error) from error
 
     try:
-        sections, broken = read_asked(path, Reading(Bins(bin_um), **of_sections))
+        reading = Reading(Bins(bin_um), **of_sections)
+        sections, broken = read_asked(path, reading)
     except UnknownLayoutError as error:
         raise UsageError(f"{str(error).removesuffix('.')}; for slides, name the files.") from error
+    slides = NO_TISSUE
+    if tissue:
+        mpp = settle_cut(sections, model.card["patch_px"], model.views, request.mpp)
+        slides = read_tissue(tissue, sections, mpp, unlabelled, reading.skip_broken, report)
     write_tiles(
         sections,
         tiles,
         patch_px=model.card["patch_px"],
         views=model.views,
         mpp=request.mpp,
+        tissue=slides.slides,
         unlabelled=unlabelled,
         threads=request.engine.threads,
         patch_format=patch_format,
         report=report,
     )
-    table = tiles.with_name(f"{path.resolve().name}.broken.csv")
-    write_broken(broken, table)
-    if broken:
-        report(about_left_out(list(broken), table))
-    return list(broken)
+    left_out: list[str] = []
+    for names, kind, thing in (
+        (broken, "broken", "section"),
+        (slides.broken, "broken-tissue", "slide"),
+    ):
+        table = tiles.with_name(f"{path.resolve().name}.{kind}.csv")
+        write_broken(names, table)
+        if names:
+            report(about_left_out(list(names), table, thing))
+        left_out.extend(names)
+    return left_out

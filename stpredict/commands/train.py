@@ -34,7 +34,7 @@ def train_command(
         from stpredict.training.jobs import MODEL
         from stpredict.training.panels import Panel
         from stpredict.training.plan import plan_run
-        from stpredict.training.preparation import BROKEN, left_out, run_folder
+        from stpredict.training.preparation import BROKEN, BROKEN_TISSUE, left_out, run_folder
         from stpredict.training.processes import is_main_process
         from stpredict.training.protocols import adopt_protocol
         from stpredict.training.settings import with_recipe
@@ -52,6 +52,8 @@ def train_command(
             if getattr(request, name):
                 option = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{option}: needs a folder of sections; a .tiles.h5 file is already cut.")
+        if request.tissue:
+            raise UsageError("--tissue: needs a folder of sections; `stpredict tile --tissue` cuts both into one file.")
         if request.patch_format != "raw":
             raise UsageError("--patch-format: needs a folder of sections; a .tiles.h5 file is already cut.")
     if not settings.epochs and not (settings.taught_densely and request.unlabelled):
@@ -76,6 +78,7 @@ def train_command(
 
             report(show_timm_encoder(known, known.vit))
     request = replace(request, settings=settings)
+    check_tissue(request)
     tell = report if is_main_process() else lambda _line: None
     if dry_run:
         for line in plan_run(request, panel, tell) if is_main_process() else ():
@@ -92,10 +95,31 @@ def train_command(
         if encoder and encoder.resolve().parent != out.resolve().parent:
             report(f"{out.name} needs {encoder.name} beside it, or in the folder $STPREDICT_MODELS")
         print(out)
-    broken = left_out(out)
+    broken, slides = left_out(out), left_out(out, BROKEN_TISSUE)
     if broken and is_main_process():
         report(about_left_out(broken, run_folder(out) / BROKEN))
-    return int(bool(broken)) or (LEFT_TO_ANOTHER if elsewhere else 0)
+    if slides and is_main_process():
+        report(about_left_out(slides, run_folder(out) / BROKEN_TISSUE, "slide"))
+    return int(bool(broken or slides)) or (LEFT_TO_ANOTHER if elsewhere else 0)
+
+
+def check_tissue(request: TrainingRequest) -> None:
+    """Raises UsageError for slides without counts if nothing would learn from them."""
+    from stpredict.networks import reads_sections
+
+    settings = request.settings
+    if request.tissue and not (settings.learns_from_tissue and request.unlabelled):
+        arch = settings.architecture
+        reasons = {
+            "an encoder is not taught": settings.encoder,
+            "a trunk with --encoder-weights is not taught": settings.encoder_weights,
+            f"{arch} learns from measured spots alone": reads_sections(arch),
+            "a recipe teaches on measured spots alone": settings.recipe,
+            "--teach-patches is 0": not settings.teach_patches,
+            "--unlabelled is 0": True,
+        }
+        why = next(reason for reason, holds in reasons.items() if holds)
+        raise UsageError(f"--tissue: {why}, so nothing would learn from these slides; leave it out.")
 
 
 def check_counts_only(counts_only: Path | None, dataset: Path, settings: Settings, protocol: str | None) -> None:

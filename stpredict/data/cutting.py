@@ -22,8 +22,9 @@ from stpredict.data.section_files import Cut, cut_files
 from stpredict.data.section_log import section_log, tell_together
 from stpredict.data.tiles import FORMAT_VERSION, aligned
 from stpredict.data.twins import find_twins
-from stpredict.errors import DatasetError, some
+from stpredict.errors import DatasetError, counted, some
 from stpredict.slides.raster import MAX_UPSAMPLING, SAME_MPP
+from stpredict.slides.slide import Mpp
 from stpredict.slides.views import ONE_VIEW, Views
 from stpredict.storage.new_hdf5 import new_hdf5
 
@@ -37,6 +38,7 @@ def write_tiles(
     path: Path,
     *,
     counts_only: Sequence[Section] = (),
+    tissue: Sequence[Section] = (),
     patch_px: int = PATCH_PX,
     views: Views = ONE_VIEW,
     mpp: float | None = None,
@@ -50,7 +52,8 @@ def write_tiles(
 ) -> None:
     """Cut the `views` of all spots, and of `unlabelled` more places of the tissue, drawn at random, and write them.
 
-    The sections `counts_only` need no image; only their counts are written. If there are many sections, a table beside
+    The sections `counts_only` need no image; only their counts are written. Slides of `tissue` have no spots, and give
+    some of the unlabelled places. If there are many sections, a table beside
     the tiles says more, unless `keep_table` is false. Without `with_patches` the file holds everything but patches.
     The patches of sections without slides were cut before, and stay in their own files, which the tiles name. Others
     are stored in the `patch_format`, those of each section in a file in the folder NAME.patches beside the tiles. If
@@ -58,25 +61,30 @@ def write_tiles(
     Raises SlideError if an image cannot be read, and DatasetError as `settle_cut` does, and if two sections have one
     name.
     """
-    names = [section.name for section in (*sections, *counts_only)]
+    names = [section.name for section in (*sections, *tissue, *counts_only)]
     if len(set(names)) < len(names):
         raise DatasetError(f"two sections have the name {max(names, key=names.count)}.")
     mpp = settle_cut(sections, patch_px, views, mpp)
     genes, measured = measured_genes([*sections, *counts_only])
     if measured:
         report(about_genes(measured))
-    share = places_by_section(sections, unlabelled)
+    share = places_by_section(sections, unlabelled, tissue)
     if unlabelled and any(section.patches for section in sections):
         report(f"no unlabelled patches of {some(s.name for s in sections if s.patches)}, as the slides are not there")
     spot_diameter_um, pitch_um = usual_size(sections, report)
     tell, folder, how = section_log(sections, report), patches_folder(path), Cut(patch_px, views, mpp, threads)
     before = named_patches(path)
     files: dict[str, Path] = {}
-    with closing(cut_files(sections, share, seed, how, patch_format, folder, report)) as cut:
+    with closing(cut_files([*sections, *tissue], share, seed, how, patch_format, folder, report)) as cut:
         for section in sections:
             if with_patches and not section.patches:
                 files[section.name] = next(cut)
             tell(section)
+        for slide in tissue if with_patches else ():
+            files[slide.name] = next(cut)
+    if tissue:
+        n_places = counted(sum(share[len(sections) :]), "unlabelled place")
+        report(f"{n_places} on {counted(len(tissue), 'slide')} without counts")
     text = h5py.string_dtype()
     with new_hdf5(path) as file:
         file.attrs.update(
@@ -85,9 +93,9 @@ def write_tiles(
             **({"jpeg_quality": QUALITY} if patch_format == "jpeg" else {}),
         )  # fmt: skip
         if with_patches:
-            name_patches(sections, share, files, path, file)
+            name_patches([*sections, *tissue], share, files, path, file)
         file["spot"] = np.array([spot for s in sections for spot in s.spot_names], dtype=object).astype(text)
-        file["unlabelled/section"] = np.repeat(np.array(names[: len(sections)], dtype=object), share).astype(text)
+        file["unlabelled/section"] = np.repeat(np.array(names[: len(share)], dtype=object), share).astype(text)
         file["centres"] = np.concatenate([section.centres for section in sections])
         file["genes"] = np.array(genes, dtype=object).astype(text)
         gene_ids = ids_of(genes, one_table(section.symbols for section in (*sections, *counts_only)))
@@ -95,6 +103,8 @@ def write_tiles(
         file["section_mpp"] = json.dumps({s.name: s.patches.mpp if s.patches else max(s.mpp) for s in sections})
         twins = find_twins([*sections, *counts_only])
         file["twins"] = json.dumps([[pair.first, pair.second, pair.why] for pair in twins])
+        if tissue:
+            file["tissue"] = json.dumps({slide.name: slide.patient for slide in tissue})
         if measured:
             file["measured_sections"] = np.array(measured.sections, dtype=object).astype(text)
             file.create_dataset("measured", data=measured.table, compression="gzip", compression_opts=1)
@@ -109,10 +119,17 @@ def write_tiles(
     tell_together(sections, path.with_suffix(".csv") if keep_table else None, report)
 
 
-def places_by_section(sections: Sequence[Section], unlabelled: int) -> list[int]:
-    """How many of the `unlabelled` places each section gives, by its number of spots. Without a slide it gives none."""
+def places_by_section(sections: Sequence[Section], unlabelled: int, tissue: Sequence[Section] = ()) -> list[int]:
+    """How many of the `unlabelled` places each section gives, and then each slide of `tissue`.
+
+    A section without a slide gives none. All slides count alike; sections share theirs by their number of spots.
+    """
     n_on_slides = sum(len(section.spot_names) for section in sections if not section.patches)
-    return [0 if s.patches else unlabelled * len(s.spot_names) // max(n_on_slides, 1) for s in sections]
+    n_slides = len(tissue) + sum(not section.patches for section in sections)
+    of_each = unlabelled // max(n_slides, 1)
+    left = unlabelled - of_each * len(tissue)
+    of_sections = [0 if s.patches else left * len(s.spot_names) // max(n_on_slides, 1) for s in sections]
+    return [*of_sections, *[of_each] * len(tissue)]
 
 
 def usual_size(sections: Sequence[Section], report: Callable[[str], None]) -> tuple[float, float]:
@@ -148,11 +165,16 @@ def settle_cut(sections: Sequence[Section], patch_px: int, views: Views, mpp: fl
                 f"{patch_px} px at {mpp:g} um/px need the slide of section {section.name}; {WHERE_TO_PUT_SLIDES}."
             )
     if not coarsest.patches and max(coarsest.mpp) > MAX_UPSAMPLING * mpp:
-        raise DatasetError(
-            f"{coarsest.image.name}: {max(coarsest.mpp):.3g} um per pixel is too coarse for patches of {mpp:.3g}; "
-            "take an image of more detail, or a coarser --mpp."
-        )
+        raise too_coarse(coarsest.image, coarsest.mpp, mpp)
     return mpp
+
+
+def too_coarse(image: Path, own: Mpp, mpp: float) -> DatasetError:
+    """The error for an image, of its `own` mpp, that has too little detail for patches of `mpp`."""
+    return DatasetError(
+        f"{image.name}: {max(own):.3g} um per pixel is too coarse for patches of {mpp:.3g}; take an image of more "
+        "detail, or a coarser --mpp."
+    )
 
 
 def _store_counts(sections: Sequence[Section], genes: Sequence[str], group: h5py.Group) -> None:

@@ -11,20 +11,25 @@ from stpredict.data.section import Section
 from stpredict.errors import DatasetError
 from stpredict.slides.lattice import MAX_SPOTS, lattice, lattice_shape
 from stpredict.slides.slide import Slide
-from stpredict.slides.tissue import find_tissue
+from stpredict.slides.tissue import Tissue, find_tissue
 
 #: The least fraction of tissue at the place of an unlabelled patch.
 UNLABELLED_MIN_TISSUE = 0.5
 
 
 def tissue_places(slide: Slide, section: Section, n: int, rng: np.random.Generator) -> Float:
-    """Centres (n x 2, level-0 pixels) of places on tissue, drawn at random.
+    """As `places_on` the tissue that is found on the slide."""
+    return places_on(slide, find_tissue(slide, section.mpp), section, n, rng)
+
+
+def places_on(slide: Slide, tissue: Tissue, section: Section, n: int, rng: np.random.Generator) -> Float:
+    """Centres (n x 2, level-0 pixels) of places on `tissue`, drawn at random.
 
     They lie on a lattice of an eighth of a spot. If that is finer than a pixel, or has too many places, as for small
     bins, they lie anywhere. At least half of a spot's disk around each is tissue. Raises DatasetError if there is no
     such place.
     """
-    tissue, bounds = find_tissue(slide, section.mpp), slide.bounds
+    bounds = slide.bounds
     step_um = section.spot_diameter_um / 8
     if step_um >= max(section.mpp) and math.prod(lattice_shape(bounds, section.mpp, step_um, "square")) <= MAX_SPOTS:
         found = lattice(bounds, section.mpp, step_um).centres

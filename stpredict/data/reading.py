@@ -128,8 +128,8 @@ def read_broken(path: Path) -> list[str]:
     return [line.cells["section"] for line in read_lines(path, ("section", "why"), "")] if path.exists() else []
 
 
-def about_left_out(sections: Sequence[str], table: Path) -> str:
-    """The closing sentence on sections that were left out."""
+def about_left_out(sections: Sequence[str], table: Path, thing: str = "section") -> str:
+    """The closing sentence on sections, or other things, that were left out."""
     n = len(sections)
-    what = "1 section could not be read and is" if n == 1 else f"{n} sections could not be read and are"
+    what = f"1 {thing} could not be read and is" if n == 1 else f"{n} {thing}s could not be read and are"
     return f"{what} left out: {some(sections)}; {table} says why"

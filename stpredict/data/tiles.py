@@ -59,6 +59,7 @@ class Measured:
     most_genes: int = 0  # as in Tiles
     measured: GeneMask | None = None  # as in Tiles, for the counted genes
     differs: bool = False  # as in Tiles
+    tissue: dict[str, str] = field(default_factory=dict)  # as in Tiles
 
     @cached_property
     def kin(self) -> Labels:
@@ -91,6 +92,7 @@ class Tiles:
     most_genes: int = 0  # the most that a section measured; older files then left out genes that others lack
     measured: GeneMask | None = None  # which of the genes each section measured; None if all measured all
     technology: dict[str, str] = field(default_factory=dict)  # by section, if sections differ in genes
+    tissue: dict[str, str] = field(default_factory=dict)  # the patient of each slide without counts
     jpeg_quality: int | None = None  # of the patches that were cut; None if they are stored as pixels
     #: What a panel's rule needs of each section, by section and rule, once it was computed.
     looks: dict[tuple[str, str, bytes | None], Look] = field(
@@ -246,6 +248,7 @@ def read_tiles(path: Path) -> Tiles:
             most_genes=int(file.attrs.get("most_genes", len(genes))),
             measured=_read_mask(file, len(genes)),
             technology=json.loads(file["technology"].asstr()[()]) if "technology" in file else {},
+            tissue=json.loads(file["tissue"].asstr()[()]) if "tissue" in file else {},
             jpeg_quality=int(file.attrs["jpeg_quality"]) if "jpeg_quality" in file.attrs else None,
         )
 

@@ -196,9 +196,9 @@ def unseen(
 
 
 def training_patients(card: dict[str, Any]) -> set[str]:
-    """The patients that the model learnt from, by image or by counts alone."""
+    """The patients that the model learnt from, by image, by counts alone, or by tissue without counts."""
     training = card.get("training", {})
-    return {*training.get("patients", []), *training.get("counts_only_patients", [])}
+    return {name for of in ("", "counts_only_", "tissue_") for name in training.get(f"{of}patients", [])}
 
 
 def panel_of(what: Model | Result) -> list[str]:

@@ -65,6 +65,9 @@ def show_card(model: Model, n_genes: int = 10) -> Iterator[str]:
             f"{counted(len(without_images), 'section')} without images, of "
             f"{counted(len(training['counts_only_patients']), 'patient')}"
         )
+    if slides := training.get("tissue_slides"):
+        places = counted(training["tissue_patches"], "unlabelled place")
+        yield f"taught also on {places} of {counted(slides, 'slide')} without counts"
     yield card["intended_use"]
     for fold in card["held_out"]:
         leak = "" if fold["kind"] == "patient" else ", of a patient that was also trained on"

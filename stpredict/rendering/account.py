@@ -101,6 +101,8 @@ def _trained_on(training: dict[str, Any]) -> str | None:
     sections, patients = training["sections"], training["patients"]
     without_images = training.get("counts_only_sections", [])
     more = f", and the counts of {counted(len(without_images), 'section')} without images" if without_images else ""
+    if slides := training.get("tissue_slides"):
+        more += f", and the tissue of {counted(slides, 'slide')} without counts"
     of = f"{counted(len(sections), 'section')} ({', '.join(sections)}) of {counted(len(patients), 'patient')}"
     return f"{counted(training['spots'], 'spot')} of {of}{more}"
 

@@ -14,7 +14,7 @@ NAMES = "names.csv"
 #: By kind, the fields of a card's training that hold names. A held-out part that is no patient holds sections.
 OF_TRAINING = {
     "section": ("sections", "coarse_sections", "counts_only_sections"),
-    "patient": ("patients", "counts_only_patients"),
+    "patient": ("patients", "counts_only_patients", "tissue_patients"),
 }
 OF_FOLDS = ("test", "train", "validation", "coarse_sections")
 
@@ -22,9 +22,10 @@ Names = dict[str, dict[str, str]]
 
 
 def numbered(tiles: Tiles) -> Names:
-    """By kind, an anonymous name for each patient and section of a tiles file, sections without images included."""
+    """By kind, an anonymous name for each patient and section of a tiles file, also those without images or counts."""
     both = [tiles, *([tiles.counts_only] if tiles.counts_only else [])]
     found = {kind: sorted({label for one in both for label in getattr(one, kind).tolist()}) for kind in OF_TRAINING}
+    found["patient"] = sorted({*found["patient"], *tiles.tissue.values()})
     return {kind: {name: f"{kind} {number}" for number, name in enumerate(labels, 1)} for kind, labels in found.items()}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from stpredict.arrays import Float32
 from stpredict.data.tiles import Measured, Tiles
+from stpredict.data.tissue import places_of
 from stpredict.errors import some, some_of
 from stpredict.evaluation.described import is_described
 from stpredict.evaluation.splits import DEPTH_CONTROLLED, Split, evaluate_split
@@ -45,6 +46,7 @@ from stpredict.training.protocols import show_protocol
 from stpredict.training.retrieval import finds_exemplars
 from stpredict.training.run import Run, Trained
 from stpredict.training.settings import Settings
+from stpredict.training.tissue import tissue_taught
 from stpredict.training.triplex import SURROUNDINGS
 
 #: Spots of which a card tells how expression is spread, and a model file what usual patches are like.
@@ -183,7 +185,8 @@ def write_trained(
         "sections": list(trained.sections),
         "patients": sorted(set(run.tiles.patient[rows].tolist())),
         "spots": len(rows),
-        "unlabelled_patches": int(np.isin(run.tiles.unlabelled_section, trained.sections).sum()),
+        "unlabelled_patches": len(places_of(run.tiles, trained.sections)),
+        **(tissue_taught(run.tiles, trained.sections) if run.settings.learns_from_tissue else {}),
         **run.tiles.coarse(trained.sections),
         **({"patch_format": f"JPEG of quality {quality}"} if (quality := run.tiles.jpeg_quality) else {}),
         **counted_only(run.tiles, trained.counts_from),

@@ -10,6 +10,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 from stpredict.arrays import Float, UInt8
 from stpredict.data.tiles import Tiles
+from stpredict.data.tissue import tissue_beside
 from stpredict.networks.dictionary import Dictionary, DictionaryConfig, optical_density
 from stpredict.slides.views import own_views
 
@@ -25,9 +26,13 @@ PATCHES_AT_A_TIME = 64
 def learn_windows(
     tiles: Tiles, sections: Sequence[str], n_genes: int, seed: int, centres: int = DictionaryConfig.centres
 ) -> Dictionary:
-    """A dictionary of windows from some sections' unlabelled patches, or from their spots if there are none."""
+    """A dictionary of windows from some sections' unlabelled patches, or from their spots if there are none.
+
+    Slides without counts give as many as sections.
+    """
     rng = np.random.default_rng(seed)
     window_px = DictionaryConfig.window_px
+    sections = [*sections, *tissue_beside(tiles, sections)]
     windows = [
         sample_windows(patches, window_px, max(1, N_WINDOWS // len(sections) * len(patches) // n_patches), rng)
         for name in sections

@@ -14,6 +14,7 @@ from torch import nn
 
 from stpredict.arrays import Float, Float32, Int, Labels
 from stpredict.data.coverage import about_panel, demand_genes, demand_spots
+from stpredict.data.tissue import places_of
 from stpredict.data.whole_depth import depth_of_shares
 from stpredict.errors import counted
 from stpredict.networks import FITTED, BankNetwork, Network, SectionNetwork, has_bank, reads_sections, says_z
@@ -189,7 +190,7 @@ def train_epochs(
         network = new_network(settings, tiles.patch_px, len(trial.panel), **more)
     if isinstance(network, SectionNetwork):
         check_memory(network, tiles, in_training, run.device)
-    places = np.flatnonzero(np.isin(tiles.unlabelled_section, sections))
+    places = places_of(tiles, sections)
     # The teacher must not know the validation's counts, or the first epochs would look too good.
     known = np.flatnonzero(in_training & ~in_validation)
     surroundings: dict[str, Surroundings] = {}

@@ -20,6 +20,7 @@ from stpredict.data.cutting import places_by_section
 from stpredict.data.panel import choose_panel
 from stpredict.data.patch_formats import JPEG_SHARE
 from stpredict.data.tiles import Measured, Tiles, aligned
+from stpredict.data.tissue import places_of, tissue_beside
 from stpredict.data.waiting_counts import ENTRY_BYTES, SMALL_BYTES
 from stpredict.errors import counted, some
 from stpredict.evaluation.described import MOST_TAUGHT
@@ -91,6 +92,8 @@ def about_sections(checked: Checked) -> str:
     stored = sum(section.patches is not None for section in checked.sections)
     more = [f"{stored} with patches alone, without their slides"] if stored else []
     more += [f"{some(checked.broken)} left out, as broken"] if checked.broken else []
+    more += [f"{counted(len(found.tissue), 'slide')} without counts"] if found.tissue else []
+    more += [f"{some(checked.tissue.broken)} left out, as broken"] if checked.tissue.broken else []
     more += [f"counts of {counted(len(checked.more), 'further section')}"] if checked.more else []
     return "; ".join([there, *more])
 
@@ -115,7 +118,8 @@ def about_patches(request: TrainingRequest, checked: Checked) -> str:
     size = f"patches of {shape[-2]} px" + (f", {len(views)} of each spot" if len(views) > 1 else "")
     if not checked.sections:
         return f"{size}, which are cut"
-    n_spots, n_places = len(checked.found.section), sum(places_by_section(checked.sections, request.unlabelled))
+    places_by = places_by_section(checked.sections, request.unlabelled, checked.tissue.slides)
+    n_spots, n_places = len(checked.found.section), sum(places_by)
     n_stored = sum(len(section.spot_names) for section in checked.sections if section.patches)
     as_jpeg = request.patch_format == "jpeg"
     n_bytes = (n_spots - n_stored + n_places) * math.prod(shape) * (JPEG_SHARE if as_jpeg else 1)
@@ -180,11 +184,12 @@ def has_places(checked: Checked, unlabelled: int) -> bool:
 
 
 def places_in(checked: Checked, unlabelled: int, names: Sequence[str]) -> int:
-    """How many unlabelled places there are, or will be, in some sections."""
+    """How many unlabelled places there are, or will be, to teach a network of some sections."""
     if isinstance(checked.found, Tiles):
-        return int(np.isin(checked.found.unlabelled_section, names).sum())
-    places = places_by_section(checked.sections, unlabelled)
-    return sum(n for section, n in zip(checked.sections, places, strict=True) if section.name in names)
+        return len(places_of(checked.found, names))
+    places = places_by_section(checked.sections, unlabelled, checked.tissue.slides)
+    slides, there = [*checked.sections, *checked.tissue.slides], {*names, *tissue_beside(checked.found, names)}
+    return sum(n for slide, n in zip(slides, places, strict=True) if slide.name in there)
 
 
 def about_split(split: Split, found: Tiles | Measured, settings: Settings, stages: dict[str, tuple[int, int]]) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,12 @@ from stpredict.training.folds import Fold, check_depth, check_leaks
 from stpredict.training.panels import Panel, n_partly_measured, refuse_gaps
 from stpredict.training.retrieval import check_exemplars
 from stpredict.training.settings import TrainingRequest
+from stpredict.training.tissue import NO_TISSUE, Tissue, read_tissue
 
 #: In the folder of a run.
 RECORD, TILES, FEATURES, ENCODED = "run.json", "dataset.tiles.h5", "features.npz", "encoded.npy"
-#: In the same folder, a table of the sections that could not be read, if any.
-BROKEN = "broken.csv"
+#: In the same folder, a table of the sections that could not be read, if any, and one of slides without counts.
+BROKEN, BROKEN_TISSUE = "broken.csv", "broken-tissue.csv"
 #: The lease of the call that prepares what all calls of a run share.
 PREPARING = "preparing.lease"
 #: In the record of a run, keys of a recipe that are for people to read; a panel's, whether the user named its rule.
@@ -65,6 +66,7 @@ class Checked:
     sections: Sequence[Section] = ()
     more: Sequence[Section] = ()
     broken: Mapping[str, str] = field(default_factory=dict)  # the reason for each section that is left out
+    tissue: Tissue = NO_TISSUE
 
 
 def check_run(
@@ -83,13 +85,18 @@ def check_run(
     sections: list[Section] = []
     more: list[Section] = []
     broken: dict[str, str] = {}
+    tissue = NO_TISSUE
     if dataset.suffix != ".h5" and not (begun and tiles_path.exists()):
         sections, broken = read_asked(dataset, request.reading)
         more = read_counts(request.counts_only) if request.counts_only else []
-        settle_cut(sections, patch_px, views, mpp)
+        cut_mpp = settle_cut(sections, patch_px, views, mpp)
         if reads_slides(settings.architecture):
             demand_slides(sections, f"--arch {settings.architecture}")
-        found: Tiles | Measured = measured_in(sections, more)
+        if request.tissue:
+            tissue = read_tissue(
+                request.tissue, sections, cut_mpp, request.unlabelled, request.skip_broken, report
+            )  # fmt: skip
+        found: Tiles | Measured = replace(measured_in(sections, more), tissue=tissue.patients)
     else:
         found = read_tiles(tiles_path)
         check_resolution(found, mpp, request.patch_um)
@@ -107,7 +114,7 @@ def check_run(
     refuse_gaps(settings, n_partly_measured(panel, found))
     if encoder and settings.encoder:
         count_features(encoder, patch_px, settings.encoder.file)
-    return Checked(begun, found, folds, sections, more, broken)
+    return Checked(begun, found, folds, sections, more, broken, tissue)
 
 
 def prepare_run(
@@ -125,16 +132,17 @@ def prepare_run(
         discard(folder)
     with output_folders(folder):
         if not checked.begun:
-            for left in (FEATURES, ENCODED, BROKEN):
+            for left in (FEATURES, ENCODED, BROKEN, BROKEN_TISSUE):
                 (folder / left).unlink(missing_ok=True)
             shutil.rmtree((folder / ENCODED).with_suffix(PARTS), ignore_errors=True)
         if checked.sections:
             write_broken(checked.broken, folder / BROKEN)
+            write_broken(checked.tissue.broken, folder / BROKEN_TISSUE)
             write_tiles(
                 checked.sections, tiles_path, patch_px=patch_px_of(request),
                 views=architecture_views(settings.architecture), counts_only=checked.more, mpp=request.mpp,
-                unlabelled=request.unlabelled, seed=settings.seed, threads=request.threads,
-                patch_format=request.patch_format, report=report,
+                tissue=checked.tissue.slides, unlabelled=request.unlabelled, seed=settings.seed,
+                threads=request.threads, patch_format=request.patch_format, report=report,
             )  # fmt: skip
         found, begun = checked.found, checked.begun
         del checked  # before the sections are read again as tiles
@@ -180,9 +188,9 @@ def asked_of_sections(request: TrainingRequest) -> dict[str, Any]:
     )
 
 
-def left_out(out: Path) -> list[str]:
-    """The sections that a model was trained without because they could not be read."""
-    return read_broken(run_folder(out) / BROKEN)
+def left_out(out: Path, table: str = BROKEN) -> list[str]:
+    """The sections that a model was trained without because they could not be read; or the slides of BROKEN_TISSUE."""
+    return read_broken(run_folder(out) / table)
 
 
 def tiles_of(dataset: Path, out: Path) -> Path:

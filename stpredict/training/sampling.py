@@ -8,6 +8,7 @@ import numpy as np
 
 from stpredict.arrays import Int, Labels
 from stpredict.data.tiles import Tiles
+from stpredict.data.tissue import tissue_kin
 from stpredict.networks.draws import Share
 from stpredict.slides.symmetry import SYMMETRIES
 from stpredict.training.settings import Balance, Settings
@@ -118,11 +119,12 @@ def _order(items: Int, groups: Int | None, rng: np.random.Generator) -> Int:
 def groups_to_balance(tiles: Tiles, balance: Balance | None, section: Labels) -> Int | None:
     """For each item, which is of a `section`, the number of the group that counts alike; None if each item does.
 
-    Patients who share a section under two names are one group.
+    Patients who share a section under two names are one group. A slide without counts counts as a section.
     """
     if balance is None:
         return None
     label = tiles.section if balance == "sections" else tiles.kin
     group = dict(zip(tiles.section.tolist(), label.tolist(), strict=True))
+    group |= {name: name if balance == "sections" else patient for name, patient in tissue_kin(tiles).items()}
     number = {name: i for i, name in enumerate(sorted(set(group.values())))}
     return np.array([number[group[name]] for name in section.tolist()], dtype=np.int64)

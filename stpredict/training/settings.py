@@ -11,7 +11,7 @@ from stpredict.data.bins import Bins
 from stpredict.data.patch_formats import PatchFormat
 from stpredict.data.reading import Reading
 from stpredict.evaluation import MIN_DEPTH
-from stpredict.networks import FITTED, FLAGSHIP, has_tokens, has_trunk_tokens
+from stpredict.networks import FITTED, FLAGSHIP, has_tokens, has_trunk_tokens, reads_sections
 from stpredict.networks.encoder_settings import EncoderSettings
 from stpredict.training.defaults import BATCH_SIZE, EPOCHS, LEARNING_RATE, OBJECTIVE, STAIN_JITTER, TEACH_PATCHES
 from stpredict.training.recipes import OURS, Recipe, find_recipe
@@ -72,6 +72,12 @@ class Settings:
     def trunk_taught_densely(self) -> bool:
         """Whether the places of a trunk's map learn as tokens do. By default they do not."""
         return self.teach == "dense" and self.teach_patches > 0 and has_trunk_tokens(self.architecture)
+
+    @property
+    def learns_from_tissue(self) -> bool:
+        """Whether unlabelled patches, if there are any, teach anything: a network, its trunk, or a dictionary."""
+        given = self.encoder or self.encoder_weights or reads_sections(self.architecture)
+        return not given and self.teach_patches > 0
 
     @property
     def taught_by_features(self) -> bool:
@@ -155,6 +161,7 @@ class TrainingRequest:
     accumulate: int = 1  # the parts, one after the other, in which a batch is computed
     only: Sequence[str] = ()  # the held-out parts that this call trains, by the names of their folders; all if none
     teacher: Path | None = None
+    tissue: Sequence[Path] = ()  # slides without counts, folders of these, tables that name them
 
     @property
     def reading(self) -> Reading:

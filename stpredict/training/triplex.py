@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stpredict.arrays import Float, Int
 from stpredict.data.section import Section
 from stpredict.data.tiles import Tiles
+from stpredict.data.tissue import places_of
 from stpredict.engines.eager import two_passes
 from stpredict.networks.draws import sharing, whole_batch
 from stpredict.networks.mixing import Block
@@ -73,7 +74,7 @@ def prepare_triplex(
 
     The trunk's features of patches are stored beside the run if all its networks begin alike, else beside the network.
     """
-    places = np.flatnonzero(np.isin(tiles.unlabelled_section, trained_on))
+    places = places_of(tiles, trained_on)
     if weights is not None:
         network.first_trunk.load_state_dict(weights)
     elif course.settings.trunk_taught_densely and len(places):

@@ -60,6 +60,7 @@ from stpredict.training.processes import agree_on, is_main_process, pick_device,
 from stpredict.training.protocols import find_protocol
 from stpredict.training.run import Run
 from stpredict.training.settings import TrainingRequest
+from stpredict.training.tissue import recorded_tissue
 from stpredict.training.triplex import SURROUNDINGS
 
 #: In the folder of a run, the lease of the call that trains the network on everything.
@@ -207,6 +208,8 @@ def recorded(request: TrainingRequest, panel: Panel) -> dict[str, Any]:
     for name in ("recipe", "balance", "teacher"):  # as above
         if wanted[name] is None:
             del wanted[name]
+    if request.tissue:  # as above
+        wanted["tissue"] = recorded_tissue(request.tissue)
     if request.patch_um is not None:  # as above
         wanted["patch_um"] = request.patch_um
     if request.patch_format != "raw":  # as above

@@ -74,6 +74,7 @@ def test_whole_sections_are_drawn_so_that_patients_count_alike():
 @pytest.mark.parametrize(("balance", "wanted"), [("sections", [0, 1, 2]), ("patients", [0, 0, 1]), (None, None)])
 def test_patients_who_share_a_section_are_one_group(balance, wanted):
     section = np.array(["A1", "A2", "B1"], dtype=object)
-    tiles = cast(Tiles, SimpleNamespace(section=section, kin=np.array(["A", "A", "B"], dtype=object)))
+    patient, kin = (np.array(labels, dtype=object) for labels in (["A", "C", "B"], ["A", "A", "B"]))
+    tiles = cast(Tiles, SimpleNamespace(section=section, patient=patient, kin=kin, tissue={}))
     found = groups_to_balance(tiles, balance, np.array(["A1", "A2", "B1"], dtype=object))
     assert (found is None) if wanted is None else (found.tolist() == wanted)

@@ -1,0 +1,217 @@
+"""`--tissue`: find the slides without counts that a call names, and check that patches can be cut from each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from stpredict.batch.folders import search
+from stpredict.console import Report
+from stpredict.data.counts import in_memory
+from stpredict.data.cutting import places_by_section, too_coarse, usual_size
+from stpredict.data.patches_elsewhere import fingerprint_of
+from stpredict.data.places import places_on
+from stpredict.data.section import Section
+from stpredict.data.tiles import Tiles
+from stpredict.data.tissue import places_of, tissue_beside
+from stpredict.data.twins import image_digest
+from stpredict.errors import DatasetError, SlideError, UsageError, counted, some
+from stpredict.slides.appearance import note_appearance
+from stpredict.slides.raster import MAX_UPSAMPLING
+from stpredict.slides.slide import Mpp, open_slide, resolve_mpp
+from stpredict.slides.tissue import find_tissue
+from stpredict.storage.files import is_folder
+from stpredict.storage.text_tables import read_lines, read_numbers
+
+#: Suffixes of tables of slides.
+TABLES = {".csv", ".tsv", ".txt"}
+#: What to do about a slide whose file does not state the size of its pixels.
+MPP_REMEDY = "name it in a table (--tissue slides.csv) with the columns image and mpp"
+
+
+@dataclass(frozen=True)
+class TissueFile:
+    """A slide without counts; its patient and mpp, if a table states them."""
+
+    path: Path
+    patient: str | None = None
+    mpp: float | None = None
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """The slides without counts, as sections without spots; and for each slide that is left out the reason."""
+
+    slides: Sequence[Section] = ()
+    broken: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def patients(self) -> dict[str, str]:
+        """The patient of each slide, by name."""
+        return {slide.name: slide.patient for slide in self.slides}
+
+
+NO_TISSUE = Tissue()
+
+
+def tissue_files(asked: Sequence[Path]) -> list[TissueFile]:
+    """The slides that `--tissue` names, each once: files, all in a folder and below it, or the lines of a table.
+
+    Raises UsageError if a file is missing, a table cannot be read, or a folder holds no slide.
+    """
+    found: dict[Path, TissueFile] = {}
+    for path in asked:
+        for file in _in_folder(path) if is_folder(path) else _of_table(path) if _is_table(path) else [TissueFile(path)]:
+            if not file.path.is_file():
+                raise UsageError(f"--tissue {path}: there is no slide {file.path}.")
+            before = found.get(file.path.resolve(), file)
+            stated = file.patient or before.patient, file.mpp or before.mpp
+            found[file.path.resolve()] = TissueFile(before.path, *stated)
+    return list(found.values())
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in TABLES
+
+
+def _in_folder(folder: Path) -> list[TissueFile]:
+    found = search(folder, ())
+    if found.unreadable:
+        closed = [f"{path} ({reason})" for path, reason in found.unreadable.items()]
+        raise UsageError(f"--tissue {folder}: cannot be searched: {some(closed)}.")
+    if not found.slides:
+        raise UsageError("; ".join([f"--tissue {folder}: holds no slide", *found.passed_over()]) + ".")
+    return [TissueFile(path) for path in found.slides]
+
+
+def _of_table(table: Path) -> list[TissueFile]:
+    header = "needs a header line with the column image, and may have patient and mpp"
+    files = []
+    for line in read_lines(table, ("image",), header, UsageError, ("patient", "mpp")):
+        cells, where = line.cells, f"{table}, line {line.number}"
+        if not cells.get("image"):
+            raise UsageError(f"{where}: needs an image.")
+        try:
+            (mpp,) = read_numbers([cells["mpp"]]) if cells.get("mpp") else (None,)
+        except ValueError:
+            mpp = np.nan
+        if mpp is not None and not 0 < mpp < np.inf:
+            raise UsageError(f"{where}: mpp must be a positive number of micrometres, not {cells['mpp']!r}.")
+        files.append(TissueFile(table.parent / cells["image"], cells.get("patient") or None, mpp))
+    if not files:
+        raise UsageError(f"--tissue {table}: names no slide.")
+    return files
+
+
+def recorded_tissue(asked: Sequence[Path]) -> list[Any]:
+    """For the record of a run: the number of the slides, and a hash of their names, facts and parts of each file."""
+    facts = [(file.path.name, file.patient, file.mpp, fingerprint_of(file.path)) for file in tissue_files(asked)]
+    return [len(facts), hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]]
+
+
+def read_tissue(
+    asked: Sequence[Path], sections: Sequence[Section], mpp: float, unlabelled: int, skip_broken: bool, report: Report
+) -> Tissue:
+    """The slides that `--tissue` names, of which patches can be cut at `mpp` beside those of the `sections`.
+
+    A section's own image is left out, and the second of two equal files. Raises DatasetError, which names all of them,
+    for slides that cannot be read, are too coarse or show no tissue, unless `skip_broken`; and UsageError as
+    `tissue_files` does, and if there is not one of the `unlabelled` patches for each slide.
+    """
+    files = tissue_files(asked)
+    report(f"looking for tissue on {counted(len(files), 'slide')} without counts")
+    same = {image_digest(s.image): f"the image of section {s.name}" for s in sections if s.image.is_file()}
+    diameter_um, pitch_um = usual_size(sections, lambda _line: None)
+    like = Section("", "", Path(), Mpp(mpp, mpp), [], np.empty((0, 2)), [], in_memory(csr_array((0, 0))),
+                   spot_diameter_um=diameter_um, pitch_um=pitch_um)  # fmt: skip
+    slides, broken, twins, doubts = list[Section](), dict[str, str](), list[str](), list[str]()
+    for file, name in zip(files, _names(files, [section.name for section in sections]), strict=True):
+        digest = image_digest(file.path)
+        if digest in same:
+            twins.append(f"{name} ({same[digest]})")
+            continue
+        same[digest] = f"the same as {name}"
+        try:
+            own, doubt = _own_mpp(file, like)
+        except (SlideError, DatasetError) as error:
+            broken[name] = str(error)
+            continue
+        slides.append(replace(like, name=name, patient=file.patient or name, image=file.path, mpp=own))
+        doubts += [f"{name} ({doubt})"] if doubt else []
+    if broken and not skip_broken:
+        raise _refusal(broken)
+    if twins:
+        report(f"left out of --tissue, as it is there already: {some(twins)}")
+    if doubts:
+        report(f"may not be H&E, and teaches all the same: {some(doubts)}")
+    if slides and not all(places_by_section(sections, unlabelled, slides)[len(sections) :]):
+        n = counted(len(slides), "slide")
+        raise UsageError(f"--tissue: --unlabelled {unlabelled} is less than a patch of each of {n}; raise it.")
+    _tell_patients(slides, sections, report)
+    return Tissue(slides, broken)
+
+
+def _names(files: Sequence[TissueFile], taken: Collection[str]) -> list[str]:
+    """A name for each slide: its file's, or the path if a section or another slide has that name."""
+    times = Counter(file.path.name for file in files)
+    return [
+        str(file.path) if times[file.path.name] > 1 or file.path.name in taken else file.path.name for file in files
+    ]
+
+
+def _own_mpp(file: TissueFile, like: Section) -> tuple[Mpp, str | None]:
+    """A slide's mpp, and why it may not be H&E, in words. Raises SlideError or DatasetError if it cannot be cut."""
+    with open_slide(file.path) as slide:
+        own = resolve_mpp(slide, file.mpp, MPP_REMEDY)
+        if max(own) > MAX_UPSAMPLING * max(like.mpp):
+            raise too_coarse(file.path, own, max(like.mpp))
+        tissue = find_tissue(slide, own)
+        note_appearance(slide, tissue.overview)
+        places_on(slide, tissue, replace(like, image=file.path, mpp=own), 1, np.random.default_rng(0))
+        return own, slide.appearance
+
+
+def _refusal(broken: Mapping[str, str]) -> DatasetError:
+    if len(broken) == 1:
+        return DatasetError(next(iter(broken.values())))
+    each = "; ".join(f"{name} ({why.removesuffix('.')})" for name, why in broken.items())
+    return DatasetError(f"{len(broken)} slides of --tissue cannot be used: {each}; --skip-broken leaves them out.")
+
+
+def _tell_patients(slides: Sequence[Section], sections: Sequence[Section], report: Report) -> None:
+    """Say which slides are of patients with sections, and whether nothing names the patients of some."""
+    patients = {section.patient for section in sections}
+    if shared := [slide.patient for slide in slides if slide.patient in patients]:
+        whose = f"of a patient with sections ({some(sorted(set(shared)))})"
+        report(
+            f"{counted(len(shared), 'slide')} of --tissue {whose}; what holds that patient out does not learn from it"
+        )
+    if unnamed := sum(slide.patient == slide.name for slide in slides):
+        report(
+            f"nothing names the patient of {counted(unnamed, 'slide')} of --tissue, so each counts as a patient of its "
+            "own; if one may be of a patient with sections, name it in a table with the columns image and patient"
+        )
+
+
+def tissue_taught(tiles: Tiles, sections: Sequence[str]) -> dict[str, Any]:
+    """For a card: how many slides without counts taught a network of these sections, by how many patches.
+
+    Those patients are listed that a table named.
+    """
+    beside = tissue_beside(tiles, sections)
+    if not beside:
+        return {}
+    n_own = int(np.isin(tiles.unlabelled_section, sections).sum())
+    named = sorted({tiles.tissue[name] for name in beside if tiles.tissue[name] != name})
+    return {
+        "tissue_slides": len(beside), "tissue_patches": len(places_of(tiles, sections)) - n_own,
+        "tissue_patients": named,
+    }  # fmt: skip
