@@ -26,8 +26,6 @@ from stpredict.slides.tiff_samples import TiffSamples, open_tiff_samples
 from stpredict.slides.unread import demand_readable, no_slide, one_line
 
 MAX_ANISOTROPY = 0.02
-#: What to do about a slide whose file does not state the size of its pixels.
-MPP_REMEDY = "give it with --mpp, in micrometres per pixel of the finest level"
 PLAIN_IMAGES = {".btf", ".jpg", ".jpeg", ".png", ".qptiff", ".tf2", ".tf8", ".tif", ".tiff"}
 FINGERPRINT_BYTES = 1 << 20
 #: OpenSlide ends the process if there is no memory for a tile.
@@ -303,16 +301,16 @@ def open_slide(path: str | Path) -> Slide:
         raise no_slide(path, "not an image that can be read", error) from error
 
 
-def resolve_mpp(slide: Slide, given_mpp: float | None = None, remedy: str = MPP_REMEDY) -> Mpp:
+def resolve_mpp(slide: Slide, given_mpp: float | None = None) -> Mpp:
     """The slide's mpp: `given_mpp`, or else the slide's own, with a note if the file contradicts itself.
 
-    Raises UsageError for a nonsensical `given_mpp`, MissingMppError if the slide states none or an implausible one;
-    it ends with the `remedy`.
+    Raises UsageError for a nonsensical `given_mpp`, MissingMppError if the slide states none or an implausible one.
     """
     if given_mpp is not None:
         if not (math.isfinite(given_mpp) and given_mpp > 0):
             raise UsageError(f"--mpp {given_mpp:g}: must be a positive number of micrometres per pixel.")
         return Mpp(given_mpp, given_mpp)
+    remedy = "give it with --mpp, in micrometres per pixel of the finest level"
     used = slide.resolution.used
     if used is None:
         raise MissingMppError(f"{slide.path.name}: the file does not say its micrometres per pixel; {remedy}.")

@@ -23,7 +23,7 @@ from stpredict.data.section import Section
 from stpredict.data.tiles import Tiles
 from stpredict.data.tissue import places_of, tissue_beside
 from stpredict.data.twins import image_digest
-from stpredict.errors import DatasetError, SlideError, UsageError, counted, some
+from stpredict.errors import DatasetError, MissingMppError, SlideError, UsageError, counted, some
 from stpredict.slides.appearance import note_appearance
 from stpredict.slides.raster import MAX_UPSAMPLING
 from stpredict.slides.slide import Mpp, open_slide, resolve_mpp
@@ -170,7 +170,10 @@ def _names(files: Sequence[TissueFile], taken: Collection[str]) -> list[str]:
 def _own_mpp(file: TissueFile, like: Section) -> tuple[Mpp, str | None]:
     """A slide's mpp, and why it may not be H&E, in words. Raises SlideError or DatasetError if it cannot be cut."""
     with open_slide(file.path) as slide:
-        own = resolve_mpp(slide, file.mpp, MPP_REMEDY)
+        try:
+            own = resolve_mpp(slide, file.mpp)
+        except MissingMppError as error:  # its remedy, an option of `predict`, is not that of `--tissue`
+            raise MissingMppError(f"{str(error).rpartition('; ')[0]}; {MPP_REMEDY}.") from error
         if max(own) > MAX_UPSAMPLING * max(like.mpp):
             raise too_coarse(file.path, own, max(like.mpp))
         tissue = find_tissue(slide, own)
