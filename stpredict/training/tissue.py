@@ -126,12 +126,30 @@ def read_tissue(
     for slides that cannot be read, are too coarse or show no tissue, unless `skip_broken`; and UsageError as
     `tissue_files` does, and if there is not one of the `unlabelled` patches for each slide.
     """
-    files = tissue_files(asked)
+    # Of two equal files that one counts whose patient is named.
+    files = sorted(tissue_files(asked), key=lambda file: file.patient is None)
     report(f"looking for tissue on {counted(len(files), 'slide')} without counts")
-    same = {image_digest(s.image): f"the image of section {s.name}" for s in sections if s.image.is_file()}
     diameter_um, pitch_um = usual_size(sections, lambda _line: None)
     like = Section("", "", Path(), Mpp(mpp, mpp), [], np.empty((0, 2)), [], in_memory(csr_array((0, 0))),
                    spot_diameter_um=diameter_um, pitch_um=pitch_um)  # fmt: skip
+    slides, broken = _examined(files, sections, like, report)
+    if broken and not skip_broken:
+        raise _refusal(broken)
+    if slides and not all(places_by_section(sections, unlabelled, slides)[len(sections) :]):
+        n = counted(len(slides), "slide")
+        raise UsageError(f"--tissue: --unlabelled {unlabelled} is less than a patch of each of {n}; raise it.")
+    _tell_patients(slides, sections, report)
+    return Tissue(slides, broken)
+
+
+def _examined(
+    files: Sequence[TissueFile], sections: Sequence[Section], like: Section, report: Report
+) -> tuple[list[Section], dict[str, str]]:
+    """The slides as sections `like` one without spots, and the reason for each of which no patch can be cut.
+
+    Reports which are left out because they are there already, and which may not be H&E.
+    """
+    same = {image_digest(s.image): f"the image of section {s.name}" for s in sections if s.image.is_file()}
     slides, broken, twins, doubts = list[Section](), dict[str, str](), list[str](), list[str]()
     for file, name in zip(files, _names(files, [section.name for section in sections]), strict=True):
         digest = image_digest(file.path)
@@ -146,17 +164,11 @@ def read_tissue(
             continue
         slides.append(replace(like, name=name, patient=file.patient or name, image=file.path, mpp=own))
         doubts += [f"{name} ({doubt})"] if doubt else []
-    if broken and not skip_broken:
-        raise _refusal(broken)
     if twins:
         report(f"left out of --tissue, as it is there already: {some(twins)}")
     if doubts:
         report(f"may not be H&E, and teaches all the same: {some(doubts)}")
-    if slides and not all(places_by_section(sections, unlabelled, slides)[len(sections) :]):
-        n = counted(len(slides), "slide")
-        raise UsageError(f"--tissue: --unlabelled {unlabelled} is less than a patch of each of {n}; raise it.")
-    _tell_patients(slides, sections, report)
-    return Tissue(slides, broken)
+    return slides, broken
 
 
 def _names(files: Sequence[TissueFile], taken: Collection[str]) -> list[str]:

@@ -189,7 +189,11 @@ def test_a_sections_image_and_an_equal_file_are_left_out(dataset: Path, slides: 
     shutil.copy(folder / "one.tif", folder / "same.tif")
     out = tmp_path / "mine.safetensors"
     named = ("--tissue", folder, "--tissue", dataset / "A1.jpg", "--tissue", folder / "one.tif")
-    done = run("train", dataset, "-o", out, "--arch", "dictionary", *QUICK, *named, "--dry-run")
+    (tmp_path / "named.csv").write_text("image\tpatient\nslides/same.tif\tA\n")
+    call = ("train", dataset, "-o", out, "--arch", "dictionary", *QUICK, *named, "--dry-run")
+    of_patient = run(*call, "--tissue", tmp_path / "named.csv")
+    assert "left out of --tissue, as it is there already: one.tif (the same as same.tif)" in of_patient.stderr
+    done = run(*call)
     assert done.exit_code == 0, done.output
     left_out = "same.tif (the same as one.tif), A1.jpg (the image of section A1)"
     assert f"left out of --tissue, as it is there already: {left_out}\n" in done.stderr
