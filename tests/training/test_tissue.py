@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from calls import run
 from conftest import SLIDE, make_quick_model
 from patch_networks import PATCH_PX
@@ -308,3 +309,14 @@ def test_sections_without_slides_leave_all_places_to_tissue():
     assert places_by_section([replace(section, patches=stored)], 10, [slide, slide]) == [0, 5, 5]
     assert places_by_section([section, replace(section, spot_names=spots[:1])], 10, [slide]) == [5, 1, 3]
     assert places_by_section([section], 10) == [10]
+
+
+def test_ridge_teaches_on_the_slides_too(dataset: Path, slides: Path, tmp_path: Path):
+    how = ("--arch", "m2ort-tiny", "--teach", "ridge", "--epochs", 1, "--teach-patches", 60, "--batch-size", 16)
+    done = run("train", dataset, "-o", tmp_path / "m.safetensors", *how, *QUICK, "--folds", "none", "--tissue", slides)
+    assert done.exit_code == 0, done.output
+    assert load_model(tmp_path / "m.safetensors").card["training"]["tissue_slides"] == 2
+    with np.load(tmp_path / "m.run" / "features.npz") as features:
+        assert len(features["unlabelled"]) == 60
+    stage = torch.load(tmp_path / "m.run" / "all" / "teach.pt", weights_only=True)
+    assert stage["schedule"]["last_epoch"] == 4  # batches of the sections' places and of the slides'
