@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from stpredict.data.bins import ANY_BINS, Bins
-from stpredict.data.section import Section
+from stpredict.data.section import GeneNames, Section
 from stpredict.data.waiting_counts import Waiting
 from stpredict.data.where import Facts, parse_where
 from stpredict.errors import DatasetError, SlideError, StpredictError, UsageError, some
@@ -77,18 +77,18 @@ class BrokenSectionsError(DatasetError):
 
 
 def read_each(items: Iterable[Item], name: Callable[[Item], str], read: Callable[[Item], Section]) -> list[Section]:
-    """`read` each item to a section, whose counts then wait in a temporary file.
+    """`read` each item to a section. Its counts then wait in a temporary file, and equal names of genes are kept once.
 
     Raises BrokenSectionsError after the last, if some could not be read.
     """
-    sections, broken, waiting = [], [], Waiting()
+    sections, broken, waiting, names = [], [], Waiting(), GeneNames()
     for item in items:
         try:
             section = read(item)
         except (DatasetError, SlideError) as error:
             broken.append(Broken(name(item), error))
         else:
-            sections.append(waiting.take(section))
+            sections.append(names.shared(waiting.take(section)))
             del section  # before the next is read
     if broken:
         raise BrokenSectionsError(sections, broken)

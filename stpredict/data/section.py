@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from scipy.sparse import csr_array
 
@@ -14,6 +15,7 @@ from stpredict.data.stored_patches import StoredPatches
 from stpredict.errors import DatasetError
 from stpredict.slides.slide import Mpp
 
+Kind = TypeVar("Kind")
 #: Advice for users whose slide is missing.
 WHERE_TO_PUT_SLIDES = "put the slide into wsis/, or name it in the column image of sections.csv"
 
@@ -47,6 +49,31 @@ class Section:
 def without_counts(section: Section) -> Section:
     """The section without genes and counts, which cutting does not need."""
     return replace(section, genes=[], symbols={}, counts=in_memory(csr_array((len(section.spot_names), 0))))
+
+
+class GeneNames:
+    """The names that sections have for genes. Most sections have the same ones, which are then kept once."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._genes: list[list[str]] = []
+        self._symbols: list[dict[str, str]] = []
+
+    def shared(self, section: Section) -> Section:
+        """The section. Its names, and its list and table of them if another section has equal ones, are shared."""
+        name = self._names.setdefault
+        genes = _known(self._genes, [name(gene, gene) for gene in section.genes])
+        symbols = {name(gene, gene): name(symbol, symbol) for gene, symbol in section.symbols.items()}
+        return replace(section, genes=genes, symbols=_known(self._symbols, symbols))
+
+
+def _known(known: list[Kind], one: Kind) -> Kind:
+    """The equal one of those that are `known`, or else `one`, which is known from then on."""
+    for other in known:
+        if other == one:
+            return other
+    known.append(one)
+    return one
 
 
 def demand_slides(sections: Sequence[Section], what: str) -> None:

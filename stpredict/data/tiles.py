@@ -289,8 +289,14 @@ def check_views(tiles: Tiles, views: Views) -> None:
 
 
 def _read_counts(path: Path, file: h5py.File, group: str, n_genes: int) -> Counted:
-    section, patient = (file[f"{group}{key}"].asstr()[:] for key in ("section", "patient"))
+    section, patient = (_labels(file[f"{group}{key}"]) for key in ("section", "patient"))
     return Counted(section, patient, stored_counts(path, file, f"{group}counts", (len(section), n_genes)))
+
+
+def _labels(stored: h5py.Dataset) -> Labels:
+    """Labels of spots, of which equal ones share their text: a section's is kept once, not once for each spot."""
+    known: dict[str, str] = {}
+    return np.array([known.setdefault(label, label) for label in stored.asstr()[:]], dtype=object)
 
 
 def _read_mask(file: h5py.File, n_genes: int) -> GeneMask | None:

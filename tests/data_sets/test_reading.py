@@ -147,6 +147,23 @@ def test_all_broken_sections_are_named_at_once(tmp_path: Path):
     assert Broken("b", errors["b"]).why == "b.h5ad: is damaged."
 
 
+def test_sections_share_the_names_of_their_genes():
+    """A section's table names thousands, each time as new texts."""
+
+    def read(number: int) -> Section:
+        genes = [f"GENE{i}" for i in range(25 - number % 2)]
+        return replace(section(str(number), genes), symbols={f"ENSG{i:011}": f"S{i}" for i in range(3)})
+
+    sections = read_each(range(4), str, read)
+    assert sections[0].genes == HUMAN
+    assert sections[1].genes == HUMAN[:24]
+    assert sections[2].genes is sections[0].genes
+    assert sections[3].genes is sections[1].genes
+    assert sections[0].genes[7] is sections[1].genes[7]
+    assert all(one.symbols is sections[0].symbols for one in sections)
+    assert sections[0].symbols == {"ENSG00000000000": "S0", "ENSG00000000001": "S1", "ENSG00000000002": "S2"}
+
+
 def test_control_probes_are_no_genes():
     names = [
         "GNAS",
