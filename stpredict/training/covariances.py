@@ -29,16 +29,36 @@ Blocks = Callable[[], Iterator[tuple[Float, Float]]]
 
 @dataclass(frozen=True)
 class KeptCovariances:
-    """The mean signal covariance of some sections, by their names, over `genes`: parts of a run share them.
+    """The sum of the signal covariances of some sections, by their names, over `genes`: parts of a run share them.
 
-    As many are kept as `most` bytes hold.
+    The `parts` are the sections that each trains on. As many sums are kept as `most` bytes hold.
     """
 
     genes: Sequence[str]
     most: int
+    parts: Sequence[frozenset[str]] = ()
     _kept: dict[tuple[str, ...], Float] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def of_parts(
+        cls, tiles: Tiles, genes: Sequence[str], parts: Sequence[frozenset[str]], most: int
+    ) -> KeptCovariances:
+        """For parts of a run. If `most` bytes do not hold all sums, a patient's sections are summed together."""
+        found = cls(genes, most, parts)
+        more = tiles.counts_only
+        known = {
+            *zip(tiles.section, tiles.kin, strict=True),
+            *(zip(more.section, more.patient, strict=True) if more else ()),
+        }
+        n_sums = len({(patient, found.trained_by(name)) for name, patient in known})
+        return found if n_sums * 8 * len(genes) ** 2 <= most else cls(genes, most)
+
+    def trained_by(self, section: str) -> tuple[bool, ...]:
+        """Which parts train on a section. A patient's sections that the same parts train on are summed together."""
+        return tuple(section in part for part in self.parts)
+
     def of(self, sections: tuple[str, ...], make: Callable[[], Float]) -> Float:
+        """The sum of some sections, which `make` makes if it is not kept. Do not write to it."""
         if sections in self._kept:
             return self._kept[sections]
         made = make()
@@ -55,7 +75,7 @@ def gene_covariance(
 
     For two genes, it comes from sections that measured both; it is 0 if none did. The sections are the training
     `sections` and sections without images, as `sections_used` says. If all measured the panel and all genes of `kept`,
-    patients' covariances are taken from there and put there; counts must then be shares of all of a spot's.
+    sums of sections are taken from there and put there; counts must then be shares of all of a spot's.
     """
     used = sections_used(tiles, panel, sections)
     if not used:
@@ -76,15 +96,16 @@ def gene_covariance(
         return covariance_where_measured(used, lambda one: read(panel, one.measured, one)), names
     if kept and not tiles.measured_by(names, kept.genes).all():
         kept = None
-    by_patient: dict[str, list[OfSection]] = defaultdict(list)
+    n_sections = Counter(one.patient for one in used)
+    together: dict[tuple[str, tuple[bool, ...]], list[OfSection]] = defaultdict(list)
     for one in used:
-        by_patient[one.patient].append(one)
+        together[one.patient, kept.trained_by(one.name) if kept else ()].append(one)
     genes = kept.genes if kept else panel
     total = np.zeros((len(genes), len(genes)))
-    for own in by_patient.values():
-        make = partial(summed_covariance, (read(genes, slice(None), one) for one in own), [len(own)] * len(own))
-        total += kept.of(tuple(one.name for one in own), make) if kept else make()
-    total /= len(by_patient)
+    for (patient, _), own in together.items():
+        make = partial(summed_covariance, (read(genes, slice(None), one) for one in own), [1] * len(own))
+        total += (kept.of(tuple(one.name for one in own), make) if kept else make()) / n_sections[patient]
+    total /= len(n_sections)
     place = {gene: i for i, gene in enumerate(genes)}
     chosen = [place[gene] for gene in panel]
     return total[np.ix_(chosen, chosen)] if kept else total, names

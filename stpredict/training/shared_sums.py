@@ -38,8 +38,9 @@ class SharedSums:
         cls, tiles: Tiles, parts: Sequence[Sequence[str]], genes: Sequence[str], describe: Describe
     ) -> SharedSums:
         """The sums of parts, each the sections that it trains on, over the genes of all their panels."""
-        covariances = KeptCovariances(genes, MOST_BYTES) if len(parts) > 1 else None
-        return cls(SectionSums(tiles, genes), [frozenset(part) for part in parts], describe, covariances)
+        sets = [frozenset(part) for part in parts]
+        covariances = KeptCovariances.of_parts(tiles, genes, sets, MOST_BYTES) if len(parts) > 1 else None
+        return cls(SectionSums(tiles, genes), sets, describe, covariances)
 
     def serves(self, sections: Sequence[str], panel: Sequence[str]) -> bool:
         """Whether these are the sections of a part, and all of its genes are here."""

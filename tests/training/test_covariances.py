@@ -173,6 +173,29 @@ def test_no_more_covariances_are_kept_than_there_is_room_for():
     assert len(made) == 4  # C twice
 
 
+@pytest.mark.parametrize(("n_kept", "wanted"), [(7, 6), (3, 10)])
+def test_parts_that_divide_a_patient_share_its_sections_as_far_as_there_is_room(
+    n_kept: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+):
+    """B1 and B2 are held out in turn; B3, of the same patient, and sections of others have no image."""
+    tiles, made = make_tiles(), 0
+
+    def counted(sections, weights):
+        nonlocal made
+        made += len(weights)
+        return summed_covariance(sections, weights)
+
+    parts = [["A1", "B1", "B2"], ["A1", "B1"], ["A1", "B2"]]
+    alone = [gene_covariance(tiles, GENES[2:], part) for part in parts]
+    monkeypatch.setattr("stpredict.training.covariances.summed_covariance", counted)
+    kept = KeptCovariances.of_parts(tiles, GENES, [frozenset(part) for part in parts], n_kept * 8 * len(GENES) ** 2)
+    for part, (expected, used) in zip(parts, alone, strict=True):
+        found, used_too = gene_covariance(tiles, GENES[2:], part, kept=kept)
+        assert used_too == used
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    assert made == wanted
+
+
 def test_a_large_section_is_read_some_spots_at_a_time(monkeypatch: pytest.MonkeyPatch):
     tiles = make_tiles()
     whole, used = gene_covariance(tiles, GENES, ["A1", "B1"])
