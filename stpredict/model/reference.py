@@ -76,13 +76,19 @@ def make_reference(features: Float, part: Int) -> Reference:
 def make_feature_reference(read: Float, part: Int) -> Reference | None:
     """The same for the features that a network's head reads of training patches (n x features).
 
-    It uses the directions of their widest spread. None if the patches are too few.
+    It uses the directions of their widest spread. None if the patches are too few. If a feature is not finite, neither
+    is the reference, and no model file is written with it.
     """
     n_left = len(read) - int(np.bincount(part).max(initial=0))
     n_directions = min(N_DIRECTIONS, read.shape[1], n_left // PATCHES_PER_DIRECTION)
     if n_directions < 1:
         return None
-    return _in_units_of_the_bound(read, part, lambda read: _whitened_directions(read, n_directions))
+    if not np.isfinite(read).all():
+        return Reference(np.full(read.shape[1], np.nan), np.full((read.shape[1], n_directions), np.nan))
+    import scipy.linalg  # noqa: F401 (slow to import, and its threads are limited, too)
+
+    with one_blas_thread():
+        return _in_units_of_the_bound(read, part, lambda read: _whitened_directions(read, n_directions))
 
 
 def _in_units_of_the_bound(values: Float, part: Int, whiten: Callable[[Moments], Reference]) -> Reference:
@@ -107,10 +113,13 @@ def _whitened_colours(colours: Moments) -> Reference:
 
 
 def _whitened_directions(read: Moments, n_directions: int) -> Reference:
-    with one_blas_thread():
-        variance, directions = np.linalg.eigh(read.deviations / max(read.n - 1, 1))
-    deviation = np.sqrt(np.maximum(variance[::-1][:n_directions], 0))
-    widest = directions[:, ::-1][:, :n_directions]
+    from scipy.linalg import eigh
+
+    covariance, last = read.deviations / max(read.n - 1, 1), len(read.total) - 1
+    # No further directions are worked out: each part that is left out needs its own.
+    variance, widest = eigh(covariance, subset_by_index=(last - n_directions + 1, last), overwrite_a=True)
+    variance, widest = variance[::-1], widest[:, ::-1]
+    deviation = np.sqrt(np.maximum(variance, 0))
     return Reference(read.mean, widest / np.maximum(deviation, max(LEAST_SPREAD, NARROWEST * deviation[0])))
 
 

@@ -47,6 +47,35 @@ def test_each_part_is_measured_by_the_directions_of_all_others():
     np.testing.assert_allclose(unusual(new, make_feature_reference(read, part)), distance(new, read) / bound)
 
 
+def test_the_widest_directions_are_those_that_many_features_have(monkeypatch: pytest.MonkeyPatch):
+    """Of 40 features the five widest directions, in each of seven parts."""
+    monkeypatch.setattr("stpredict.model.reference.N_DIRECTIONS", 5)
+    rng = np.random.default_rng(5)
+    read, part = rng.normal(size=(210, 40)) * np.geomspace(8, 1, 40) + 3, np.arange(210) % 7
+
+    def distance(values, others):
+        variance, directions = np.linalg.eigh(np.cov(others.T))
+        away = (values - others.mean(axis=0)) @ directions[:, -5:]
+        return np.linalg.norm(away / np.sqrt(variance[-5:]), axis=1)
+
+    far = np.concatenate([distance(read[part == p], read[part != p]) for p in range(7)])
+    found = make_feature_reference(read, part)
+    assert found is not None
+    assert found.whitening.shape == (40, 5)
+    np.testing.assert_allclose(unusual(read, found), distance(read, read) / np.quantile(far, UNUSUAL_QUANTILE))
+
+
+def test_of_features_that_are_not_finite_there_is_no_finite_reference(tiny_model, tmp_path):
+    read = features(60)
+    read[3, 4] = np.inf
+    found = make_feature_reference(read, np.arange(60) % 3)
+    assert found is not None
+    with pytest.raises(ModelFileError):
+        width = tiny_model.tensors["head.weight"].shape[1]
+        weight = np.resize(found.whitening.T, (len(found.whitening.T), width))
+        with_reference(tiny_model, tmp_path / "m.safetensors", weight, found.mean @ found.whitening)
+
+
 def test_patients_are_left_out_or_sections_or_fifths_of_one():
     patient, section = np.repeat(["A", "B", "C"], 20), np.repeat(["A1", "A2", "B1", "B2", "C1", "C2"], 10)
     np.testing.assert_array_equal(parts_left_out(patient, section), np.repeat([0, 1, 2], 20))
