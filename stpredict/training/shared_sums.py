@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -50,14 +50,8 @@ class SharedSums:
         """The sums of a part's sections over a panel's genes."""
         place = {gene: i for i, gene in enumerate(self.counts.genes)}
         genes, number = np.array([place[gene] for gene in panel]), self.parts.index(frozenset(sections))
-        found: dict[bytes, Sums] = {}
-        for together in self.groups:
-            for sums in self._sums(together) if number in together else ():
-                own = sums.of(genes)
-                if len(own.genes):
-                    key = own.genes.tobytes()
-                    found[key] = found[key] + own if key in found else own
-        return list(found.values())
+        own = (sums for together in self.groups if number in together for sums in self._sums(together))
+        return joined(sums.of(genes) for sums in joined(own))
 
     def observations(self, sections: Sequence[str], panel: Sequence[str]) -> Observations:
         """The residuals of a panel, and the features, of the spots with counts of some sections."""
@@ -85,3 +79,12 @@ class SharedSums:
     def middle(self) -> Float:
         middle: Float = self.describe(np.arange(min(A_FEW, len(self.counts.tiles.spot)))).mean(axis=0)
         return middle
+
+
+def joined(parts: Iterable[Sums]) -> list[Sums]:
+    """The sums of all parts that are of the same genes; none of those without genes."""
+    found: dict[bytes, Sums] = {}
+    for sums in parts:
+        key = sums.genes.tobytes()
+        found[key] = found[key] + sums if key in found else sums
+    return [sums for sums in found.values() if len(sums.genes)]
