@@ -30,7 +30,7 @@ from stpredict.slides.views import patch_shape
 from stpredict.training.at_once import shares_sums
 from stpredict.training.crossvalidation import sections_of
 from stpredict.training.fit import Descent, new_network, plain_step
-from stpredict.training.folds import choose_validation
+from stpredict.training.folds import Fold, choose_validation
 from stpredict.training.head_sums import are_many
 from stpredict.training.jobs import named
 from stpredict.training.optimisers import make_optimiser, make_schedule
@@ -220,16 +220,23 @@ def peak_memory(checked: Checked, request: TrainingRequest, n_genes: int) -> int
         return LIBRARIES + of_section + (DENSE * n_genes + FEATURES) * n_spots + pairs
     tested = [int(np.isin(found.section, fold.test_sections).sum()) for fold in checked.folds]
     n_held = min(n_spots, MOST_TAUGHT + max(tested, default=0))
-    held, n_patients = 0, len(set(found.patient.tolist()))
+    held = 0
     if shares_sums(settings, n_spots):
         sums = (len(checked.folds) + 1) * 8 * (WIDTH + n_genes) ** 2
-        covariances = 0 if found.differs else n_patients * 8 * n_genes**2  # kept if all measured the same
+        # Kept if all measured the same.
+        covariances = 0 if found.differs else n_covariances(found, checked.folds) * 8 * n_genes**2
         held = min(sums, MOST_BYTES) + min(covariances, MOST_BYTES)
     elif settings.head == "linear":
         held = FEATURES * n_spots
     elif has_bank(settings.architecture):
         held = BANK * n_genes * min(n_spots, MAX_SPOTS)
     return LIBRARIES + max(of_section, DENSE * n_genes * n_held) + pairs + held
+
+
+def n_covariances(found: Tiles | Measured, folds: Sequence[Fold]) -> int:
+    """How many covariances of genes parts share: one for a patient's sections that the same parts train on."""
+    sections = set(zip(found.section.tolist(), found.kin.tolist(), strict=True))
+    return len({(patient, *(name in fold.test_sections for fold in folds)) for name, patient in sections})
 
 
 def kept_on_disk(settings: Settings, n_spots: int, n_genes: int) -> int:
