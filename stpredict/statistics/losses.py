@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from stpredict.arrays import Float, Int
-from stpredict.statistics.blocks import Table
-from stpredict.statistics.targets import Columns
+from stpredict.statistics.targets import Kept
 
 
 class Loss(Protocol):
@@ -28,7 +27,7 @@ class Loss(Protocol):
 class TargetError:
     """The error of z against `targets`, spots x genes; `error` is one of torch's functions."""
 
-    targets: Table
+    targets: Kept
     error: Callable[..., Tensor]
 
     def __call__(self, z: Tensor, index: Tensor) -> Tensor:
@@ -41,7 +40,7 @@ class TargetError:
         return total / known.sum().clamp(min=1)
 
     def of(self, genes: Int | slice) -> TargetError:
-        return replace(self, targets=Columns(self.targets, genes))
+        return replace(self, targets=self.targets.of(genes))
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class CountLikelihood:
     None.
     """
 
-    counts: Table
+    counts: Kept
     log_depth: Float
     kind: Int
     log_share: Float
@@ -84,5 +83,5 @@ class CountLikelihood:
 
     def of(self, genes: Int | slice) -> CountLikelihood:
         return replace(
-            self, counts=Columns(self.counts, genes), log_share=self.log_share[:, genes], weight=self.weight[genes]
+            self, counts=self.counts.of(genes), log_share=self.log_share[:, genes], weight=self.weight[genes]
         )  # fmt: skip

@@ -102,8 +102,11 @@ def make_objective(
     """
     check_objective(name, smooth is not None)
 
+    in_array = isinstance(counts, np.ndarray)
+    keep = in_memory if in_array else keep
+
     def at_hand(targets: Table) -> Table:
-        return targets[:] if isinstance(counts, np.ndarray) else targets
+        return targets[:] if in_array else targets
 
     def averaged(table: Table) -> Table:
         return table if smooth is None else Averaged(table, smooth)

@@ -35,11 +35,11 @@ class Columns:
     """Some columns of a table."""
 
     table: Table
-    columns: Int | slice
+    columns: Int
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.table.shape[0], len(np.arange(self.table.shape[1])[self.columns])
+        return self.table.shape[0], len(self.columns)
 
     def __getitem__(self, rows: Any, /) -> Any:
         return self.table[rows][:, self.columns]
@@ -154,6 +154,10 @@ class Kept:
     @cached_property
     def _at_hand(self) -> Table:
         return self.keep(self.table)
+
+    def of(self, columns: Int | slice) -> Kept:
+        """Some columns, which are kept by themselves, as they are read again and again; a slice is all of them."""
+        return self if isinstance(columns, slice) else Kept(Columns(self, columns), self.keep)
 
     def __getitem__(self, rows: Any, /) -> Any:
         return self._at_hand[rows]

@@ -24,20 +24,35 @@ class RowsOnDisk:
     file: Any
 
     def __getitem__(self, rows: Any, /) -> Float32:
-        """Some rows, by a slice, a mask, or indices of any shape."""
-        index = np.arange(self.shape[0])[rows]
-        found = np.empty((index.size, self.shape[1]), np.float32)
-        for row, place in zip(found, index.reshape(-1).tolist(), strict=True):
-            self.file.seek(place * row.nbytes)
-            if self.file.readinto(row) != row.nbytes:
-                raise StpredictError("a temporary file ends early.")
+        """Some rows, by a slice, a mask, or indices of any shape. Rows that follow one another are read together.
+
+        Raises IndexError for a row that is not there.
+        """
+        index = rows if isinstance(rows, np.ndarray) and rows.dtype.kind == "i" else np.arange(self.shape[0])[rows]
+        flat = index.reshape(-1)
+        if len(flat) and not 0 <= flat.min() <= flat.max() < self.shape[0]:
+            raise IndexError(f"there are {self.shape[0]} rows.")
+        found = np.empty((len(flat), self.shape[1]), np.float32)
+        ends = np.flatnonzero(np.diff(flat) != 1) + 1
+        for begin, end in zip([0, *ends.tolist()], [*ends.tolist(), len(flat)], strict=True):
+            if begin < end:
+                self._read(int(flat[begin]), found[begin:end])
         return found.reshape(*index.shape, self.shape[1])
+
+    def _read(self, first: int, found: Float32) -> None:
+        self.file.seek(4 * first * self.shape[1])
+        data = found.reshape(-1).data.cast("B")
+        while len(data):
+            n_bytes = self.file.readinto(data)
+            if not n_bytes:
+                raise StpredictError("a temporary file ends early.")
+            data = data[n_bytes:]
 
 
 def rows_on_disk(parts: Iterable[Float32], shape: tuple[int, int], folder: Path) -> RowsOnDisk:
     """Put the rows of `parts`, one after the other, into a file in a `folder`.
 
-    Raises StpredictError if there is no room for it.
+    Raises StpredictError if it cannot hold it.
     """
     try:
         file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (it is closed with its last user)
@@ -48,7 +63,7 @@ def rows_on_disk(parts: Iterable[Float32], shape: tuple[int, int], folder: Path)
     except OSError as error:
         size = 4 * shape[0] * shape[1] / 1e6
         raise StpredictError(
-            f"{folder}: has no room for a temporary file of {size:,.0f} MB ({error.strerror or error})."
+            f"{folder}: cannot hold a temporary file of {size:,.0f} MB ({error.strerror or error})."
         ) from error
     return rows
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,19 @@ from torch.optim.lr_scheduler import LRScheduler
 from stpredict.arrays import Float, Int
 from stpredict.data.tiles import Tiles
 from stpredict.errors import UsageError
-from stpredict.evaluation.described import is_described
+from stpredict.evaluation.baselines import fit_ridge
+from stpredict.evaluation.described import MOST_TAUGHT, is_described
 from stpredict.networks import BankNetwork, Network, architecture_config, has_bank, make_network, reads_sections
 from stpredict.networks.draws import sharing
 from stpredict.networks.head import Head
 from stpredict.networks.patch_level import PatchNetwork
 from stpredict.networks.triplex import Triplex
 from stpredict.statistics import metrics
-from stpredict.statistics.blocks import rows_of_sections
+from stpredict.statistics.blocks import per_section, rows_of_sections
 from stpredict.statistics.objectives import Objective
+from stpredict.statistics.sampling import draw_evenly
 from stpredict.training.augmentation import augment, jitter_stain
 from stpredict.training.head_sums import Observations
-from stpredict.training.heads import fit_each_gene
 from stpredict.training.held_signals import held_signals
 from stpredict.training.log import Log
 from stpredict.training.optimisers import make_optimiser, make_schedule
@@ -262,11 +263,12 @@ def ridge_lessons(unlabelled_features: Float, observed: Observations) -> Float:
     """Ridge predictions at the unlabelled places, places x outputs, from colour and texture; fitted on those observed.
 
     The 52 features follow the genes as further outputs, so that nothing is lost that ridge could use. Unmeasured genes
-    are 0.
+    are 0. Of many spots it learns from as many as baselines do.
     """
-    known = is_described(observed.describe(observed.rows))
-    ridge = fit_each_gene(replace(observed, rows=observed.rows[known]))
-    return np.hstack([ridge.predict(unlabelled_features), unlabelled_features])
+    rows = observed.rows[is_described(observed.describe(observed.rows))]
+    rows = rows[draw_evenly(observed.tiles.section[rows], MOST_TAUGHT)]
+    ridge = fit_ridge(observed.describe(rows), observed.table[rows])
+    return np.hstack([np.nan_to_num(ridge.predict(unlabelled_features)), unlabelled_features])
 
 
 def teach_values(network: nn.Module, tiles: Tiles, wanted: Tensor, places: Int, course: Course) -> None:
@@ -301,12 +303,16 @@ def teach(network: Network, tiles: Tiles, taught: Float, places: Int, course: Co
     network.head = head
 
 
-def score_section(student: Student, objective: Objective, counts_of: Callable[[Int], Float], rows: Int) -> Float:
-    """The depth-controlled correlation of each gene in one section's spots."""
+def score_sections(
+    student: Student, tiles: Tiles, objective: Objective, counts_of: Callable[[Int], Float], rows: Int
+) -> Float:
+    """The depth-controlled correlation of each gene in each section of one patient's spots, sections x genes."""
     predicted = student.predict(rows)
     expression = objective.expression(predicted) if student.says_z else predicted
-    residuals = metrics.pearson_residuals(counts_of(rows), objective.depth[rows])
-    return metrics.correlation_per_gene(expression, residuals)
+    return per_section(
+        lambda depth, p, x: metrics.correlation_per_gene(p, metrics.pearson_residuals(x, depth)),
+        tiles.section[rows], objective.depth[rows], expression, counts_of(rows),
+    )  # fmt: skip
 
 
 def train_on_spots(
@@ -322,9 +328,9 @@ def train_on_spots(
     def score() -> float | None:
         if not len(validation):
             return None
-        sections = tiles.section[validation]
-        found = [score_section(student, objective, counts_of, validation[rows]) for rows in rows_of_sections(sections)]
-        per_gene = metrics.mean_of_known(np.array(found))
+        patients = rows_of_sections(tiles.kin[validation])
+        found = [score_sections(student, tiles, objective, counts_of, validation[rows]) for rows in patients]
+        per_gene = metrics.mean_of_known(np.concatenate(found))
         known = per_gene[np.isfinite(per_gene)]
         return float(known.mean()) if len(known) else None
 

@@ -25,11 +25,12 @@ from stpredict.networks.patch_level import PatchNetwork
 from stpredict.networks.triplex import Triplex
 from stpredict.prediction.surroundings import Surroundings
 from stpredict.slides.symmetry import SYMMETRIES
+from stpredict.statistics.losses import TargetError
 from stpredict.statistics.moments import BLOCK
 from stpredict.statistics.normalisation import NORMALISATIONS
 from stpredict.statistics.objectives import Objective, make_objective
 from stpredict.statistics.spatial import neighbour_mean
-from stpredict.statistics.targets import Averaged, Kept, LogShares
+from stpredict.statistics.targets import Averaged, Kept, LogShares, in_memory
 from stpredict.training.at_once import fit_at_once, fit_by_sums, shares_sums
 from stpredict.training.curves import draw_curves
 from stpredict.training.dense import HasTokens, read_lessons, teach_densely
@@ -90,8 +91,8 @@ def train_network(
     if shares_sums(settings, int(in_training.sum())):
         return fit_by_sums(run, sections, panel, depth, in_training)
     smooth = neighbour_mean(tiles.section, tiles.centres) if settings.smooth_labels else None
-    counts = PanelCounts(tiles, panel) if are_many(len(tiles.spot)) else tiles.panel_counts(panel)
-    keep = kept_in(folder)
+    many = are_many(len(tiles.spot))
+    counts, keep = (PanelCounts(tiles, panel), kept_in(folder)) if many else (tiles.panel_counts(panel), in_memory)
     objective = make_objective(
         settings.objective, counts, depth, tiles.section, in_training, smooth, normalisation.per, keep
     )
@@ -99,9 +100,10 @@ def train_network(
         return fit_at_once(run, sections, validation, objective, panel, in_training)
     measured = None
     if has_bank(settings.architecture):
-        observed = LogShares(counts, depth, normalisation.per)
+        loss, observed = objective.loss, LogShares(counts, depth, normalisation.per)
         measured = Measurements(
-            Kept(objective.targets, keep), Kept(observed if smooth is None else Averaged(observed, smooth), keep),
+            loss.targets if isinstance(loss, TargetError) else Kept(objective.targets, keep),
+            Kept(observed if smooth is None else Averaged(observed, smooth), keep),
             tiles.kin, np.flatnonzero(in_training), settings.seed,
         )  # fmt: skip
     return train_epochs(run, sections, validation, Trial(objective, panel, measured), epochs, folder)

@@ -19,7 +19,7 @@ from stpredict.statistics.objectives import Objective, residual_objective, share
 from stpredict.statistics.targets import Keep, PearsonResiduals, Scaled, in_memory
 from stpredict.storage.rows_on_disk import rows_on_disk
 
-#: Up to this size, a table that is kept is in memory.
+#: Up to this size, tables that are kept are in memory.
 SMALL_TARGETS = 64 << 20
 
 
@@ -39,10 +39,14 @@ class PanelCounts:
 
 
 def kept_in(folder: Path) -> Keep:
-    """What keeps a table in memory if it is small, else in a nameless file in a `folder`."""
+    """What keeps tables in memory, up to SMALL_TARGETS in all, else in nameless files in a `folder`."""
+    held = 0
 
     def keep(table: Table) -> Table:
-        if 4 * math.prod(table.shape) <= SMALL_TARGETS:
+        nonlocal held
+        n_bytes = 4 * math.prod(table.shape)
+        if held + n_bytes <= SMALL_TARGETS:
+            held += n_bytes
             return in_memory(table)
         parts = (table[some].astype(np.float32) for some in blocks(*table.shape))
         return rows_on_disk(parts, table.shape, folder)
@@ -66,13 +70,13 @@ class SectionSums:
     def sums(self) -> Float:
         """Sections x genes; NaN if a section did not measure the gene."""
         tiles, names = self.tiles, np.unique(self.tiles.section).tolist()
-        sums = np.zeros((len(names), len(tiles.genes) + 1))
-        for own, name in zip(sums, names, strict=True):
-            for _, block in tiles.counts.blocks(np.flatnonzero(tiles.section == name)):
-                own[:-1] += np.bincount(block.indices, block.data, minlength=len(tiles.genes))
         place = {gene: i for i, gene in enumerate(tiles.genes)}
         columns = [place.get(gene, len(place)) for gene in self.genes]  # one after the last has no counts
-        return np.where(tiles.measured_by(names, self.genes), sums[:, columns], np.nan)
+        sums = np.zeros((len(names), len(columns)))
+        for own, name in zip(sums, names, strict=True):
+            for _, block in tiles.counts.blocks(np.flatnonzero(tiles.section == name)):
+                own += np.bincount(block.indices, block.data, minlength=len(place) + 1)[columns]
+        return np.where(tiles.measured_by(names, self.genes), sums, np.nan)
 
     def of(self, panel: Sequence[str]) -> Float:
         """The sums of a panel, whose genes are among `genes`."""

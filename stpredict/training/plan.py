@@ -240,12 +240,12 @@ def n_covariances(found: Tiles | Measured, folds: Sequence[Fold]) -> int:
 
 
 def kept_on_disk(settings: Settings, n_spots: int, n_genes: int) -> int:
-    """The bytes of targets that training keeps in files beside the model, until a network is trained."""
+    """The bytes of targets that a process keeps in files beside the model, until a network is trained."""
     if shares_sums(settings, n_spots) or (settings.architecture in FITTED and settings.head != "linear"):
         return 0
     n_bytes = 4 * n_genes * n_spots
-    tables = 3 if has_bank(settings.architecture) else 1
-    return tables * n_bytes if n_bytes > SMALL_TARGETS else 0
+    tables = 2 if settings.architecture.startswith("bleep") else 1  # whose bank has expression, too
+    return tables * n_bytes if are_many(n_spots) and n_bytes > SMALL_TARGETS else 0
 
 
 def about_memory(n_bytes: int, rate: Rate | None) -> str:

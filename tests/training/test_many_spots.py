@@ -28,7 +28,7 @@ WAYS = {
     "m2ort-dense": (f"--arch m2ort-tiny:pool=mean:pixels=density {TAUGHT}", 1),
     "m2ort-ridge": (f"--arch m2ort-tiny --teach ridge --objective standardised-mse --smooth-labels {TAUGHT}", 1),
     "bleep": (f"--arch {BLEEP} --unlabelled 0 {EPOCHS}", 2),
-    "egn": (f"--arch {EGN} --unlabelled 0 {EPOCHS}", 2),
+    "egn": (f"--arch {EGN} --unlabelled 0 {EPOCHS}", 1),
 }
 
 
@@ -45,7 +45,7 @@ def test_it_gives_the_same_model(way: str, small_dataset: Path, tmp_path: Path, 
     monkeypatch.setattr("stpredict.training.head_sums.FEW_SPOTS", 5)
     monkeypatch.setattr("stpredict.training.head_sums.SPOTS_PER_FEATURE", 0)
     monkeypatch.setattr("stpredict.training.panel_counts.SMALL_TARGETS", 0)
-    panel_counts, tables = Tiles.panel_counts, set[int]()
+    panel_counts, tables = Tiles.panel_counts, list[RowsOnDisk]()
 
     def of_some(tiles: Tiles, panel: list[str], index: np.ndarray | None = None) -> np.ndarray:
         assert index is not None, "all counts of the panel at once"
@@ -54,18 +54,17 @@ def test_it_gives_the_same_model(way: str, small_dataset: Path, tmp_path: Path, 
     read_rows = RowsOnDisk.__getitem__
 
     def noted(rows: RowsOnDisk, index: object) -> np.ndarray:
-        tables.add(id(rows))
+        if all(rows is not known for known in tables):
+            tables.append(rows)
         return read_rows(rows, index)
 
     monkeypatch.setattr(Tiles, "panel_counts", of_some)
     monkeypatch.setattr(RowsOnDisk, "__getitem__", noted)
     done = run(*call, tmp_path / "read.safetensors")
     assert done.exit_code == 0, done.output
-    assert len(tables) >= n_tables
-    assert bool(tables) == bool(n_tables)
+    assert len(tables) == n_tables
     whole, read = (load_model(tmp_path / f"{name}.safetensors") for name in ("all", "read"))
     assert whole.tensors.keys() == read.tensors.keys()
     for name, tensor in whole.tensors.items():
         np.testing.assert_allclose(tensor, read.tensors[name], rtol=2e-3, atol=2e-3)
     assert whole.card["panel"] == read.card["panel"]
-    assert not list((tmp_path / "read.run").glob("**/tmp*"))
