@@ -93,4 +93,4 @@ def _with_whole_paths(prepared: Prepared) -> Prepared:
         request, dataset=request.dataset.absolute(), out=request.out.absolute(), weights=weights,
         region_weights=of_regions,
     )  # fmt: skip
-    return Prepared(whole, prepared.folds)
+    return replace(prepared, request=whole)

@@ -49,6 +49,7 @@ class Prepared:
 
     request: Comparison
     folds: Sequence[Fold]
+    n_tissue: int = 0  # slides without counts, in tiles
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -101,7 +102,7 @@ def prepare(request: Comparison, report: Report) -> Prepared:
         if request.dataset.suffix != ".h5":
             for views in looked_at(request):
                 cut(request, views, report)
-        prepared = Prepared(request, folds)
+        prepared = Prepared(request, folds, len(found.tissue))
         for path in sorted(
             {tiles_path(request, views) for views in (ONE_VIEW, *map(architecture_views, request.systems))}
         ):

@@ -11,7 +11,7 @@ from stpredict.comparison.papers import REPORTED, reported_of
 from stpredict.comparison.preparation import Prepared, left_out, recorded, threads_of
 from stpredict.comparison.request import BASELINES
 from stpredict.comparison.table import Row, make_rows, sections_of_genes
-from stpredict.errors import some, some_of
+from stpredict.errors import counted, some, some_of
 from stpredict.evaluation.splits import DEPTH_CONTROLLED, RIDGE
 from stpredict.evaluation.tables import PAPERS_COLUMNS, shown
 from stpredict.statistics.metrics import PATIENTS_FOR_INTERVALS
@@ -135,6 +135,9 @@ def how_trained(prepared: Prepared) -> str:
     else:
         longest = "" if settings.epochs == Settings.epochs else f", for {settings.epochs} epochs at most"
         how = f"by the recipe {request.recipe}{longest}"
+    if request.recipe == "ours" and prepared.n_tissue:
+        slides = counted(prepared.n_tissue, "slide")
+        begun += f"; those that learn from unlabelled tissue saw that of {slides} without counts too"
     how += f", {settings.balance} counting alike" if settings.balance else ""
     return f"networks were trained {how}{begun}; what longer training would do is not known from this"
 
