@@ -85,6 +85,14 @@ SkipBroken = Annotated[
         "--skip-broken", help="Leave out sections that cannot be read; a table names them, and the exit code is 1."
     ),
 ]
+SkipBrokenSlides = Annotated[
+    bool,
+    typer.Option(
+        "--skip-broken",
+        help="Leave out sections that cannot be read, and slides of --tissue that cannot be used; tables name them, "
+        "and the exit code is 1.",
+    ),
+]
 BinUm = Annotated[
     float | None,
     typer.Option(
@@ -105,7 +113,7 @@ Tissue = Annotated[
     typer.Option(
         metavar="SLIDES",
         help="Cut unlabelled patches also from slides without counts: a slide, a folder of slides, or a table with the "
-        "columns image, patient and mpp; can be repeated.",
+        "column image, and patient and mpp where known; can be repeated.",
         show_default=False,
     ),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,12 +91,13 @@ def _tile_dataset(
         report=report,
     )
     left_out: list[str] = []
-    for names, kind, thing in (
+    things: tuple[tuple[Mapping[str, str], str, Literal["section", "slide"]], ...] = (
         (broken, "broken", "section"),
         (slides.broken, "broken-tissue", "slide"),
-    ):
+    )
+    for names, kind, thing in things:
         table = tiles.with_name(f"{path.resolve().name}.{kind}.csv")
-        write_broken(names, table)
+        write_broken(names, table, thing)
         if names:
             report(about_left_out(list(names), table, thing))
         left_out.extend(names)

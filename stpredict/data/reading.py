@@ -6,17 +6,19 @@ import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from stpredict.data.bins import ANY_BINS, Bins
 from stpredict.data.section import GeneNames, Section
 from stpredict.data.waiting_counts import Waiting
 from stpredict.data.where import Facts, parse_where
-from stpredict.errors import DatasetError, SlideError, StpredictError, UsageError, some
+from stpredict.errors import DatasetError, SlideError, StpredictError, UsageError, counted, some
 from stpredict.storage.files import atomic_path
 from stpredict.storage.text_tables import read_lines
 
 Item = TypeVar("Item")
+#: What a call leaves out: sections that cannot be read, slides without counts that cannot be used.
+Thing = Literal["section", "slide"]
 SPECIES = ("human", "mouse", "all")
 
 
@@ -112,24 +114,27 @@ def demand_whole(sections: list[Section], broken: list[Broken]) -> list[Section]
     return sections
 
 
-def write_broken(broken: Mapping[str, str], path: Path) -> None:
-    """Write a table of the sections that were left out, with reasons. If there are none, remove an earlier table."""
+def write_broken(broken: Mapping[str, str], path: Path, thing: Thing = "section") -> None:
+    """Write a table of the sections, or slides, that were left out, with reasons.
+
+    If there are none, remove an earlier table.
+    """
     if not broken:
         path.unlink(missing_ok=True)
         return
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("section", "why"))
+        writer.writerow((thing, "why"))
         writer.writerows(broken.items())
 
 
-def read_broken(path: Path) -> list[str]:
-    """The sections in a table from `write_broken`; none if there is no such table."""
-    return [line.cells["section"] for line in read_lines(path, ("section", "why"), "")] if path.exists() else []
+def read_broken(path: Path, thing: Thing = "section") -> list[str]:
+    """The sections, or slides, in a table from `write_broken`; none if there is no such table."""
+    return [line.cells[thing] for line in read_lines(path, (thing, "why"), "")] if path.exists() else []
 
 
-def about_left_out(sections: Sequence[str], table: Path, thing: str = "section") -> str:
-    """The closing sentence on sections, or other things, that were left out."""
-    n = len(sections)
-    what = f"1 {thing} could not be read and is" if n == 1 else f"{n} {thing}s could not be read and are"
-    return f"{what} left out: {some(sections)}; {table} says why"
+def about_left_out(names: Sequence[str], table: Path, thing: Thing = "section") -> str:
+    """The closing sentence on the sections, or slides, that were left out."""
+    why = {"section": "could not be read", "slide": "cannot be used"}[thing]
+    what = f"{counted(len(names), thing)} {why} and {'is' if len(names) == 1 else 'are'}"
+    return f"{what} left out: {some(names)}; {table} says why"
