@@ -24,7 +24,7 @@ from stpredict.data.reading import read_broken, write_broken
 from stpredict.data.section import Section, demand_slides
 from stpredict.data.tiles import Measured, Tiles, check_views, measured_in, read_outline, read_tiles, shared_genes
 from stpredict.data.twins import told_twins
-from stpredict.errors import ResultError, UsageError
+from stpredict.errors import ResultError, UsageError, counted
 from stpredict.evaluation.described import MOST_DESCRIBED, describe_drawn
 from stpredict.networks import architecture_views, reads_slides, reads_tiles, refuses_patches
 from stpredict.networks.encoder_files import count_features
@@ -101,6 +101,9 @@ def check_run(
         found = read_tiles(tiles_path)
         check_resolution(found, mpp, request.patch_um)
         check_views(found, views)
+        if found.tissue and settings.learns_from_tissue:
+            n = len(found.tissue)
+            report(f"{counted(n, 'slide')} without counts {'teaches' if n == 1 else 'teach'} too")
     for line in told_twins(found.twins):
         report(line)
     folds = plan(found)
@@ -137,7 +140,7 @@ def prepare_run(
             shutil.rmtree((folder / ENCODED).with_suffix(PARTS), ignore_errors=True)
         if checked.sections:
             write_broken(checked.broken, folder / BROKEN)
-            write_broken(checked.tissue.broken, folder / BROKEN_TISSUE)
+            write_broken(checked.tissue.broken, folder / BROKEN_TISSUE, "slide")
             write_tiles(
                 checked.sections, tiles_path, patch_px=patch_px_of(request),
                 views=architecture_views(settings.architecture), counts_only=checked.more, mpp=request.mpp,
@@ -190,7 +193,7 @@ def asked_of_sections(request: TrainingRequest) -> dict[str, Any]:
 
 def left_out(out: Path, table: str = BROKEN) -> list[str]:
     """The sections that a model was trained without because they could not be read; or the slides of BROKEN_TISSUE."""
-    return read_broken(run_folder(out) / table)
+    return read_broken(run_folder(out) / table, "slide" if table == BROKEN_TISSUE else "section")
 
 
 def tiles_of(dataset: Path, out: Path) -> Path:

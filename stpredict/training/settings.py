@@ -77,7 +77,7 @@ class Settings:
     def learns_from_tissue(self) -> bool:
         """Whether unlabelled patches, if there are any, teach anything: a network, its trunk, or a dictionary."""
         given = self.encoder or self.encoder_weights or reads_sections(self.architecture)
-        return not given and self.teach_patches > 0
+        return not given and (self.teach_patches > 0 or self.architecture in FITTED)
 
     @property
     def taught_by_features(self) -> bool:
