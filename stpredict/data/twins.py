@@ -135,6 +135,18 @@ def image_digest(path: Path) -> bytes:
     return digest.digest()
 
 
+def content_digests(paths: Iterable[Path]) -> dict[Path, bytes]:
+    """A digest of each file, which only equal files share: of its parts, and of all where two have equal parts."""
+    parts = {path: image_digest(path) for path in paths}
+    times = Counter(parts.values())
+    return {path: part if times[part] == 1 else part + _whole_digest(path) for path, part in parts.items()}
+
+
+def _whole_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def with_twins(names: Iterable[str], twins: Sequence[Twins]) -> list[str]:
     """The sections and their twins, sorted."""
     found = set(names)

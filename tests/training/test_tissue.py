@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from calls import run
-from conftest import SLIDE, make_quick_model
+from conftest import make_quick_model
 from patch_networks import PATCH_PX
-from PIL import Image
 from scipy.sparse import csr_array
+from slides_without_counts import DENSE, QUICK, write_slide, write_slides
 
 from stpredict.data.counts import in_memory
 from stpredict.data.cutting import places_by_section
@@ -29,10 +29,9 @@ from stpredict.model.show import show_card
 from stpredict.slides.slide import Mpp
 from stpredict.training import plan
 from stpredict.training.sampling import groups_to_balance
+from stpredict.training.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("tiny_architecture")
-QUICK = ("--unlabelled", 60, "--threads", 1, "--min-depth", 1)
-DENSE = ("--arch", "m2ort-tiny:pool=mean:pixels=density", "--epochs", 0, "--teach-patches", 60, "--batch-size", 16)
 
 
 @pytest.fixture(scope="module")
@@ -40,25 +39,9 @@ def dataset(small_dataset: Path) -> Path:
     return small_dataset
 
 
-def write_slide(path: Path, image: np.ndarray, mpp: float | None = 1) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.ascontiguousarray(image)).save(path, **({"dpi": (25400 / mpp,) * 2} if mpp else {}))
-    return path
-
-
-def bluish(image: np.ndarray) -> np.ndarray:
-    """Tissue that is told from that of the sections: half as red."""
-    return (image * np.array([0.5, 1, 1])).astype(np.uint8)
-
-
 @pytest.fixture(scope="module")
 def slides(coarse_region: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two slides without counts, one of them below it, and a file that is no slide."""
-    folder = tmp_path_factory.mktemp("slides")
-    write_slide(folder / "one.tif", bluish(coarse_region))
-    write_slide(folder / "more" / "two.tif", bluish(coarse_region[:, ::-1]))
-    (folder / "notes.pdf").write_text("no slide")
-    return folder
+    return write_slides(tmp_path_factory.mktemp("slides"), coarse_region)
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +88,13 @@ def test_a_slide_whose_patient_is_held_out_does_not_teach(tiles: Tiles, trained)
     told = [(card["patients"], card["tissue_slides"], card["unlabelled_patches"]) for card in cards]
     assert told == [(["B"], 1, 24), (["A"], 2, 48)]
     assert (
-        "1 slide of --tissue of a patient with sections (A); what holds that patient out does not learn" in done.stderr
-    )
+        "1 slide of --tissue is of a patient with sections (A); a part that holds a patient out does not learn from "
+        "that patient's slides\n"
+    ) in done.stderr
+    assert (
+        "1 slide of --tissue is of a patient without sections (Z); if one has sections, name that patient as the data "
+        "set does\n"
+    ) in done.stderr
     assert "nothing names the patient" not in done.stderr
 
 
@@ -185,20 +173,10 @@ def test_an_anonymous_card_names_no_patient_of_a_slide(dataset: Path, table: Pat
         assert dict(csv.reader(file))["patient 3"] == "Z"
 
 
-def test_a_sections_image_and_an_equal_file_are_left_out(dataset: Path, slides: Path, tmp_path: Path):
-    folder = shutil.copytree(slides, tmp_path / "slides")
-    shutil.copy(folder / "one.tif", folder / "same.tif")
-    out = tmp_path / "mine.safetensors"
-    named = ("--tissue", folder, "--tissue", dataset / "A1.jpg", "--tissue", folder / "one.tif")
-    (tmp_path / "named.csv").write_text("image\tpatient\nslides/same.tif\tA\n")
-    call = ("train", dataset, "-o", out, "--arch", "dictionary", *QUICK, *named, "--dry-run")
-    of_patient = run(*call, "--tissue", tmp_path / "named.csv")
-    assert "left out of --tissue, as it is there already: one.tif (the same as same.tif)" in of_patient.stderr
-    done = run(*call)
-    assert done.exit_code == 0, done.output
-    left_out = "same.tif (the same as one.tif), A1.jpg (the image of section A1)"
-    assert f"left out of --tissue, as it is there already: {left_out}\n" in done.stderr
-    assert "72 spots; 2 slides without counts" in done.stdout
+def test_a_dictionary_learns_from_tissue_whatever_teaches_networks():
+    assert Settings("dictionary", teach_patches=0).learns_from_tissue
+    assert not Settings("m2ort-tiny", teach_patches=0).learns_from_tissue
+    assert Settings("m2ort-tiny").learns_from_tissue
 
 
 @pytest.fixture
@@ -223,36 +201,12 @@ def test_all_broken_slides_are_named_before_anything_is_cut(dataset: Path, broke
     assert not (tmp_path / "mine.run").exists()
     done = run(*call, "--skip-broken")
     assert done.exit_code == 1, done.output
-    said = "4 slides could not be read and are left out: coarse.tif, half.tif, unsized.tif, white.tif; "
+    said = "4 slides cannot be used and are left out: coarse.tif, half.tif, unsized.tif, white.tif; "
     assert "may not be H&E, and teaches all the same: one.tif (most of its colours are green" in done.stderr
     assert f"{said}{tmp_path / 'mine.run' / 'broken-tissue.csv'} says why" in done.stderr
     assert load_model(tmp_path / "mine.safetensors").card["training"]["tissue_slides"] == 2
-
-
-def test_a_table_gives_the_mpp_that_a_slide_does_not_state(dataset: Path, coarse_region: np.ndarray, tmp_path: Path):
-    write_slide(tmp_path / "unsized.png", coarse_region, None)
-    (tmp_path / "slides.csv").write_text("image;mpp\nunsized.png;1\n")
-    call = ("train", dataset, "-o", tmp_path / "mine.safetensors", "--arch", "dictionary", *QUICK, "--dry-run")
-    done = run(*call, "--tissue", tmp_path / "slides.csv", "--tissue", SLIDE)
-    assert done.exit_code == 0, done.output
-    assert "72 spots; 2 slides without counts" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("lines", "reason"),
-    [
-        ("image,mpp\nno.tif,1\n", "there is no slide"),
-        ("image,mpp\none.tif,-1\n", "line 2: mpp must be a positive number of micrometres, not '-1'"),
-        ("slide\none.tif\n", "needs a header line with the column image"),
-        ("image,patient\n", "names no slide"),
-    ],
-)
-def test_a_table_with_a_mistake_is_refused(dataset: Path, slides: Path, tmp_path: Path, lines: str, reason: str):
-    shutil.copy(slides / "one.tif", tmp_path)
-    (tmp_path / "slides.csv").write_text(lines)
-    refused = run("train", dataset, "-o", tmp_path / "m.safetensors", *DENSE, "--tissue", tmp_path / "slides.csv")
-    assert refused.exit_code == 2
-    assert reason in refused.stderr
+    with (tmp_path / "mine.run" / "broken-tissue.csv").open() as file:
+        assert [row["slide"] for row in csv.DictReader(file)] == ["coarse.tif", "half.tif", "unsized.tif", "white.tif"]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +216,11 @@ def test_a_table_with_a_mistake_is_refused(dataset: Path, slides: Path, tmp_path
         (("--arch", "m2ort-tiny", "--teach-patches", 0), "--teach-patches is 0"),
         (("--arch", "histogene"), "histogene learns from measured spots alone"),
         (("--arch", "m2ort-small", "--recipe", "m2ort-paper"), "a recipe teaches on measured spots alone"),
-        (("--arch", "dictionary", "--unlabelled", 4), "--unlabelled 4 is less than a patch of each of 2 slides"),
+        (
+            ("--arch", "dictionary", "--unlabelled", 4),
+            "--unlabelled 4 is less than a patch of each of 5 slides, 2 without counts and 3 of sections; name 5 or "
+            "more",
+        ),
     ],
 )
 def test_where_nothing_would_learn_from_it_tissue_is_refused(
@@ -298,7 +256,11 @@ def test_tiles_hold_the_patches_of_tissue(dataset: Path, broken: Path, table: Pa
     assert "--tissue: needs a folder of sections; `stpredict tile --tissue` cuts both into one file" in refused.stderr
     done = run("train", path, "-o", out, "--arch", "dictionary", *QUICK, "--folds", "none")
     assert done.exit_code == 0, done.output
+    assert "2 slides without counts teach too\n" in done.stderr
     assert load_model(out).card["training"]["tissue_slides"] == 2
+    compared = run("compare", path, "-o", tmp_path / "c", "--arch", "dictionary", "--min-depth", 1, "--threads", 1)
+    assert compared.exit_code == 0, compared.output
+    assert "; those that learn from unlabelled tissue saw that of 2 slides without counts too; " in compared.stdout
 
 
 def test_sections_without_slides_leave_all_places_to_tissue():
