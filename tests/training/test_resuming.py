@@ -44,7 +44,7 @@ def test_a_stage_that_is_done_keeps_the_scores_of_its_epochs(tmp_path: Path, mea
     if not measured:
         counts[validation] = np.nan
     depth, section = np.full(n, 50.0), np.array(["B"] * 3 + ["A"] * (n - 3), dtype=object)
-    tiles = cast(Tiles, SimpleNamespace(section=section))
+    tiles = cast(Tiles, SimpleNamespace(section=section, kin=section))
     objective = make_objective("residuals", counts, depth, section, section == "A")
 
     def call() -> Log:
