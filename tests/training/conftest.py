@@ -3,9 +3,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from encoders_to_try import Tiny, export
 from patch_networks import PATCH_PX
+from slides_without_counts import write_slides
 
 from stpredict.networks import ARCHITECTURES
 from stpredict.training import preparation
@@ -39,3 +41,9 @@ def tiny_architecture(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 @pytest.fixture(scope="package")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(tmp_path_factory.mktemp("encoders") / "tiny.pt2", Tiny(), px=224)
+
+
+@pytest.fixture(scope="module")
+def slides(coarse_region: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of slides without counts."""
+    return write_slides(tmp_path_factory.mktemp("slides"), coarse_region)

@@ -15,7 +15,7 @@ from calls import run
 from conftest import make_quick_model
 from patch_networks import PATCH_PX
 from scipy.sparse import csr_array
-from slides_without_counts import DENSE, QUICK, write_slide, write_slides
+from slides_without_counts import DENSE, QUICK, write_slide
 
 from stpredict.data.counts import in_memory
 from stpredict.data.cutting import places_by_section
@@ -37,11 +37,6 @@ pytestmark = pytest.mark.usefixtures("tiny_architecture")
 @pytest.fixture(scope="module")
 def dataset(small_dataset: Path) -> Path:
     return small_dataset
-
-
-@pytest.fixture(scope="module")
-def slides(coarse_region: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_slides(tmp_path_factory.mktemp("slides"), coarse_region)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from calls import run
 from conftest import SLIDE
-from slides_without_counts import DENSE, QUICK, bluish, write_slide, write_slides
+from slides_without_counts import DENSE, QUICK, bluish, write_slide
 
 from stpredict.training.tissue import recorded_tissue
 
@@ -19,11 +19,6 @@ pytestmark = pytest.mark.usefixtures("tiny_architecture")
 @pytest.fixture(scope="module")
 def dataset(small_dataset: Path) -> Path:
     return small_dataset
-
-
-@pytest.fixture(scope="module")
-def slides(coarse_region: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_slides(tmp_path_factory.mktemp("slides"), coarse_region)
 
 
 def planned(dataset: Path, tmp_path: Path, *tissue: Path):
